@@ -1,0 +1,63 @@
+# The commands of the project. `make demo` and `make test` work on a fresh clone; everything they need goes into .venv.
+PYTHON ?= python3
+# The torch that requirements.lock pins. Asked for by exact version everywhere: a range may bring a GPU build of several GB.
+TORCH := 2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+SETUP := $(VENV)/.installed
+
+.PHONY: demo test test-wheel check format lock golden bench docs clean
+.DEFAULT_GOAL := demo
+
+# The stamp is written last, so that an install that was interrupted is taken up again by the next make.
+$(SETUP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Luthier needs Python 3.11 or newer, but $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.11")'
+	@echo "Setting up $(VENV) with the versions of requirements.lock; a minute or two ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(SETUP)  ## fine-tune the embedded model on the standard library and report how much better it got
+	@$(BIN)/luthier run recipes/demo.yaml --run runs/demo
+
+test: $(SETUP)  ## all tests; the embedded model is fetched first, after that no network is needed
+	@$(BIN)/python -c 'from luthier.models.embedded import smollm2_135m; print("embedded model:", smollm2_135m())'
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-wheel: $(SETUP)  ## build the wheel, install it into a fresh environment, init and run from an empty folder
+	LUTHIER_TEST_WHEEL=1 $(BIN)/python -m pytest tests/e2e/test_wheel.py
+
+check: $(SETUP)  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(SETUP)  ## lay out the code as `make check` wants it
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+# Also after a change of the dependencies in pyproject.toml. What belongs to a GPU build of torch is left out:
+# pip brings the one that the machine's own torch names.
+lock:  ## requirements.lock anew, from the newest versions that pyproject.toml allows
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==$(TORCH) '.[docs,dev]'
+	{ echo "# Exact versions for Python 3.11, made by \`make lock\`. Install: pip install -r requirements.lock"; \
+	  build/lock/bin/python -m pip freeze --exclude luthier \
+	  | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -vE '^(nvidia|cuda|triton)'; } > requirements.lock
+	rm -rf build/lock
+
+golden: $(SETUP)  ## the golden loss curves anew; read the diff before you commit it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/golden --regenerate
+
+bench: $(SETUP)  ## the benchmarks
+	$(BIN)/python benchmarks/run.py
+
+docs: $(SETUP)  ## the documentation, into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## everything that make made, but for runs/
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,92 @@
+"""Rows -> padded batches. Shapes: B rows, T tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luthier.records import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A padded batch.
+
+    Attributes:
+        input_ids_BT: Token ids, int64; padding holds ``pad_id``, which nothing ever looks at.
+        attention_mask_BT: 1 at real tokens, by length and never by token id.
+        position_ids_BT: Position of each token in its row, whatever the padding side.
+        loss_weights_BT: Weight of each token as a target, fp32; 0 at context and padding.
+        left_padded: Whether padding stands before the rows.
+    """
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    position_ids_BT: Tensor
+    loss_weights_BT: Tensor
+    left_padded: bool
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return replace(
+            self,
+            input_ids_BT=self.input_ids_BT.to(device),
+            attention_mask_BT=self.attention_mask_BT.to(device),
+            position_ids_BT=self.position_ids_BT.to(device),
+            loss_weights_BT=self.loss_weights_BT.to(device),
+        )
+
+
+def collate(rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "right") -> Batch:
+    """The batch of some rows, padded to the longest."""
+    longest = max(len(row.input_ids) for row in rows)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    positions = np.zeros((len(rows), longest), dtype=np.int64)
+    weights = np.zeros((len(rows), longest), dtype=np.float32)
+    for i, row in enumerate(rows):
+        length = len(row.input_ids)
+        place = slice(0, length) if side == "right" else slice(longest - length, longest)
+        ids[i, place] = row.input_ids
+        mask[i, place] = 1
+        positions[i, place] = np.arange(length)
+        weights[i, place] = row.loss_weights
+    padded_left = side == "left" and bool((mask == 0).any())
+    return Batch(*map(torch.from_numpy, (ids, mask, positions, weights)), left_padded=padded_left)
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row indices grouped by similar length, so that rows x longest stays within ``max_tokens``.
+
+    Args:
+        lengths: Tokens of each row.
+        max_tokens: Tokens of a group, padding included; a row that is longer goes alone.
+
+    Returns:
+        Every index once, longest rows first, so that memory peaks at once if at all.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def shuffled(position: int, count: int, num_rows: int, seed: int) -> list[int]:
+    """The rows at ``position`` to ``position + count`` of an endless stream of reshuffled epochs.
+
+    The order depends on seed and position alone, so a resumed run goes on exactly where it was.
+    """
+    indices: list[int] = []
+    while len(indices) < count:
+        epoch, offset = divmod(position + len(indices), num_rows)
+        order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
+        indices += order[offset : offset + count - len(indices)].tolist()
+    return indices

@@ -1,0 +1,149 @@
+"""Spans -> ids, weights and the ledger's facts. Training rows and inference prompts both come from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.records import Dropped, Example, Row, Span
+
+
+@dataclass(slots=True)
+class _Tokens:
+    """Token ids with the index of the span that each came from (-1: the tokenizer's own prefix)."""
+
+    ids: np.ndarray
+    owners: np.ndarray
+    lossy: bool
+
+
+def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row | Dropped:
+    """The encoded row of an example, trimmed to ``max_length`` tokens, or why there is none.
+
+    Adjacent spans that are all context, or all trained, are encoded as one text, so that tokens break where they
+    would in plain text; ids never reach over the border between context and target, so the prompt that inference
+    feeds is what training had before the first target token.
+
+    Args:
+        example: Its trained spans have trim ``never``, or ``drop`` when another one stays.
+        tokenizer: The model's.
+        max_length: Tokens at most, prefix (BOS) included.
+
+    Returns:
+        A row with at least one trained token, or ``Dropped``: ``no-target``, ``target-too-long`` (it would not fit
+        without any context), ``too-long`` (context that may not be cut leaves no room), ``no-context`` (a row that
+        begins with a trained token, which nothing predicts).
+    """
+    for span in example.spans:
+        if span.weight and span.trim in ("left", "right"):
+            raise ValueError(f"span {span.name!r} of {example.id} is trained and may not be trimmed {span.trim}")
+    tokens = _tokenize(example.spans, tokenizer)
+    weights = np.array([span.weight for span in example.spans] + [0.0], dtype=np.float32)[tokens.owners]
+    if not weights.any():
+        return Dropped(example.id, "no-target", "no trained token")
+    keep, trimmed = _trim(example.spans, tokens.owners, max_length)
+    if (over := int(keep.sum()) - max_length) > 0:
+        needed = int((weights != 0).sum())
+        reason = "target-too-long" if needed > max_length else "too-long"
+        return Dropped(example.id, reason, f"{over} tokens over max_length {max_length} when all that may go is gone")
+    ids, owners, weights = tokens.ids[keep], tokens.owners[keep], weights[keep]
+    if not weights.any():
+        return Dropped(example.id, "target-too-long", f"no trained span fits into max_length {max_length}")
+    if weights[0]:
+        return Dropped(example.id, "no-context", "nothing stands before the first trained token to predict it from")
+
+    present = sorted(set(owners.tolist()) - {-1})
+    names = [example.spans[i].name for i in present]
+    places = {owner: place for place, owner in enumerate(present)}
+    if -1 in owners:
+        names.append("start")
+        places[-1] = len(names) - 1
+    trained = [example.spans[i] for i in present if example.spans[i].weight]
+    return Row(
+        id=example.id,
+        group=example.group,
+        input_ids=ids,
+        loss_weights=weights,
+        span_ids=np.array([places[owner] for owner in owners.tolist()], dtype=np.int16),
+        span_names=names,
+        num_prompt_tokens=int(np.flatnonzero(weights)[0]),
+        target="".join(span.text for span in trained if not span.control),
+        target_bytes=sum(len(s.text.encode("utf-8", "surrogatepass")) for s in trained if not s.control),
+        lossy=tokens.lossy,
+        trimmed=trimmed,
+        meta=example.meta,
+    )
+
+
+def encode_prompt(example: Example, tokenizer: TextTokenizer, max_length: int) -> list[int]:
+    """The ids to feed for an example without a target, trimmed like a row's context.
+
+    Raises:
+        ValueError: The context that may not be cut is longer than ``max_length``.
+    """
+    # A one-token target keeps this on the very path of training rows, and is cut off again.
+    ending = Span("x", "target", weight=1.0)
+    context = [span for span in example.spans if not span.weight]
+    row = encode(replace(example, spans=[*context, ending]), tokenizer, max_length + len(tokenizer.encode("x")))
+    if isinstance(row, Dropped):
+        raise ValueError(f"the prompt of {row.id} does not fit: {row.detail}")
+    return [int(i) for i in row.input_ids[: row.num_prompt_tokens]]
+
+
+def _tokenize(spans: Sequence[Span], tokenizer: TextTokenizer) -> _Tokens:
+    ids: list[int] = []
+    owners: list[int] = []
+    lossy = False
+    indexed = [(i, span) for i, span in enumerate(spans) if span.text]
+    for _, group in groupby(indexed, key=lambda item: item[1].weight != 0):
+        run = list(group)
+        control = any(span.control for _, span in run)
+        if control and any(not s.control and tokenizer.has_special_string(s.text) for _, s in run):
+            parts = [[item] for item in run]  # data that spells a control token is encoded apart from real ones
+        else:
+            parts = [run]
+        for part in parts:
+            text = "".join(span.text for _, span in part)
+            control = any(span.control for _, span in part)
+            first = not ids
+            part_ids, starts = tokenizer.encode_with_starts(text, first=first, control=control)
+            lossy |= tokenizer.decode(part_ids, first=first) != text
+            ends = np.cumsum([len(span.text) for _, span in part])
+            places = np.searchsorted(ends, starts, side="right").clip(max=len(part) - 1)
+            ids += part_ids
+            owners += [part[place][0] for place in places]
+    prefix = list(tokenizer.prefix_ids)
+    if prefix and ids[: len(prefix)] != prefix:  # chat templates write BOS themselves
+        ids, owners = prefix + ids, [-1] * len(prefix) + owners
+    return _Tokens(np.array(ids, dtype=np.int32), np.array(owners, dtype=np.int64), lossy)
+
+
+def _trim(spans: Sequence[Span], owners: np.ndarray, max_length: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Which tokens stay, and how many went by span name: lowest priority first, ``drop`` spans of one priority together."""
+    keep = np.ones(len(owners), dtype=bool)
+    trimmed: dict[str, int] = {}
+    for priority in sorted({span.priority for span in spans if span.trim != "never"}):
+        level = [i for i, span in enumerate(spans) if span.priority == priority and span.trim != "never"]
+        whole = [i for i in level if spans[i].trim == "drop"]
+        if whole and keep.sum() > max_length:
+            _remove(keep, np.flatnonzero(np.isin(owners, whole)), owners, spans, trimmed)
+        for i in level:
+            over = int(keep.sum()) - max_length
+            places = np.flatnonzero(owners == i)
+            if over <= 0 or spans[i].trim == "drop" or not len(places):
+                continue
+            gone = places[:over] if spans[i].trim == "left" else places[max(0, len(places) - over) :]
+            _remove(keep, gone, owners, spans, trimmed)
+    return keep, trimmed
+
+
+def _remove(
+    keep: np.ndarray, places: np.ndarray, owners: np.ndarray, spans: Sequence[Span], trimmed: dict[str, int]
+) -> None:
+    keep[places] = False
+    for owner in owners[places].tolist():
+        trimmed[spans[owner].name] = trimmed.get(spans[owner].name, 0) + 1

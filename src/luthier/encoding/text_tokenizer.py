@@ -1,0 +1,179 @@
+"""A tokenizer that keeps data and control tokens apart and text as it is.
+
+Three things that a tokenizer's own ``__call__`` gets wrong for rows made of spans are mended here: special-token
+strings in user text become control tokens; SentencePiece-like ones put a space before every piece that is encoded
+apart; and BOS is added in the middle of a row, or twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from luthier.errors import UserError
+
+
+class TextTokenizer:
+    """The ids of text, and the text of ids, for one transformers tokenizer.
+
+    Attributes:
+        hf: The transformers tokenizer, for saving and for its chat template.
+        stop_ids: Ids that end a generation: the tokenizer's EOS and those of ``generation_config.json``.
+    """
+
+    def __init__(self, hf: PreTrainedTokenizerFast, stop_ids: Sequence[int] = ()) -> None:
+        self.hf = hf
+        self.bos_id: int | None = hf.bos_token_id
+        self.eos_id: int | None = hf.eos_token_id
+        self.special_ids = frozenset(int(i) for i, token in hf.added_tokens_decoder.items() if token.special)
+        self.stop_ids = frozenset([*stop_ids, *([] if self.eos_id is None else [self.eos_id])])
+        settings = json.loads(hf.backend_tokenizer.to_str())
+        # The post-processor adds BOS and shortens offsets; truncation and padding would cut text in silence.
+        settings |= {"post_processor": None, "truncation": None, "padding": None}
+        self._first = Tokenizer.from_str(json.dumps(settings))
+        self._next = Tokenizer.from_str(json.dumps(_without_prefix_space(settings)))
+
+    @classmethod
+    def load(cls, folder: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> TextTokenizer:
+        """The tokenizer of a model folder or Hub name.
+
+        Raises:
+            UserError: There is none, or it has no fast implementation.
+        """
+        try:
+            hf = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"no tokenizer can be loaded: {str(error).strip().partition(chr(10))[0]}",
+                str(folder),
+                "name a folder with tokenizer.json, or a Hub model that exists",
+            ) from error
+        if getattr(hf, "backend_tokenizer", None) is None:
+            raise UserError(
+                f"{type(hf).__name__} has no fast implementation, and offsets come only with one",
+                str(folder),
+                "convert it to a tokenizer.json",
+            )
+        generation = Path(folder) / "generation_config.json"
+        stops = json.loads(generation.read_text()).get("eos_token_id", []) if generation.is_file() else []
+        return cls(hf, stops if isinstance(stops, list) else [stops])
+
+    def add_tokens(self, tokens: Sequence[str]) -> TextTokenizer:
+        """A tokenizer that knows these control tokens as well."""
+        self.hf.add_tokens(list(tokens), special_tokens=True)
+        return TextTokenizer(self.hf, sorted(self.stop_ids))
+
+    def __len__(self) -> int:
+        return len(self.hf)
+
+    @cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What the tokenizer itself puts before a text: BOS, [CLS] or nothing."""
+        whole, bare = self.hf("x")["input_ids"], self.encode("x", first=True)
+        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        return tuple(whole[:start])
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model was made for rows that begin with BOS."""
+        return self.bos_id is not None and self.bos_id in self.prefix_ids
+
+    @cached_property
+    def _special_string(self) -> re.Pattern[str]:
+        names = [re.escape(token.content) for token in self.hf.added_tokens_decoder.values() if token.special]
+        return re.compile("|".join(sorted(names, key=len, reverse=True)) or r"(?!)")
+
+    def has_special_string(self, text: str) -> bool:
+        """Whether plain reading of the text would give control tokens."""
+        return self._special_string.search(text) is not None
+
+    def encode(self, text: str, *, first: bool = False, control: bool = False) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: Any text.
+            first: Whether it begins a row (SentencePiece-like tokenizers put a space there).
+            control: Whether special-token strings in it are control tokens; else they are plain text.
+        """
+        ids: list[int] = self._encoding(text, first=first, control=control).ids
+        return ids
+
+    def encode_with_starts(self, text: str, *, first: bool, control: bool) -> tuple[list[int], list[int]]:
+        """The ids of a text, and the offset of the first character of each."""
+        encoding = self._encoding(text, first=first, control=control)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def _encoding(self, text: str, *, first: bool, control: bool) -> Encoding:
+        backend = self._first if first else self._next
+        backend.encode_special_tokens = not control
+        encoding = backend.encode(text, add_special_tokens=False)
+        if not control and not self.special_ids.isdisjoint(encoding.ids):
+            # A model whose merges or pieces spell a control token (unigram vocabularies hold "</s>").
+            raise UserError(
+                f"the tokenizer turns plain text into control tokens: {self._special_string.search(text)}",
+                f"text {text[:60]!r}",
+                "use a tokenizer whose vocabulary keeps control tokens apart",
+            )
+        return encoding
+
+    def boundaries(self, text: str) -> set[int]:
+        """Character offsets at which one token ends and the next begins when the text is encoded whole."""
+        offsets = self._encoding(text, first=True, control=False).offsets
+        inner = {end for (_, end), (start, _) in zip(offsets, offsets[1:], strict=False) if end == start}
+        return inner | {0, len(text)}
+
+    def decode(self, ids: Sequence[int], *, first: bool = False) -> str:
+        """The text of ids; ``first`` says that they begin a row."""
+        backend = self._first if first else self._next
+        text: str = backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        return text
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each id, so that they join to the whole; bytes of a split character go to its last id."""
+        texts, pending = [], []
+        for index in ids:
+            pending.append(int(index))
+            text = self.decode(pending)
+            if text.endswith("\ufffd") and len(pending) < 8:
+                texts.append("")
+                continue
+            texts.append(text)
+            pending = []
+        if pending:
+            texts[-1] = self.decode(pending)
+        return texts
+
+    def hash(self) -> str:
+        """SHA-256 of all that decides what ids a text gets, the chat template included."""
+        parts = [self.hf.backend_tokenizer.to_str(), json.dumps(self.hf.chat_template), repr(sorted(self.stop_ids))]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _without_prefix_space(part: Any) -> Any:
+    """A tokenizer's settings without the space before the first word, and without its removal when decoding."""
+    if isinstance(part, list):
+        kept = [_without_prefix_space(item) for item in part]
+        return [item for item in kept if not (isinstance(item, dict) and item.get("type") == "no-op")]
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("type")
+    if kind == "Prepend" or (kind == "Strip" and part.get("start")):
+        return {"type": "no-op"}
+    changed = {
+        key: value if key in ("vocab", "merges") else _without_prefix_space(value)
+        for key, value in part.items()
+    }
+    changed = {key: None if value == {"type": "no-op"} else value for key, value in changed.items()}
+    if kind == "Metaspace":
+        changed |= {"prepend_scheme": "never"}
+    if kind == "ByteLevel":
+        changed |= {"add_prefix_space": False}
+    return changed

@@ -1,0 +1,56 @@
+"""The two ways a stage says no: the user's mistake, and a gate that refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user, with what is needed to mend it.
+
+    The arguments are positional, so that the error survives pickling between processes.
+
+    Args:
+        what: The problem, with the measured value.
+        where: Recipe key, ``file:line`` or row id.
+        fix: Something to copy or do.
+    """
+
+    def __init__(self, what: str, where: str, fix: str) -> None:
+        super().__init__(what, where, fix)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
+
+
+class UserErrors(UserError):
+    """Several mistakes found in one go (a recipe reports all of its problems at once)."""
+
+    def __init__(self, errors: Iterable[UserError]) -> None:
+        self.errors = tuple(errors)
+        first = self.errors[0]
+        super().__init__(first.what, first.where, first.fix)
+
+    def __reduce__(self) -> tuple[type[UserErrors], tuple[tuple[UserError, ...]]]:
+        return UserErrors, (self.errors,)
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(error) for error in self.errors)
+
+
+class Refused(Exception):
+    """A gate says no: the input is well-formed, but the run should not go on (exit code 1).
+
+    Args:
+        what: What was refused, with the measured value.
+        where: The check, or the file that holds the details.
+        fix: How to go on.
+    """
+
+    def __init__(self, what: str, where: str, fix: str) -> None:
+        super().__init__(what, where, fix)
+        self.what, self.where, self.fix = what, where, fix
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"

@@ -1,0 +1,91 @@
+"""What a model says of a batch's trained tokens: the one forward pass of training, checking and evaluation.
+
+Shapes: B rows, T tokens, N trained tokens of the batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from luthier.encoding.batches import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Scores of the trained tokens of a batch.
+
+    Attributes:
+        nll_N: Negative log-likelihood in nats, fp32, with its gradient graph.
+        weights_N: Loss weights.
+        rows_N: Index of each token's row in the batch.
+        correct_N: Whether the token was the most likely one.
+    """
+
+    nll_N: Tensor
+    weights_N: Tensor
+    rows_N: Tensor
+    correct_N: Tensor
+
+    def weighted_sum(self) -> Tensor:
+        """Sum of weight x negative log-likelihood: what a step adds up before it divides once."""
+        return (self.nll_N * self.weights_N).sum()
+
+
+def token_scores(model: PreTrainedModel | PeftModel, batch: Batch, *, plain: bool = False) -> TokenScores:
+    """Scores of all trained tokens of a batch; logits exist only where a token is trained.
+
+    Args:
+        model: A causal language model, with or without an adapter.
+        batch: On the model's device.
+        plain: Go through the model's own forward and cut out the logits afterwards: slower, and the reference for
+            models whose head does more than one matrix product (see ``head_is_plain``).
+    """
+    targets_BS = batch.loss_weights_BT[:, 1:] != 0
+    base = base_model(model)
+    if plain:
+        logits_NV = model(**_inputs(base, batch)).logits[:, :-1][targets_BS]
+    else:
+        hidden_BTD = base.base_model(**_inputs(base.base_model, batch)).last_hidden_state
+        logits_NV = base.get_output_embeddings()(hidden_BTD[:, :-1][targets_BS])
+    logits_NV = logits_NV.float()
+    labels_N = batch.input_ids_BT[:, 1:][targets_BS]
+    return TokenScores(
+        nll_N=functional.cross_entropy(logits_NV, labels_N, reduction="none"),
+        weights_N=batch.loss_weights_BT[:, 1:][targets_BS],
+        rows_N=targets_BS.nonzero()[:, 0],
+        correct_N=logits_NV.detach().argmax(dim=-1) == labels_N,
+    )
+
+
+def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The transformers model inside, whose layers hold the adapter's, if there is one."""
+    inner = getattr(model, "module", model)  # DistributedDataParallel
+    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+
+
+@torch.no_grad()
+def head_is_plain(model: PreTrainedModel | PeftModel, batch: Batch) -> bool:
+    """Whether the output head is one matrix product (no soft-capping or scaling), by comparing both ways."""
+    was_training = model.training
+    model.eval()
+    fast, own = token_scores(model, batch), token_scores(model, batch, plain=True)
+    model.train(was_training)
+    return torch.allclose(fast.nll_N, own.nll_N, rtol=1e-2, atol=1e-2)
+
+
+def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
+    # Behind the rows padding needs no mask: a causal model never looks ahead, and attention is faster without.
+    if batch.left_padded:
+        inputs["attention_mask"] = batch.attention_mask_BT
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = batch.position_ids_BT
+    return inputs

@@ -1,0 +1,485 @@
+"""The recipe: one strict tree that describes a run. The text under each field is its documentation."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from luthier import registry
+from luthier.errors import UserError, UserErrors
+
+Auto = Literal["auto"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Options(BaseModel):
+    """Frozen settings that refuse unknown keys; the base of every section, task and source."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Adapter(Options):
+    """A LoRA adapter, made by peft."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the two matrices."""
+    alpha: float = Field(32, gt=0)
+    """Scale: the update is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the first matrix."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Linear layers to adapt: ``all-linear`` (all but the output head), or names; a name that matches nothing is an error."""
+
+
+class Model(Options):
+    """Which model, and what of it is trained."""
+
+    name: str = "embedded:smollm2-135m"
+    """A registered model, a local folder, a Hub name, or ``path/to/file.py@name``."""
+    revision: str | None = None
+    """Commit or tag of a Hub model; none means the newest."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of matrix products: bf16 where the processor has it, unless told. What was taken is in environment.json."""
+    adapter: Adapter | None = Adapter()
+    """LoRA settings; ``null`` trains the model's own weights."""
+    freeze: list[str] = []
+    """Regular expressions of parameter names that are not trained (full fine-tuning); each must match something."""
+    new_tokens: list[str] = []
+    """Tokens to add: embeddings are resized, trained and saved."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention implementation; ``auto`` is what transformers takes."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Only for models that you have read."""
+
+
+class Splits(Options):
+    """Shares of groups for training, for evaluation while training, and for the final test."""
+
+    train: Share = 0.8
+    """Share trained on."""
+    eval: Share = 0.1
+    """Share evaluated during training; chooses the best checkpoint."""
+    test: Share = 0.1
+    """Share that base and tuned model are compared on; seen by nothing before."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Splits:
+        total = self.train + self.eval + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"shares must add up to 1, not {total:g}")
+        if not self.train:
+            raise ValueError("train must be over 0")
+        return self
+
+
+class Data(Options):
+    """Where the rows come from and how they are split, deduplicated, cut and counted."""
+
+    source: dict[str, Any] = Field(default_factory=lambda: {"type": "stdlib"})
+    """``type`` and the options of that source (``luthier list sources``)."""
+    eval_source: dict[str, Any] | None = None
+    """A source of its own for the eval split, instead of a share of ``source``."""
+    test_source: dict[str, Any] | None = None
+    """A source of its own for the test split, instead of a share of ``source``."""
+    splits: Splits = Splits()
+    """Shares of the splits; by group, by a stable hash."""
+    max_length: int = Field(512, ge=8)
+    """Longest row in tokens; context is trimmed to it, targets never."""
+    max_rows: dict[Literal["train", "eval", "test"], Annotated[int, Field(ge=1)]] = {}
+    """Keep at most this many rows of a split, chosen by a stable hash; the rest is counted as ``over-max-rows``."""
+    near_duplicates: Literal["drop", "keep-together", "off"] = "drop"
+    """Near copies: one of each cluster is kept; or all are, in one split; or they are not looked for."""
+    near_duplicate_threshold: float = Field(0.8, gt=0, le=1)
+    """Jaccard similarity of word 5-grams from which two records are near copies."""
+    drop_budget: Share = 0.05
+    """Share of rows that may be dropped for other reasons than a rule of the recipe, before the run stops."""
+    num_workers: int | Auto = "auto"
+    """Processes that encode; ``auto`` is the number of cores for larger data, 1 for small."""
+
+
+class Check(Options):
+    """The gate before training."""
+
+    waive: list[str] = []
+    """Names of checks whose errors do not stop the run; recorded and shown in the report."""
+
+
+class Train(Options):
+    """The training loop."""
+
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the training rows; ``max_steps`` may end earlier."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps at most."""
+    batch_size: int = Field(8, ge=1)
+    """Rows of one optimizer step, over all micro-batches and ranks."""
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Tokens, padding included, that go through the model at once; a single longer row goes alone. Changes memory and speed, never the result."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the learning rate after warm-up; linear and cosine end at ``final_learning_rate_share`` of the peak."""
+    final_learning_rate_share: Share = 0.0
+    """Where linear and cosine schedules end, as a share of the peak."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps of linear warm-up; excludes ``warmup_share``."""
+    warmup_share: Share = 0.05
+    """Warm-up as a share of all steps, when ``warmup_steps`` is not given."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW decay of matrices; vectors (norms, biases) are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW averaging factors."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW epsilon."""
+    max_gradient_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm; ``null`` clips nothing."""
+    eval_every_steps: int | None = Field(None, ge=1)
+    """Evaluate each N steps; excludes ``eval_every_tokens``. Without either: ten times a run."""
+    eval_every_tokens: int | None = Field(None, ge=1)
+    """Evaluate each N training tokens."""
+    num_samples: int = Field(4, ge=0)
+    """Rows of the eval split for which text is generated at each evaluation."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Write a checkpoint each N steps; without it, at each evaluation."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept on disk; the best one is kept besides."""
+    best_metric: Literal["loss", "bits_per_byte", "token_accuracy"] = "loss"
+    """Eval metric that chooses the best checkpoint."""
+    best_direction: Literal["min", "max"] = "min"
+    """Whether a lower or a higher ``best_metric`` is better."""
+    early_stop_patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations without a better ``best_metric``."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights become the result."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Train:
+        if self.eval_every_steps and self.eval_every_tokens:
+            raise ValueError("eval_every_steps and eval_every_tokens exclude each other; keep one")
+        if (self.best_metric == "token_accuracy") != (self.best_direction == "max"):
+            raise ValueError(
+                f"best_direction {self.best_direction!r} would keep the worst {self.best_metric}; "
+                f"use best_direction={'max' if self.best_metric == 'token_accuracy' else 'min'}"
+            )
+        return self
+
+
+class Evaluate(Options):
+    """Base and tuned model on the same test rows."""
+
+    metrics: list[str] | Auto = "auto"
+    """Registered metrics of generated text; ``auto`` takes the task's."""
+    batch_size: int = Field(32, ge=1)
+    """Rows generated at once; changes speed, not the output."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Tokens generated at most for a row."""
+    generate: bool = True
+    """Whether text is generated at all, beside the losses."""
+    num_bootstrap: int = Field(10_000, ge=100)
+    """Resamples of the paired bootstrap, over groups."""
+
+
+class Report(Options):
+    """The page."""
+
+    num_predictions: int = Field(20, ge=0)
+    """Predictions shown side by side."""
+    smoothing_window: int = Field(21, ge=3)
+    """Steps of the Savitzky-Golay window over the training loss."""
+
+
+class Recipe(Options):
+    """A whole run: what is learned from what, by which model, how."""
+
+    name: str = Field("run", pattern=r"^[\w.-]+$")
+    """Short name; names the default run folder ``runs/NAME``."""
+    description: str = ""
+    """One line for lists and the report."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything that is drawn."""
+    task: dict[str, Any] = Field(default_factory=lambda: {"type": "line-completion"})
+    """``type`` and the options of that task (``luthier list tasks``)."""
+    model: Model = Model()
+    """Which model, and what of it is trained."""
+    data: Data = Data()
+    """Where the rows come from."""
+    check: Check = Check()
+    """The gate before training."""
+    train: Train = Train()
+    """The training loop."""
+    evaluate: Evaluate = Evaluate()
+    """The comparison of base and tuned model."""
+    report: Report = Report()
+    """The page."""
+
+
+# The places of a recipe that hold a registered thing: key path -> kind.
+_TYPED = {
+    ("task",): "task",
+    ("data", "source"): "source",
+    ("data", "eval_source"): "source",
+    ("data", "test_source"): "source",
+}
+
+
+def build(kind: str, options: Mapping[str, Any], where: str = "") -> Any:
+    """The task or source that a recipe's ``{"type": ..., **options}`` describes."""
+    fields = {key: value for key, value in options.items() if key != "type"}
+    return registry.lookup(kind, options["type"], where or kind)(**fields)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The validated recipe of a YAML file, with ``key=value`` overrides.
+
+    Args:
+        path: A YAML file, or the name of a shipped recipe (``luthier list recipes``).
+        overrides: ``data.max_length=256``; values are YAML.
+
+    Raises:
+        UserError: Unreadable or malformed file.
+        UserErrors: All problems of the recipe at once, with key path and line.
+    """
+    file = find(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe cannot be read: {error}", str(file), "name a readable YAML file in UTF-8") from error
+    tree, lines, errors = _parse(text, str(file))
+    for override in overrides:
+        _override(tree, lines, errors, override)
+    return validate(tree, lines, str(file), errors)
+
+
+def find(path: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    shipped = shipped_recipes()
+    if str(path) in shipped:
+        return shipped[str(path)]
+    near = difflib.get_close_matches(str(path), shipped, n=1)
+    raise UserError(
+        f"there is no recipe {path}",
+        str(path),
+        f"did you mean {near[0]!r}?" if near else f"name a YAML file, or one of: {', '.join(shipped)}",
+    )
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with luthier, by name."""
+    here = Path(__file__).parent
+    # In a checkout the recipes lie at its top; a wheel carries them inside the package.
+    folder = next((f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()), None)
+    if folder is None:
+        return {}
+    return {str(f.relative_to(folder).with_suffix("")): f for f in sorted(folder.rglob("*.yaml"))}
+
+
+def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int], list[UserError]]:
+    """The tree, the line of each key path, and the problems of the YAML itself."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"not valid YAML: {problem}", where, "mend the YAML at that line") from error
+    if not isinstance(tree, dict):
+        kind = "nothing" if tree is None else type(tree).__name__
+        raise UserError(
+            f"a recipe is a mapping of keys to values, but this file holds {kind}", file, "see `luthier init`"
+        )
+    lines: dict[tuple[str, ...], int] = {}
+    errors: list[UserError] = []
+
+    def walk(node: yaml.Node, path: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                name = str(key.value)
+                here = (*path, name)
+                if name in seen:
+                    errors.append(
+                        UserError(f"the key {name!r} stands twice", _where(here, file, key.start_mark.line + 1), "keep one")
+                    )
+                seen.add(name)
+                lines[here] = key.start_mark.line + 1
+                walk(value, here)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                lines[(*path, str(index))] = value.start_mark.line + 1
+                walk(value, (*path, str(index)))
+
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise UserError("YAML aliases (*name) are not taken in recipes", file, "write the value out")
+    walk(node, ())
+    return tree, lines, errors
+
+
+def _override(
+    tree: dict[str, Any], lines: dict[tuple[str, ...], int], errors: list[UserError], override: str
+) -> None:
+    key, equals, value = override.partition("=")
+    path = tuple(key.split("."))
+    if not equals or not all(path):
+        errors.append(UserError(f"{override!r} is not key=value", "command line", "write for example train.epochs=2"))
+        return
+    place: Any = tree
+    for name in path[:-1]:
+        if not isinstance(place.get(name), dict):
+            place[name] = {}
+        place = place[name]
+    try:
+        place[path[-1]] = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        errors.append(UserError(f"the value of {override!r} is not valid YAML", "command line", "quote the value"))
+    lines[path] = 0  # 0 stands for the command line
+
+
+def _where(path: Iterable[Any], file: str, line: int | None) -> str:
+    place = {None: "", 0: " (command line)"}.get(line, f" ({file}:{line})")
+    return f"recipe key {'.'.join(map(str, path))}{place}"
+
+
+def validate(
+    tree: Mapping[str, Any],
+    lines: Mapping[tuple[str, ...], int] | None = None,
+    file: str = "recipe",
+    errors: Sequence[UserError] = (),
+) -> Recipe:
+    """The recipe of a tree, with every default filled in, the tasks' and sources' own included.
+
+    Raises:
+        UserErrors: All problems at once.
+    """
+    lines = lines or {}
+    problems = list(errors)
+    tree = json.loads(json.dumps(tree, default=str))  # an own copy, of plain values
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        problems += _problems(error, Recipe, (), lines, file)
+    for path, kind in _TYPED.items():
+        options: Any = tree
+        for name in path:
+            options = options.get(name) if isinstance(options, dict) else None
+        if options is None:
+            options = Recipe().model_dump()
+            for name in path:
+                options = options[name]
+        if options is None or not isinstance(options, dict):
+            continue  # absent by choice, or reported above
+        line = _line_of(path, lines)
+        try:
+            if not isinstance(options.get("type"), str):
+                raise UserError(
+                    f"a {kind} needs a type", _where(path, file, line), f"one of: {', '.join(registry.registered(kind))}"
+                )
+            entry = registry.lookup(kind, options["type"], _where((*path, "type"), file, _line_of((*path, "type"), lines)))
+            built = entry(**{key: value for key, value in options.items() if key != "type"})
+            options.update(built.model_dump(mode="json"))
+            place = tree
+            for name in path[:-1]:
+                place = place.setdefault(name, {})
+            place[path[-1]] = options
+        except ValidationError as error:
+            problems += _problems(error, entry, path, lines, file)
+        except UserError as error:
+            problems.append(error)
+    if problems or recipe is None:
+        raise UserErrors(problems)
+    return Recipe.model_validate(tree)
+
+
+def _line_of(path: tuple[str, ...], lines: Mapping[tuple[str, ...], int]) -> int | None:
+    for end in range(len(path), 0, -1):
+        if path[:end] in lines:
+            return lines[path[:end]]
+    return None
+
+
+def _problems(
+    error: ValidationError,
+    owner: type[BaseModel],
+    prefix: tuple[str, ...],
+    lines: Mapping[tuple[str, ...], int],
+    file: str,
+) -> list[UserError]:
+    """One UserError for each key that pydantic complains about."""
+    found: dict[tuple[str, ...], UserError] = {}
+    for problem in error.errors(include_url=False):
+        path = (*prefix, *_key_path(problem["loc"], owner))
+        if path in found:
+            continue  # further branches of one union
+        where = _where(path, file, _line_of(path, lines))
+        if problem["type"] == "extra_forbidden":
+            names = _fields_at(owner, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(path[-1]), names, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(names))}"
+            found[path] = UserError(f"unknown key {path[-1]!r}", where, fix)
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = repr(problem["input"])
+            shown = given if len(given) <= 80 else given[:77] + "..."
+            what = message if problem["type"] == "value_error" else f"{message}, not {shown}"
+            found[path] = UserError(what, where, "see `luthier schema` for what this key takes")
+    return list(found.values())
+
+
+def _key_path(loc: tuple[int | str, ...], owner: type[BaseModel]) -> tuple[str, ...]:
+    """pydantic's location without the names of union branches, which are no keys of the recipe."""
+    path: list[str] = []
+    place: type[BaseModel] | None = owner
+    for part in loc:
+        if place is not None and part not in place.model_fields and path and part != loc[-1]:
+            continue
+        if place is None and isinstance(part, str) and (part.startswith(("list[", "literal", "int", "dict[", "[key]")) or "[" in part):
+            continue
+        path.append(str(part))
+        place = _model_of(place, part) if place else None
+    return tuple(path)
+
+
+def _model_of(owner: type[BaseModel], name: int | str) -> type[BaseModel] | None:
+    field = owner.model_fields.get(str(name))
+    if field is None:
+        return None
+    for candidate in (field.annotation, *get_args(field.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _fields_at(owner: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
+    place: type[BaseModel] | None = owner
+    for part in loc:
+        place = (place and _model_of(place, part)) or place
+    return list(place.model_fields) if place else []
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, with every registered task and source, for editors."""
+    result = Recipe.model_json_schema()
+    for path, kind in _TYPED.items():
+        variants = []
+        for name, entry in registry.registered(kind).items():
+            variant = entry.model_json_schema()
+            result["$defs"].update(variant.pop("$defs", {}))
+            variant["properties"] = {"type": {"const": name, "description": registry.summary(entry)}, **variant.get("properties", {})}
+            variant["required"] = ["type", *variant.get("required", [])]
+            variant["title"] = name
+            variants.append(variant)
+        place = result if len(path) == 1 else result["$defs"]["Data"]
+        described = place["properties"][path[-1]].get("description", "")
+        empty = [{"type": "null"}] if path[-1] in ("eval_source", "test_source") else []
+        place["properties"][path[-1]] = {"anyOf": variants + empty, "description": described}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **result}

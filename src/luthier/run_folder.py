@@ -1,0 +1,165 @@
+"""What lies where in a run folder; atomic writes; content hashes; the log."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import UserError
+
+logger = logging.getLogger("luthier")
+
+
+class RunFolder:
+    """The paths of one run. Files are written whole or not at all; a name that exists can be trusted."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.environment = self.path / "environment.json"
+        self.data = self.path / "data"
+        self.ledger = self.data / "ledger.json"
+        self.manifest = self.data / "manifest.json"
+        self.dropped = self.data / "dropped.jsonl"
+        self.findings = self.path / "findings.json"
+        self.history = self.path / "history.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
+        self.predictions = self.path / "predictions.jsonl"
+        self.scores = self.path / "scores.json"
+        self.figures = self.path / "figures"
+        self.report = self.path / "report.html"
+        self.log = self.path / "run.log"
+        self.stages = self.path / "stages.json"
+
+    def rows(self, split: str) -> Path:
+        """The Arrow file (IPC stream) of a split's encoded rows."""
+        return self.data / f"{split}.arrow"
+
+    def result(self) -> Path | None:
+        """The trained adapter or model, if there is one."""
+        return next((p for p in (self.adapter, self.model) if p.is_dir()), None)
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            UserError: It cannot be made or written.
+        """
+        with user_disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor, probe = tempfile.mkstemp(dir=self.path, prefix=".probe-")
+            os.close(descriptor)
+            os.unlink(probe)
+
+
+@contextlib.contextmanager
+def user_disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a folder without permission into an error that says so."""
+    try:
+        yield
+    except OSError as error:
+        # pyarrow and tokenizers raise plain OSErrors whose errno may be missing but whose text is not.
+        raise UserError(
+            f"cannot write: {error.strerror or error}",
+            str(error.filename or path),
+            "free some space, or name another folder with --run; finished stages are kept and not done again",
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all. NaN and infinity are refused: they are no JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of the run folder.
+
+    Raises:
+        UserError: Missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.name} is not there yet", str(path), "run the stage that writes it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path.name} is damaged: {error}", str(path), "delete it and run the stage again") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place when the block ends well, and goes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        os.chmod(temporary, 0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+            os.replace(path, old / path.name)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a half-written last line, as a crash leaves it, is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        rows.append(json.loads(line))
+    return rows
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_value(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_folder(path: Path, patterns: tuple[str, ...] = ("*",)) -> str:
+    """SHA-256 over names and contents of a folder's files that match."""
+    files = sorted({f for pattern in patterns for f in path.rglob(pattern) if f.is_file()})
+    return hash_value([(str(f.relative_to(path)), hash_file(f)) for f in files])

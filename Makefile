@@ -33,7 +33,7 @@ check: $(SETUP)  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: $(SETUP)  ## lay out the code as `make check` wants it
 	$(BIN)/ruff check --fix-only --quiet .

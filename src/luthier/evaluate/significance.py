@@ -1,0 +1,248 @@
+"""How sure a difference between two models on the same rows is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+Floats = NDArray[np.float64]
+# Draws held in memory at once, 8 bytes each, and as many counts.
+_DRAWS_AT_ONCE = 1_000_000
+_LOWER_IS_BETTER = {
+    "loss": ("lower", "nats"),
+    "perplexity": ("lower", ""),
+    "bits_per_byte": ("lower", "bits"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A metric of one model as rows give it: the sum of numerators over the sum of denominators.
+
+    Loss is nats over weights, bits per byte is bits over bytes, token accuracy is right tokens over tokens.
+
+    Attributes:
+        numerators: Shape (row,).
+        denominators: Shape (row,), at least 0; ones for a plain mean.
+    """
+
+    numerators: Sequence[float] | Floats
+    denominators: Sequence[float] | Floats
+
+    @classmethod
+    def mean(cls, scores: Sequence[float]) -> Ratio:
+        """The ratio that is the plain mean of one score a row."""
+        return cls(scores, np.ones(len(scores)))
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A metric of both models on the same rows in the same order.
+
+    Attributes:
+        base, tuned: The two.
+        transform: Applied to each ratio before the difference, for example ``numpy.exp`` to go from loss to
+            perplexity. Monotone, works on arrays.
+    """
+
+    base: Ratio
+    tuned: Ratio
+    transform: Callable[[Floats], Floats] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A metric of both models and of their difference.
+
+    Attributes:
+        base, tuned: The metric over all rows; None where it is not a finite number or nothing was measured.
+        difference: ``tuned - base``, or None as above.
+        interval: Lower and upper end of the difference's bootstrap interval; None where the data cannot tell
+            (fewer than two groups).
+    """
+
+    base: float | None
+    tuned: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+
+
+def compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: int) -> dict[str, Any]:
+    """Every metric of base and tuned model with the interval of its difference, in the form of ``scores.json``.
+
+    Losses and token accuracy are ratios of sums over all rows, generated scores are means over rows. Bits per byte
+    counts each trained token once, whatever its weight, the stop token included.
+
+    Args:
+        predictions: The objects of ``predictions.jsonl``.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        ``num_rows``, ``num_groups``, ``metrics`` and, where rows were generated, ``mcnemar``.
+    """
+
+    def ratio(which: str, numerator: str, denominator: str, scale: float = 1.0) -> Ratio:
+        of = [{**p[which], "target_bytes": p["target_bytes"]} for p in predictions]
+        return Ratio([row[numerator] / scale for row in of], [row[denominator] for row in of])
+
+    def pair(*columns: Any, transform: Callable[[Floats], Floats] | None = None) -> Pair:
+        return Pair(ratio("base", *columns), ratio("tuned", *columns), transform)
+
+    pairs = {
+        "loss": pair("weighted_nats", "weight"),
+        "perplexity": pair("weighted_nats", "weight", transform=np.exp),
+        "bits_per_byte": pair("loss_nats", "target_bytes", math.log(2)),
+        "token_accuracy": pair("num_correct", "num_tokens"),
+    }
+    scores = {
+        name: [[p[which]["scores"][name] for p in predictions] for which in ("base", "tuned")]
+        for name in (predictions[0]["base"].get("scores", {}) if predictions else {})
+    }
+    pairs |= {name: Pair(Ratio.mean(base), Ratio.mean(tuned)) for name, (base, tuned) in scores.items()}
+    groups = [p["group"] for p in predictions]
+    differences = paired_bootstrap(list(pairs.values()), groups, num_resamples=num_resamples, seed=seed)
+    result: dict[str, Any] = {"num_rows": len(predictions), "num_groups": len(set(groups)), "metrics": {}}
+    for name, difference in zip(pairs, differences, strict=True):
+        better, unit = _LOWER_IS_BETTER.get(name, ("higher", "share"))
+        result["metrics"][name] = {**asdict(difference), "better": better, "unit": unit}
+    result["mcnemar"] = {}
+    if "exact_match" in scores:
+        base, tuned = ([score == 1 for score in column] for column in scores["exact_match"])
+        only_base, only_tuned, p_value = mcnemar(base, tuned)
+        result["mcnemar"]["exact_match"] = {
+            "only_base": only_base,
+            "only_tuned": only_tuned,
+            "p_value": p_value,
+        }
+    return result
+
+
+def paired_bootstrap(
+    pairs: Sequence[Pair],
+    groups: Sequence[str],
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> list[Difference]:
+    """The differences ``tuned - base`` of metrics with percentile bootstrap intervals, clustered by group.
+
+    Rows of one file or project rise and fall together, so whole groups are drawn with replacement; rows alone
+    would make the interval too narrow. Both models and all metrics get the same draws. A resample's metric is its
+    own sum of numerators over its own sum of denominators, so long rows count as they do in the metric itself.
+
+    Args:
+        pairs: The metrics.
+        groups: Group of each row, shape (row,).
+        num_resamples: Resamples, at least 1.
+        seed: Same seed, same intervals.
+        confidence: Share of resamples inside the interval, between 0 and 1.
+
+    Returns:
+        One a pair. Degenerate input is not dressed up: one group has no interval (nothing shows how groups vary), no
+        rows have no figures, and groups that are all alike have an interval of no width. Resamples whose
+        denominators sum to 0 are left out.
+
+    Raises:
+        ValueError: Numbers of rows differ.
+
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 8 and 13; groups as units: Davison
+        and Hinkley 1997, "Bootstrap Methods and their Application", section 3.8, strategy 1.
+    """
+    columns = [
+        column
+        for pair in pairs
+        for ratio in (pair.base, pair.tuned)
+        for column in (ratio.numerators, ratio.denominators)
+    ]
+    if any(len(column) != len(groups) for column in columns):
+        raise ValueError(f"{len(groups)} rows, but columns of {sorted({len(column) for column in columns})}")
+    # Sorted, so that the order of rows changes nothing; not numpy.unique, whose strings lose trailing NULs.
+    names = {name: place for place, name in enumerate(sorted(set(groups)))}
+    index = np.array([names[group] for group in groups], dtype=np.int64)
+    # One row a group is all that a resample of groups needs, however many rows there are.
+    sums_GC = np.zeros((len(names), len(columns)))
+    for place, column in enumerate(columns):
+        sums_GC[:, place] = np.bincount(index, weights=np.asarray(column, np.float64), minlength=len(names))
+    totals_C = sums_GC.sum(axis=0)
+    resampled_RC = _resampled_sums(sums_GC, num_resamples, seed) if len(names) > 1 else None
+    differences = []
+    for i, pair in enumerate(pairs):
+        own = slice(4 * i, 4 * i + 4)
+        base, tuned = _values(totals_C[own], pair.transform)
+        interval = None
+        if resampled_RC is not None and np.isfinite(tuned - base):
+            bases, tuneds = _values(resampled_RC[:, own], pair.transform)
+            interval = _interval(tuneds - bases, confidence)
+        differences.append(Difference(_finite(base), _finite(tuned), _finite(tuned - base), interval))
+    return differences
+
+
+def _resampled_sums(sums_GC: Floats, num_resamples: int, seed: int) -> Floats:
+    """Column sums of each resample, shape (num_resamples, columns), drawn in blocks so that memory stays flat."""
+    generator = np.random.default_rng(seed)
+    num_groups = len(sums_GC)
+    block = max(1, _DRAWS_AT_ONCE // num_groups)
+    resampled = []
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
+        draws_BG = generator.integers(0, num_groups, size=(size, num_groups))
+        draws_BG += np.arange(size)[:, None] * num_groups
+        counts_BG = np.bincount(draws_BG.ravel(), minlength=size * num_groups).reshape(size, num_groups)
+        with np.errstate(invalid="ignore"):  # an infinite loss makes its own column NaN, and only that
+            resampled.append(counts_BG @ sums_GC)
+    return np.concatenate(resampled)
+
+
+def _values(sums: Floats, transform: Callable[[Floats], Floats] | None) -> tuple[Floats, Floats]:
+    """The metric of base and of tuned from their four sums, shape (..., 4)."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        base, tuned = sums[..., 0] / sums[..., 1], sums[..., 2] / sums[..., 3]
+        if transform is not None:
+            base, tuned = transform(base), transform(tuned)
+        return np.where(np.isfinite(base), base, np.nan), np.where(np.isfinite(tuned), tuned, np.nan)
+
+
+def _interval(differences: Floats, confidence: float) -> tuple[float, float] | None:
+    measured = differences[np.isfinite(differences)]
+    if not len(measured):
+        return None
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(measured, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _finite(value: Floats) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def mcnemar(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[int, int, float]:
+    """Rows that only the base model gets right, only the tuned one, and the exact two-sided p-value.
+
+    Under the null hypothesis a row on which exactly one model is right is as likely to be the one's as the other's.
+    Rows are taken as independent; where several come from one file, read the clustered interval of
+    ``paired_bootstrap`` first.
+
+    Args:
+        base: Whether the base model is right, shape (row,).
+        tuned: Whether the tuned model is right, same rows.
+
+    Returns:
+        ``(only_base, only_tuned, p_value)``; the p-value is 1 when the models never differ.
+
+    Source: McNemar 1947, Psychometrika 12; exact binomial form: Fagerland, Lydersen and Laake 2013, BMC Medical
+        Research Methodology 13:91, eq. 2.
+    """
+    pairs = list(zip(base, tuned, strict=True))
+    only_base = sum(bool(b) and not t for b, t in pairs)
+    only_tuned = sum(bool(t) and not b for b, t in pairs)
+    if only_base + only_tuned == 0:
+        return 0, 0, 1.0
+    return only_base, only_tuned, float(binomtest(only_base, only_base + only_tuned, 0.5).pvalue)

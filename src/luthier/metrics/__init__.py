@@ -1,0 +1,1 @@
+"""Metrics of generated text, registered with ``@metric``, and the quantities that come from losses."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from luthier import registry
@@ -219,6 +217,8 @@ class Recipe(Options):
     """The page."""
 
 
+COMMAND_LINE = 0  # stands in for the line of a key that was given as key=value
+
 # The places of a recipe that hold a registered thing: key path -> kind.
 _TYPED = {
     ("task",): "task",
@@ -234,118 +234,9 @@ def build(kind: str, options: Mapping[str, Any], where: str = "") -> Any:
     return registry.lookup(kind, options["type"], where or kind)(**fields)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The validated recipe of a YAML file, with ``key=value`` overrides.
-
-    Args:
-        path: A YAML file, or the name of a shipped recipe (``luthier list recipes``).
-        overrides: ``data.max_length=256``; values are YAML.
-
-    Raises:
-        UserError: Unreadable or malformed file.
-        UserErrors: All problems of the recipe at once, with key path and line.
-    """
-    file = find(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe cannot be read: {error}", str(file), "name a readable YAML file in UTF-8") from error
-    tree, lines, errors = _parse(text, str(file))
-    for override in overrides:
-        _override(tree, lines, errors, override)
-    return validate(tree, lines, str(file), errors)
-
-
-def find(path: str | Path) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one."""
-    file = Path(path)
-    if file.is_file():
-        return file
-    shipped = shipped_recipes()
-    if str(path) in shipped:
-        return shipped[str(path)]
-    near = difflib.get_close_matches(str(path), shipped, n=1)
-    raise UserError(
-        f"there is no recipe {path}",
-        str(path),
-        f"did you mean {near[0]!r}?" if near else f"name a YAML file, or one of: {', '.join(shipped)}",
-    )
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with luthier, by name."""
-    here = Path(__file__).parent
-    # In a checkout the recipes lie at its top; a wheel carries them inside the package.
-    folder = next((f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()), None)
-    if folder is None:
-        return {}
-    return {str(f.relative_to(folder).with_suffix("")): f for f in sorted(folder.rglob("*.yaml"))}
-
-
-def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int], list[UserError]]:
-    """The tree, the line of each key path, and the problems of the YAML itself."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}" if mark else file
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"not valid YAML: {problem}", where, "mend the YAML at that line") from error
-    if not isinstance(tree, dict):
-        kind = "nothing" if tree is None else type(tree).__name__
-        raise UserError(
-            f"a recipe is a mapping of keys to values, but this file holds {kind}", file, "see `luthier init`"
-        )
-    lines: dict[tuple[str, ...], int] = {}
-    errors: list[UserError] = []
-
-    def walk(node: yaml.Node, path: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in node.value:
-                name = str(key.value)
-                here = (*path, name)
-                if name in seen:
-                    errors.append(
-                        UserError(f"the key {name!r} stands twice", _where(here, file, key.start_mark.line + 1), "keep one")
-                    )
-                seen.add(name)
-                lines[here] = key.start_mark.line + 1
-                walk(value, here)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                lines[(*path, str(index))] = value.start_mark.line + 1
-                walk(value, (*path, str(index)))
-
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-        raise UserError("YAML aliases (*name) are not taken in recipes", file, "write the value out")
-    walk(node, ())
-    return tree, lines, errors
-
-
-def _override(
-    tree: dict[str, Any], lines: dict[tuple[str, ...], int], errors: list[UserError], override: str
-) -> None:
-    key, equals, value = override.partition("=")
-    path = tuple(key.split("."))
-    if not equals or not all(path):
-        errors.append(UserError(f"{override!r} is not key=value", "command line", "write for example train.epochs=2"))
-        return
-    place: Any = tree
-    for name in path[:-1]:
-        if not isinstance(place.get(name), dict):
-            place[name] = {}
-        place = place[name]
-    try:
-        place[path[-1]] = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        errors.append(UserError(f"the value of {override!r} is not valid YAML", "command line", "quote the value"))
-    lines[path] = 0  # 0 stands for the command line
-
-
-def _where(path: Iterable[Any], file: str, line: int | None) -> str:
-    place = {None: "", 0: " (command line)"}.get(line, f" ({file}:{line})")
+def place_of(path: Iterable[Any], file: str, line: int | None) -> str:
+    """A recipe key with the file and line that it stands in."""
+    place = {None: "", COMMAND_LINE: " (command line)"}.get(line, f" ({file}:{line})")
     return f"recipe key {'.'.join(map(str, path))}{place}"
 
 
@@ -382,9 +273,13 @@ def validate(
         try:
             if not isinstance(options.get("type"), str):
                 raise UserError(
-                    f"a {kind} needs a type", _where(path, file, line), f"one of: {', '.join(registry.registered(kind))}"
+                    f"a {kind} needs a type",
+                    place_of(path, file, line),
+                    f"one of: {', '.join(registry.registered(kind))}",
                 )
-            entry = registry.lookup(kind, options["type"], _where((*path, "type"), file, _line_of((*path, "type"), lines)))
+            entry = registry.lookup(
+                kind, options["type"], place_of((*path, "type"), file, _line_of((*path, "type"), lines))
+            )
             built = entry(**{key: value for key, value in options.items() if key != "type"})
             options.update(built.model_dump(mode="json"))
             place = tree
@@ -420,7 +315,7 @@ def _problems(
         path = (*prefix, *_key_path(problem["loc"], owner))
         if path in found:
             continue  # further branches of one union
-        where = _where(path, file, _line_of(path, lines))
+        where = place_of(path, file, _line_of(path, lines))
         if problem["type"] == "extra_forbidden":
             names = _fields_at(owner, problem["loc"][:-1])
             near = difflib.get_close_matches(str(path[-1]), names, n=1)
@@ -442,7 +337,11 @@ def _key_path(loc: tuple[int | str, ...], owner: type[BaseModel]) -> tuple[str, 
     for part in loc:
         if place is not None and part not in place.model_fields and path and part != loc[-1]:
             continue
-        if place is None and isinstance(part, str) and (part.startswith(("list[", "literal", "int", "dict[", "[key]")) or "[" in part):
+        if (
+            place is None
+            and isinstance(part, str)
+            and (part.startswith(("list[", "literal", "int", "dict[", "[key]")) or "[" in part)
+        ):
             continue
         path.append(str(part))
         place = _model_of(place, part) if place else None
@@ -474,7 +373,10 @@ def schema() -> dict[str, Any]:
         for name, entry in registry.registered(kind).items():
             variant = entry.model_json_schema()
             result["$defs"].update(variant.pop("$defs", {}))
-            variant["properties"] = {"type": {"const": name, "description": registry.summary(entry)}, **variant.get("properties", {})}
+            variant["properties"] = {
+                "type": {"const": name, "description": registry.summary(entry)},
+                **variant.get("properties", {}),
+            }
             variant["required"] = ["type", *variant.get("required", [])]
             variant["title"] = name
             variants.append(variant)

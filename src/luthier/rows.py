@@ -51,7 +51,9 @@ def to_batch(rows: Sequence[Row]) -> pa.RecordBatch:
             flat = np.concatenate(arrays) if arrays else np.empty(0, _PER_TOKEN[field.name])
             columns.append(pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat)))
         elif field.name in _JSON:
-            columns.append(pa.array([json.dumps(dict(value), ensure_ascii=False) for value in values], field.type))
+            columns.append(
+                pa.array([json.dumps(dict(value), ensure_ascii=False) for value in values], field.type)
+            )
         else:
             columns.append(pa.array(values, field.type))
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
@@ -80,21 +82,36 @@ class RowWriter:
             self._waiting = [pa.concat_batches([whole.slice(end)])] if end < whole.num_rows else []
             self._num_waiting = whole.num_rows - end
 
+    def close(self) -> None:
+        """Writes what waits and ends the file."""
+        if self._waiting:
+            self._writer.write_batch(pa.concat_batches(self._waiting))
+            self._waiting = []
+        self._writer.close()
+
     def __enter__(self) -> RowWriter:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self._waiting:
-            self._writer.write_batch(pa.concat_batches(self._waiting))
-        self._writer.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
     """The batches of an Arrow file one after the other, read into memory that is free again after each.
 
     Unlike a memory map this keeps resident memory flat however large the file is.
+
+    Args:
+        path: Any Arrow file, not only of ``SCHEMA``.
+        columns: Names of those to read; none is all.
     """
-    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+    options = pa.ipc.IpcReadOptions()
+    if columns:
+        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+            options = pa.ipc.IpcReadOptions(
+                included_fields=[reader.schema.get_field_index(c) for c in columns]
+            )
+    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file, options=options) as reader:
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)
 
@@ -117,10 +134,14 @@ class Rows(Sequence[Row]):
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
             self._batches = [self._reader.get_batch(i) for i in range(self._reader.num_record_batches)]
         except FileNotFoundError as error:
-            raise UserError(f"{self.path.name} is not there yet", str(path), "run `luthier prepare`") from error
+            raise UserError(
+                f"{self.path.name} is not there yet", str(path), "run `luthier prepare`"
+            ) from error
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(
-                f"{self.path.name} is damaged: {error}", str(path), "delete the folder data/ and run `luthier prepare`"
+                f"{self.path.name} is damaged: {error}",
+                str(path),
+                "delete the folder data/ and run `luthier prepare`",
             ) from error
         if not self._reader.schema.equals(SCHEMA):
             raise UserError(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-
-from luthier.records import SPLITS
-from luthier.recipe import Splits
 
 
 def stable_hash(*parts: str) -> int:
@@ -17,7 +15,7 @@ def stable_hash(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "big")
 
 
-def assign(groups: np.ndarray, clusters: np.ndarray, shares: Splits, seed: int) -> np.ndarray:
+def assign(groups: np.ndarray, clusters: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
     """The split of each record, so that neither a group nor a cluster of copies straddles two.
 
     Groups that share a cluster are one component. It is placed in [0, 1) by a hash of the seed and its smallest
@@ -26,7 +24,7 @@ def assign(groups: np.ndarray, clusters: np.ndarray, shares: Splits, seed: int) 
     Args:
         groups: ``stable_hash`` of each record's group, uint64, shape (num_records,).
         clusters: Number of each record's cluster of near copies, any integers, shape (num_records,).
-        shares: They need not add up to 1; what counts is their proportion.
+        shares: Of each of ``records.SPLITS``, in proportion to their sum.
         seed: The recipe's.
 
     Returns:
@@ -38,13 +36,14 @@ def assign(groups: np.ndarray, clusters: np.ndarray, shares: Splits, seed: int) 
     _, cluster_ids = np.unique(clusters, return_inverse=True)
     # Groups and clusters are the two kinds of nodes, each record an edge between its two.
     num_nodes = len(names) + int(cluster_ids.max()) + 1
-    edges = (np.ones(len(groups), np.int8), (group_ids, cluster_ids + len(names)))
-    _, component_of_node = connected_components(coo_array(edges, shape=(num_nodes, num_nodes)), directed=False)
+    edges = (np.ones(len(groups), np.int32), (group_ids, cluster_ids + len(names)))
+    _, component_of_node = connected_components(
+        coo_array(edges, shape=(num_nodes, num_nodes)), directed=False
+    )
     components = component_of_node[: len(names)]  # of each group
     # names are sorted, so the first group of a component is its smallest.
     labels, first = np.unique(components, return_index=True)
-    whole = [getattr(shares, split) for split in SPLITS]
-    borders = np.cumsum(whole)[:-1] / sum(whole)
+    borders = np.cumsum(shares)[:-1] / np.cumsum(shares)[-1]
     positions = np.array([stable_hash(str(seed), str(name)) / 2**64 for name in names[first].tolist()])
     split_of_component = np.zeros(int(labels.max()) + 1, np.uint8)
     split_of_component[labels] = np.searchsorted(borders, positions, side="right")

@@ -1,0 +1,77 @@
+"""What a check may look at, and how it says that it could not look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from luthier import recipe as recipes
+from luthier.encoding.batches import Batch, collate, micro_batches
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.models import load
+from luthier.recipe import Recipe
+from luthier.records import SPLITS, Row, Split
+from luthier.rows import Rows
+from luthier.run_folder import RunFolder, read_json
+from luthier.tasks import Task
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class Skip(Exception):
+    """Raised by a check that does not apply or could not run; its text says why, and ends up in the report."""
+
+
+@dataclass
+class CheckContext:
+    """The prepared run, read-only; what is costly is loaded when first asked for and shared by all checks.
+
+    A check leaves everything as it found it: it restores what it changes in the model.
+    """
+
+    recipe: Recipe
+    run: RunFolder
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer, with the recipe's new tokens."""
+        return load.load_tokenizer(self.recipe.model)
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task."""
+        task: Task = recipes.build("task", self.recipe.task, "recipe key task")
+        return task
+
+    @cached_property
+    def ledger(self) -> dict[str, Any]:
+        """``ledger.json``."""
+        ledger: dict[str, Any] = read_json(self.run.ledger)
+        return ledger
+
+    @cached_property
+    def rows(self) -> Mapping[Split, Rows]:
+        """The rows of each split that has any."""
+        return {split: Rows(self.run.rows(split)) for split in SPLITS if self.run.rows(split).is_file()}
+
+    @cached_property
+    def model(self) -> PreTrainedModel | PeftModel:
+        """The model in the form in which training starts, adapter included."""
+        return load.load_model(self.recipe.model, len(self.tokenizer), training=True, seed=self.recipe.seed)
+
+    def spread(self, split: Split, count: int) -> Iterator[Row]:
+        """At most ``count`` rows of a split, evenly spread over it."""
+        rows = self.rows[split]
+        step = max(1, len(rows) // count)
+        for index in range(0, len(rows), step)[:count]:
+            yield rows.row(index)
+
+    def batch(self, count: int = 4) -> Batch:
+        """The first micro-batch that a training step over ``count`` rows would put through the model."""
+        rows = list(self.spread("train", count))
+        group = micro_batches([len(row.input_ids) for row in rows], self.recipe.train.micro_batch_tokens)[0]
+        return collate([rows[i] for i in group], pad_id=0).to(self.model.device)

@@ -1,0 +1,154 @@
+"""Base and tuned model on the same held-out rows, and how sure their difference is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from luthier import registry
+from luthier.encoding.batches import collate, micro_batches
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.evaluate.significance import compare
+from luthier.models.forward import head_is_plain, token_scores
+from luthier.models.generate import generate
+from luthier.recipe import Recipe
+from luthier.records import Row
+from luthier.rows import Rows
+from luthier.run_folder import RunFolder, write_json, write_text
+from luthier.tasks import Task
+
+Progress = Callable[[str, int, int | None], None]
+Models = Mapping[str, Callable[[], AbstractContextManager[PreTrainedModel | PeftModel]]]
+
+
+def evaluate(
+    recipe: Recipe,
+    run: RunFolder,
+    task: Task,
+    rows: Rows,
+    tokenizer: TextTokenizer,
+    models: Models,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes ``predictions.jsonl`` and ``scores.json``; returns the scores.
+
+    Args:
+        recipe: The run's.
+        run: Where to write.
+        task: Says which part of a text is compared, and when generation stops.
+        rows: The test split.
+        tokenizer: The models'.
+        models: ``base`` and ``tuned``, each a context that lends the model.
+        progress: Called with a label, rows done and rows in all.
+    """
+    examples = [rows.row(i) for i in range(len(rows))]
+    names = list(task.metrics) if recipe.evaluate.metrics == "auto" else recipe.evaluate.metrics
+    metrics = {
+        name: registry.lookup("metric", name, "recipe key evaluate.metrics") for name in names
+    }
+    results: dict[str, list[dict[str, Any]]] = {}
+    seconds: dict[str, float] = {}
+    for which, lend in models.items():
+        began = time.perf_counter()
+        with lend() as model:
+            model.eval()
+            results[which] = _judge(recipe, task, examples, tokenizer, model, metrics, which, progress)
+        seconds[which] = round(time.perf_counter() - began, 2)
+    predictions = [
+        {
+            "id": row.id,
+            "group": row.group,
+            "prompt": tokenizer.decode(row.input_ids[: row.num_prompt_tokens], first=True),
+            "target": row.target,
+            "target_bytes": row.target_bytes,
+            "meta": dict(row.meta),
+            **{which: result[i] for which, result in results.items()},
+        }
+        for i, row in enumerate(examples)
+    ]
+    scores = {"split": "test", **compare(predictions, recipe.evaluate.num_bootstrap, recipe.seed), "seconds": seconds}
+    write_text(run.predictions, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
+    write_json(run.scores, scores)
+    return scores
+
+
+@contextmanager
+def without_adapter(model: PeftModel) -> Iterator[PeftModel]:
+    """The model as it was before its adapter."""
+    with model.disable_adapter():
+        yield model
+
+
+def _judge(
+    recipe: Recipe,
+    task: Task,
+    rows: Sequence[Row],
+    tokenizer: TextTokenizer,
+    model: PreTrainedModel | PeftModel,
+    metrics: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[float]]],
+    label: str,
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """One result a row: its losses, and with ``evaluate.generate`` its output and scores."""
+    results: list[dict[str, Any]] = [{} for _ in rows]
+    done = 0
+    for group, result in _losses(model, rows, recipe.train.micro_batch_tokens):
+        for i, value in zip(group, result, strict=True):
+            results[i] |= value
+        done += len(group)
+        if progress:
+            progress(f"{label}: losses", done, len(rows))
+    if not recipe.evaluate.generate:
+        return results
+    outputs = generate(
+        model,
+        tokenizer,
+        [row.input_ids[: row.num_prompt_tokens].tolist() for row in rows],
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        stop_pattern=task.stop_pattern,
+        batch_size=recipe.evaluate.batch_size,
+        progress=(lambda done: progress(f"{label}: generation", done, len(rows))) if progress else None,
+    )
+    answers = [task.answer(output.text) for output in outputs]
+    targets = [task.answer(row.target) for row in rows]
+    values = {name: metric(answers, targets) for name, metric in metrics.items()}
+    for i, output in enumerate(outputs):
+        results[i] |= {
+            "output": output.text,
+            "ended": output.ended,
+            "scores": {name: value[i] for name, value in values.items()},
+        }
+    return results
+
+
+@torch.no_grad()
+def _losses(
+    model: PreTrainedModel | PeftModel, rows: Sequence[Row], max_tokens: int
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Sums over the trained tokens of each row; batches of similar length, whose make-up changes nothing."""
+    plain: bool | None = None
+    for group in micro_batches([len(row.input_ids) for row in rows], max_tokens):
+        batch = collate([rows[i] for i in group], pad_id=0).to(model.device)
+        if plain is None:
+            plain = not head_is_plain(model, collate([rows[group[0]]], pad_id=0).to(model.device))
+        scores = token_scores(model, batch, plain=plain)
+
+        def sums(values: torch.Tensor, scores: Any = scores, size: int = len(group)) -> list[float]:
+            total = torch.zeros(size, dtype=torch.float64, device=values.device)
+            return total.index_add_(0, scores.rows_N, values.double()).tolist()  # type: ignore[no-any-return]
+
+        columns = {
+            "loss_nats": sums(scores.nll_N),
+            "weighted_nats": sums(scores.nll_N * scores.weights_N),
+            "weight": sums(scores.weights_N),
+            "num_tokens": [int(n) for n in sums(torch.ones_like(scores.nll_N))],
+            "num_correct": [int(n) for n in sums(scores.correct_N)],
+        }
+        yield group, [{name: column[i] for name, column in columns.items()} for i in range(len(group))]

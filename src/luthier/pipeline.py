@@ -1,0 +1,262 @@
+"""The order of the stages: prepare -> check -> train -> evaluate -> report. Start reading here.
+
+Each stage reads files of the run folder and writes others; one whose inputs hash to what lies there is skipped. Stage
+modules are imported where they are used, so that naming a stage does not load torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from luthier import recipe as recipes
+from luthier import recipe_file, registry
+from luthier.environment import environment
+from luthier.errors import Refused, UserError
+from luthier.recipe import Recipe
+from luthier.run_folder import (
+    RunFolder,
+    hash_value,
+    logger,
+    read_json,
+    user_disk_errors,
+    write_json,
+    write_text,
+)
+
+Progress = Callable[[str, int, int | None], None]
+AnyRecipe = Recipe | str | Path | Mapping[str, Any]
+
+
+def run(
+    recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
+) -> RunFolder:
+    """All stages, from raw material to a report.
+
+    Args:
+        recipe: A recipe, its file or shipped name, or its tree.
+        overrides: ``key=value``, as on the command line.
+        folder: The run folder; ``runs/NAME`` if not given.
+        progress: Called with a label, what is done and the total (or None).
+
+    Raises:
+        UserError: A mistake in recipe or data. Refused: a gate says no. Finished stages stay finished in either case.
+    """
+    try:
+        evaluate(recipe, *overrides, folder=folder, progress=progress)
+    except Refused:
+        report(recipe, *overrides, folder=folder, progress=progress)  # of what there is, the reason included
+        raise
+    return report(recipe, *overrides, folder=folder, progress=progress)
+
+
+def prepare(
+    recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
+) -> RunFolder:
+    """Rows on disk, with the ledger of what was kept, dropped and trimmed."""
+    from luthier.models.load import load_tokenizer
+    from luthier.prepare.build import prepare as build
+
+    recipe, place = _open(recipe, overrides, folder)
+    with user_disk_errors(place.path):
+        if not build(recipe, place, load_tokenizer(recipe.model), progress=progress):
+            logger.info("prepare: skipped, nothing has changed")
+    return place
+
+
+def check(
+    recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
+) -> RunFolder:
+    """The findings of every check; prepares first if that is not done."""
+    from luthier.check.context import CheckContext
+    from luthier.check.runner import check as run_checks
+
+    place = prepare(recipe, *overrides, folder=folder, progress=progress)
+    recipe = read(recipe, *overrides)
+    key = _key(
+        place, recipe, "task", "model", "data", "train", "check", "seed", code=registry.registered("check")
+    )
+    if _done(place, "check", key, place.findings):
+        return place
+    with user_disk_errors(place.path):
+        findings = run_checks(CheckContext(recipe, place), progress)
+        _note_done(place, "check", key)
+    logger.info("check: %d findings, %d passed", len(findings["findings"]), len(findings["passed"]))
+    return place
+
+
+def train(
+    recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
+) -> RunFolder:
+    """The trained adapter or model; checks first, and refuses to start on an error that is not waived."""
+    from luthier.models.load import chosen, coverage, load_model, load_tokenizer, save_trained
+    from luthier.rows import Rows
+    from luthier.train import loop as training
+
+    place = check(recipe, *overrides, folder=folder, progress=progress)
+    recipe = read(recipe, *overrides)
+    findings = read_json(place.findings)
+    if not findings["ok"]:
+        errors = [
+            f
+            for f in findings["findings"]
+            if f["severity"] == "error" and f["check"] not in findings["waived"]
+        ]
+        raise Refused(
+            "training does not start: " + "; ".join(f"{f['check']}: {f['what']}" for f in errors),
+            str(place.findings),
+            f"mend them ({errors[0]['fix']}), or waive one by name: check.waive=[{errors[0]['check']}]",
+        )
+    key = _train_key(place, recipe)
+    if _done(place, "train", key, place.result()):
+        return place
+    _refuse_other_training(place, recipe, key)
+    tokenizer = load_tokenizer(recipe.model)
+    model = load_model(recipe.model, len(tokenizer), training=True, seed=recipe.seed)
+    write_json(place.environment, read_json(place.environment) | chosen(model, recipe.model))
+    for line in coverage(model):
+        logger.info("train: %s", line)
+    loop = training.Loop(
+        recipe,
+        place,
+        model,
+        tokenizer,
+        Rows(place.rows("train")),
+        Rows(place.rows("eval")),
+        recipes.build("task", recipe.task).stop_pattern,
+    )
+    with user_disk_errors(place.path):
+        end = training.train(
+            loop, key, (lambda text, step, total: progress(text, step, total)) if progress else None
+        )
+        save_trained(model, tokenizer, place, recipe.model)
+        _note_done(place, "train", key)
+    logger.info("train: %d steps, best at step %s", end.step, end.best_step)
+    return place
+
+
+def evaluate(
+    recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
+) -> RunFolder:
+    """Base and tuned model on the test rows: predictions and scores with intervals; trains first if need be."""
+    from luthier.evaluate import runner
+    from luthier.models.load import load_model, load_tokenizer, load_trained
+    from luthier.rows import Rows
+
+    place = train(recipe, *overrides, folder=folder, progress=progress)
+    recipe = read(recipe, *overrides)
+    key = _key(
+        place,
+        recipe,
+        "evaluate",
+        "seed",
+        code=registry.registered("metric"),
+        before=_train_key(place, recipe),
+    )
+    if _done(place, "evaluate", key, place.scores):
+        return place
+    if not place.rows("test").is_file() or not len(rows := Rows(place.rows("test"))):
+        raise UserError(
+            "there are no test rows to compare on",
+            "recipe key data.splits.test",
+            "give the test split a share",
+        )
+    tokenizer = load_tokenizer(recipe.model)
+    tuned = load_trained(recipe.model, place, len(tokenizer))
+    models: runner.Models = {
+        "base": lambda: runner.without_adapter(tuned),
+        "tuned": lambda: nullcontext(tuned),
+    }
+    if recipe.model.adapter is None:
+        base = load_model(recipe.model, len(tokenizer), training=False, seed=recipe.seed)
+        models = {"base": lambda: nullcontext(base), "tuned": lambda: nullcontext(tuned)}
+    with user_disk_errors(place.path):
+        runner.evaluate(recipe, place, recipes.build("task", recipe.task), rows, tokenizer, models, progress)
+        _note_done(place, "evaluate", key)
+    return place
+
+
+def report(
+    recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
+) -> RunFolder:
+    """The curves and the page, of whatever the run folder holds by now."""
+    from luthier.models.load import load_tokenizer
+    from luthier.report import curves, page
+    from luthier.rows import Rows, shown
+
+    recipe, place = _open(recipe, overrides, folder)
+    with user_disk_errors(place.path):
+        curves.draw(place, recipe.report.smoothing_window)
+        rows = Rows(place.rows("train")) if place.rows("train").is_file() else None
+        examples = [shown(rows.row(0), load_tokenizer(recipe.model))] if rows else []
+        page.write(place, recipe, rows_shown=examples)
+    return place
+
+
+def read(recipe: AnyRecipe, *overrides: str) -> Recipe:
+    """The validated recipe, whatever form it came in."""
+    if isinstance(recipe, Recipe) and not overrides:
+        return recipe
+    if isinstance(recipe, str | Path):
+        return recipe_file.load(recipe, overrides)
+    tree = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    return recipe_file.with_overrides(tree, overrides)
+
+
+def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None) -> tuple[Recipe, RunFolder]:
+    """The recipe and its run folder, with the resolved recipe, environment and log in place."""
+    recipe = read(recipe, *overrides)
+    place = RunFolder(folder or Path("runs") / recipe.name)
+    place.create()
+    with user_disk_errors(place.path):
+        write_text(place.recipe, recipe_file.dump(recipe))
+        if not place.environment.is_file():
+            write_json(place.environment, environment(recipe.seed))
+        if not any(getattr(h, "baseFilename", "") == str(place.log.resolve()) for h in logger.handlers):
+            handler = logging.FileHandler(place.log.resolve(), encoding="utf-8")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+    return recipe, place
+
+
+def _key(
+    place: RunFolder, recipe: Recipe, *parts: str, code: Mapping[str, Any] | None = None, before: str = ""
+) -> str:
+    tree = recipe.model_dump(mode="json")
+    sources = {name: registry.code_hash(entry) for name, entry in (code or {}).items()}
+    return hash_value(
+        [read_json(place.manifest)["key"], {part: tree[part] for part in parts}, sources, before]
+    )
+
+
+def _train_key(place: RunFolder, recipe: Recipe) -> str:
+    return _key(place, recipe, "task", "model", "train", "seed")
+
+
+def _done(place: RunFolder, stage: str, key: str, result: Path | None) -> bool:
+    stages = read_json(place.stages) if place.stages.is_file() else {}
+    done = stages.get(stage) == key and result is not None and result.exists()
+    if done:
+        logger.info("%s: skipped, nothing has changed", stage)
+    return done
+
+
+def _note_done(place: RunFolder, stage: str, key: str) -> None:
+    stages = read_json(place.stages) if place.stages.is_file() else {}
+    write_json(place.stages, stages | {stage: key})
+
+
+def _refuse_other_training(place: RunFolder, recipe: Recipe, key: str) -> None:
+    """Training of other settings or data is not overwritten in silence."""
+    stages = read_json(place.stages) if place.stages.is_file() else {}
+    if stages.get("training", key) != key and (place.result() or any(place.checkpoints.glob("step-*"))):
+        raise UserError(
+            "this run folder holds training with other settings or data",
+            str(place.path),
+            f"name another folder with --run, or delete {place.checkpoints} and {place.result() or place.adapter}",
+        )
+    _note_done(place, "training", key)

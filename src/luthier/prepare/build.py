@@ -1,0 +1,416 @@
+"""The prepare stage: raw records -> copies out -> splits -> encoded rows on disk, with ledger and manifest.
+
+Memory stays flat however many records there are: text streams through in chunks, and what is held for each record
+is a few numbers (about 100 bytes).
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import importlib.metadata
+import json
+import shutil
+import uuid
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+import luthier
+from luthier.errors import UserError
+from luthier.prepare.chunks import encode_chunks, num_workers
+from luthier.prepare.deduplicate import Copies, Deduplicator
+from luthier.prepare.ledger import Ledger, describe, hash_names
+from luthier.prepare.split import assign, stable_hash
+from luthier.recipe import Options, Recipe, build
+from luthier.records import SPLITS, Dropped, Record
+from luthier.registry import code_hash
+from luthier.rows import RowWriter, read_batches
+from luthier.run_folder import (
+    RunFolder,
+    hash_file,
+    hash_folder,
+    hash_value,
+    new_folder,
+    read_json,
+    user_disk_errors,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from luthier.encoding.text_tokenizer import TextTokenizer
+
+Progress = Callable[[str, int, int | None], None]
+
+_CHUNK_RECORDS = 500
+_CHUNK_BYTES = 8_000_000
+_RAW = pa.schema([("id", pa.string()), ("group", pa.string()), ("fields", pa.string())])
+_OWN_SOURCES = {"eval": "eval_source", "test": "test_source"}  # by split; later ones outrank earlier ones
+
+
+def prepare(
+    recipe: Recipe, run: RunFolder, tokenizer: TextTokenizer, *, progress: Progress | None = None
+) -> bool:
+    """Writes ``run.data``, whole or not at all; False if it was there already and nothing has changed.
+
+    Args:
+        recipe: The run's.
+        run: Its folder.
+        tokenizer: The model's, new tokens included.
+        progress: Called with the phase, how much of it is done, and of how much (None: unknown).
+
+    Raises:
+        UserError: Two records of one id, nothing to keep, an empty split, a disk that cannot be written.
+    """
+    report = progress or (lambda phase, done, total: None)
+    if recipe.data.num_workers != "auto" and recipe.data.num_workers < 1:
+        raise UserError(
+            f"{recipe.data.num_workers} processes cannot encode",
+            "recipe key data.num_workers",
+            "auto, or 1 and more",
+        )
+    facts = inputs(recipe, tokenizer)
+    key = hash_value(facts)
+    if _unchanged(run, key):
+        return False
+    with user_disk_errors(run.data):
+        for left in run.path.glob(f".{run.data.name}-*"):  # of a process that was killed
+            shutil.rmtree(left)
+        with new_folder(run.data) as folder:
+            _Preparation(recipe, tokenizer, folder, report).run()
+            files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+            write_json(folder / run.manifest.name, {"key": key, "inputs": facts, "files": files})
+    return True
+
+
+def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """Everything that the rows depend on, as JSON: prepared data whose inputs are the same is not made again."""
+    data = recipe.data.model_dump(mode="json", exclude={"num_workers", "source", *_OWN_SOURCES.values()})
+    sources = {}
+    for name in ("source", *_OWN_SOURCES.values()):
+        options = getattr(recipe.data, name)
+        if options is not None:
+            source = build("source", options, f"recipe key data.{name}")
+            sources[name] = {**_described(options["type"], source), "fingerprint": source.fingerprint()}
+    package = Path(luthier.__file__).parent
+    return {
+        "sources": sources,
+        "task": _described(recipe.task["type"], build("task", recipe.task, "recipe key task")),
+        "data": data,
+        "tokenizer": tokenizer.hash(),
+        "seed": recipe.seed,
+        "code": hash_folder(package, ("prepare/*.py", "encoding/*.py", "rows.py", "records.py")),
+        "rensa": importlib.metadata.version("rensa"),
+    }
+
+
+def _described(name: str, entry: Options) -> dict[str, Any]:
+    own = [cls for cls in type(entry).__mro__ if issubclass(cls, Options) and cls is not Options]
+    return {"type": name, "options": entry.model_dump(mode="json"), "code": [code_hash(cls) for cls in own]}
+
+
+def _unchanged(run: RunFolder, key: str) -> bool:
+    try:
+        manifest = read_json(run.manifest)
+        return bool(manifest["key"] == key) and all(
+            hash_file(run.data / name) == content for name, content in manifest["files"].items()
+        )
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
+        return False  # absent or damaged: made anew
+
+
+class _Preparation:
+    """One run of the stage: the steps in order, and the few numbers a record that pass between them."""
+
+    def __init__(self, recipe: Recipe, tokenizer: TextTokenizer, folder: Path, report: Progress) -> None:
+        self.recipe, self.tokenizer, self.folder, self.report = recipe, tokenizer, folder, report
+        self.task = build("task", recipe.task, "recipe key task")
+        self.work = folder / "work"
+        self.raw = self.work / "raw.arrow"
+        self.ids = array("Q")  # stable_hash of each record's id
+        self.groups = array("Q")  # ... and of its group
+        self.ranks = array("B")  # 0: split by shares; else the index of its split
+
+    def run(self) -> None:
+        """Writes the Arrow files, ``dropped.jsonl`` and ``ledger.json`` into the folder."""
+        self.work.mkdir()
+        with Ledger(self.folder / "dropped.jsonl") as ledger:
+            self.ledger = ledger
+            copies = self._read()
+            keep, splits = self._choose(copies)
+            self._encode(keep, splits)
+            described = {split: describe(self.folder / f"{split}.arrow") for split in SPLITS}
+            ledger.num_kept["rows"] = sum(facts["rows"] for facts in described.values())
+            ledger.check()
+            self._refuse_empty({split: facts["rows"] for split, facts in described.items()}, keep, splits)
+            shutil.rmtree(self.work)
+            summary = {
+                "records": ledger.summary("records"),
+                "rows": ledger.summary("rows"),
+                "duplicates": {
+                    "exact": int((copies.exact_of >= 0).sum()),
+                    "near": copies.num_near,
+                    "clusters": copies.num_clusters,
+                },
+                "drop_share": ledger.drop_share(),
+                "drop_budget": self.recipe.data.drop_budget,
+                "splits": described,
+            }
+            write_json(self.folder / "ledger.json", summary)
+
+    def _read(self) -> Copies:
+        """Streams all sources into the raw file, and finds the copies among the records."""
+        data = self.recipe.data
+        deduplicator = Deduplicator(self.work, data.near_duplicates, data.near_duplicate_threshold)
+        with RawWriter(self.raw) as raw:
+            for rank, name in enumerate(("source", *_OWN_SOURCES.values())):
+                options = getattr(data, name)
+                if options is None:
+                    continue
+                for item in _records(options, f"data.{name}"):
+                    self.ledger.num_in["records"] += 1
+                    record = item if isinstance(item, Dropped) else _own_name(item, rank)
+                    plain = record if isinstance(record, Dropped) else _plain(record)
+                    if isinstance(plain, Dropped):
+                        self.ledger.drop("records", plain)
+                        continue
+                    assert isinstance(record, Record)
+                    self.ids.append(stable_hash(record.id))
+                    self.groups.append(stable_hash(record.group))
+                    self.ranks.append(rank)
+                    if raw.add(record, plain, self.task.duplicate_text(record)):
+                        deduplicator.add(raw.flush())
+                        self.report("reading", self.ledger.num_in["records"], None)
+            deduplicator.add(raw.flush())
+        self.report("reading", len(self.ids), len(self.ids))
+        self._refuse_twice(np.array(self.ids), [self.raw], "record", "recipe key data.source")
+        return deduplicator.find(
+            np.array(self.ranks), lambda done, total: self.report("duplicates", done, total)
+        )
+
+    def _choose(self, copies: Copies) -> tuple[np.ndarray, np.ndarray]:
+        """Which records are kept, bool, and the split of each, uint8; shape (num_records,) both."""
+        groups, ranks = np.array(self.groups, np.uint64), np.array(self.ranks, np.int64)
+        keep = (copies.exact_of < 0) & (copies.near_of < 0)
+        dropped: dict[int, tuple[str, int | None, bool]] = {}
+        for index in np.flatnonzero(copies.exact_of >= 0).tolist():
+            dropped[index] = ("exact-duplicate", int(copies.exact_of[index]), False)
+        for index in np.flatnonzero(copies.near_of >= 0).tolist():
+            dropped[index] = ("near-duplicate", int(copies.near_of[index]), False)
+        for rank, split in reversed(
+            list(enumerate(SPLITS))[1:]
+        ):  # a group of a split of its own is nowhere else
+            straddling = keep & (ranks < rank) & np.isin(groups, groups[keep & (ranks == rank)])
+            dropped |= dict.fromkeys(np.flatnonzero(straddling).tolist(), (f"group-in-{split}", None, True))
+            keep &= ~straddling
+        self._drop_records(dropped)
+
+        shares = [0.0 if name in self._own() else getattr(self.recipe.data.splits, name) for name in SPLITS]
+        splits = ranks.astype(np.uint8)
+        free = keep & (ranks == 0)
+        splits[free] = assign(groups[free], copies.clusters[free], shares, self.recipe.seed)
+        return keep, splits
+
+    def _own(self) -> list[str]:
+        """The splits that have a source of their own."""
+        return [split for split, name in _OWN_SOURCES.items() if getattr(self.recipe.data, name) is not None]
+
+    def _drop_records(self, dropped: dict[int, tuple[str, int | None, bool]]) -> None:
+        """Enters records by index into the ledger, with the name of the record that each is a copy of."""
+        wanted = {*dropped, *(of for _, of, _ in dropped.values() if of is not None)}
+        names = {index: name for index, name in enumerate(_ids([self.raw])) if index in wanted}
+        for index, (reason, of, budgeted) in sorted(dropped.items()):
+            detail = (
+                "its group has records in that split's own source" if of is None else f"copy of {names[of]}"
+            )
+            self.ledger.drop("records", Dropped(names[index], reason, detail, budgeted))
+
+    def _encode(self, keep: np.ndarray, splits: np.ndarray) -> None:
+        """Writes the Arrow file of each split."""
+        limits = self.recipe.data.max_rows
+        paths = {
+            split: (self.work if split in limits else self.folder) / f"{split}.arrow" for split in SPLITS
+        }
+        writers: dict[str, RowWriter] = {split: RowWriter(path) for split, path in paths.items()}
+        hashes: dict[str, list[np.ndarray]] = {split: [np.empty(0, np.uint64)] for split in SPLITS}
+        chunks = encode_chunks(
+            num_workers(self.recipe.data.num_workers, self.raw), keep, splits, self.raw,
+            self.recipe.task, self.tokenizer, self.recipe.data.max_length, self.recipe.seed,
+        )  # fmt: skip
+        num_records = num_no_example = 0
+        for chunk in chunks:
+            self.ledger.num_in["rows"] += chunk.num_made
+            for dropped in chunk.dropped:
+                self.ledger.drop("rows", dropped)
+            for dropped in chunk.no_example:
+                self.ledger.drop("records", dropped)
+            num_no_example += len(chunk.no_example)
+            for split, batches in chunk.batches.items():
+                for batch in batches:
+                    writers[split].write(batch)
+                    hashes[split].append(hash_names(batch.column("id")))
+            num_records += chunk.num_records
+            self.report("encoding", num_records, int(keep.sum()))
+        self.ledger.num_kept["records"] = num_records - num_no_example
+        for writer in writers.values():
+            writer.close()
+        whole = {split: np.concatenate(parts) for split, parts in hashes.items()}
+        self._refuse_twice(
+            np.concatenate([whole[split] for split in SPLITS]),
+            [paths[split] for split in SPLITS],
+            "row",
+            f"task {self.recipe.task['type']}",
+        )
+        for split, limit in limits.items():
+            self._limit(split, whole[split], limit)
+
+    def _limit(self, split: str, hashes: np.ndarray, limit: int) -> None:
+        """Copies at most ``limit`` rows of a split to their place: those whose ids have the smallest hashes."""
+        keep = np.zeros(len(hashes), bool)
+        seeded = hashes ^ np.uint64(stable_hash(str(self.recipe.seed)))  # another seed, other rows
+        keep[np.argsort(seeded, kind="stable")[:limit]] = True
+        start = 0
+        with RowWriter(self.folder / f"{split}.arrow") as writer:
+            for batch in read_batches(self.work / f"{split}.arrow"):
+                mask = keep[start : start + batch.num_rows]
+                start += batch.num_rows
+                writer.write(batch.filter(pa.array(mask)))
+                for name in batch.column("id").filter(pa.array(~mask)).to_pylist():
+                    detail = f"data.max_rows.{split} is {limit}"
+                    self.ledger.drop("rows", Dropped(name, "over-max-rows", detail, budgeted=False))
+
+    def _refuse_twice(self, hashes: np.ndarray, files: list[Path], what: str, where: str) -> None:
+        """Raises a UserError that names both places of an id that stands twice."""
+        ordered = np.sort(hashes)
+        suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+        seen: dict[str, int] = {}
+        for place, name in enumerate(_ids(files) if suspects else ()):
+            if stable_hash(name) in suspects:
+                if name in seen:
+                    raise UserError(
+                        f"{what} {seen[name] + 1} and {what} {place + 1} have the same id {name!r}",
+                        where,
+                        f"give each {what} an id of its own, so that what is dropped or predicted can be named",
+                    )
+                seen[name] = place
+
+    def _refuse_empty(self, num_rows: dict[str, int], keep: np.ndarray, splits: np.ndarray) -> None:
+        data = self.recipe.data
+        if not self.ledger.num_in["records"]:
+            raise UserError(
+                "the source gave no records",
+                "recipe key data.source",
+                "name files or a folder that hold some",
+            )
+        own = self._own()
+        groups = np.array(self.groups, np.uint64)
+        for number, split in enumerate(SPLITS):
+            share = getattr(data.splits, split)
+            if num_rows[split] or (split not in own and not share):
+                continue
+            mine = keep & (splits == number)
+            if mine.any() or split in own or not keep.any():
+                raise UserError(
+                    f"the {split} split is empty: of {int(mine.sum())} kept records none gave a row. "
+                    f"Dropped: {self.ledger.why()}",
+                    "recipe key task" if mine.any() else "recipe key data",
+                    f"mend the most frequent reason above; data.max_length is {data.max_length}",
+                )
+            num_groups = len(np.unique(groups[keep & np.isin(splits, [0, *self._shared()])]))
+            raise UserError(
+                f"the {split} split is empty: {num_groups} groups are too few for a share of {share:g}",
+                f"recipe key data.splits.{split}",
+                f"take more data or finer groups, a larger share, or another seed (now {self.recipe.seed})"
+                + ("" if split == "train" else f"; or none, with data.splits.{split}: 0"),
+            )
+
+    def _shared(self) -> list[int]:
+        return [number for number, split in enumerate(SPLITS) if split not in self._own()]
+
+
+class RawWriter:
+    """Writes records to the raw Arrow file in chunks that are bounded in records and in bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pa.ipc.new_file(str(path), _RAW)
+        self._rows: list[tuple[str, str, str]] = []
+        self._texts: list[str] = []
+        self._num_chars = 0
+
+    def __enter__(self) -> RawWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def add(self, record: Record, fields: str, text: str) -> bool:
+        """Takes one record; True when the chunk is full."""
+        self._rows.append((record.id, record.group, fields))
+        self._texts.append(text)
+        self._num_chars += len(fields)
+        return len(self._rows) >= _CHUNK_RECORDS or self._num_chars >= _CHUNK_BYTES
+
+    def flush(self) -> list[str]:
+        """Writes the chunk; the texts of its records by which copies are found."""
+        texts, rows = self._texts, self._rows
+        if rows:
+            columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_RAW))
+        self._texts, self._rows, self._num_chars = [], [], 0
+        return texts
+
+
+def _records(options: dict[str, Any], where: str) -> Iterator[Record | Dropped]:
+    try:
+        yield from build("source", options, f"recipe key {where}").records()
+    except OSError as error:  # apart from the errors of writing
+        raise UserError(
+            f"cannot read: {error.strerror or error}",
+            str(error.filename or f"recipe key {where}"),
+            "name what can be read",
+        ) from error
+
+
+def _own_name(record: Record, rank: int) -> Record:
+    """A record of a split's own source with the split in its id, for two sources may give the same id."""
+    if not rank:
+        return record
+    name = f"{SPLITS[rank]}:{record.id}"
+    return Record(name, record.fields, name if record.group == record.id else record.group)
+
+
+def _plain(record: Record) -> str | Dropped:
+    """The fields as JSON, or why they cannot be kept."""
+    try:
+        text = json.dumps(dict(record.fields), ensure_ascii=False, default=_plain_value)
+        (record.id + record.group + text).encode()
+    except UnicodeEncodeError as error:
+        name = record.id.encode("utf-8", "backslashreplace").decode()
+        return Dropped(
+            name, "invalid-unicode", f"it holds half a surrogate pair: {error.object[error.start]!r}"
+        )
+    except TypeError as error:
+        raise UserError(
+            str(error), f"record {record.id}", "leave that field out in data.source, or make it text"
+        ) from error
+    return text
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal | uuid.UUID):
+        return str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"a field holds {type(value).__name__}, which is no text, number, list or mapping")
+
+
+def _ids(files: list[Path]) -> Iterator[str]:
+    for file in files:
+        for batch in read_batches(file, ["id"]):
+            yield from batch.column("id").to_pylist()

@@ -1,0 +1,185 @@
+"""``figures/learning_curve.png``: losses, gradient norm and learning rate over the steps of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed, nor looked for
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from luthier.report.history import History, Smoothed, epoch_starts, finite, read, smooth
+from luthier.run_folder import RunFolder
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; in grey they differ in lightness too.
+_TRAIN, _EVAL, _NORM, _RATE = "#0072B2", "#D55E00", "#007A5A", "#8A4B7D"
+_RAW, _INK, _FAINT = "#9CC3DD", "#1F2328", "#6B7280"
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that the figure is the same everywhere
+    "font.size": 12,
+    "axes.labelsize": 12,
+    "axes.edgecolor": "#B4B9C1",
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E8EB",
+    "grid.linewidth": 0.8,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "text.color": _INK,
+    "figure.facecolor": "white",
+}
+
+
+def draw(run: RunFolder, window: int) -> list[Path]:
+    """Paths of the figures drawn; none when there is no history to draw.
+
+    Args:
+        run: Folder with ``history.jsonl``.
+        window: Steps of the Savitzky-Golay window; a short run gets a shorter one, and the figure says so.
+    """
+    history = read(run)
+    if not history.steps and not history.evals:
+        return []
+    smoothed = smooth(history.series("loss"), window)
+    with plt.rc_context(_STYLE):
+        figure, (top, norm, rate) = plt.subplots(
+            3, 1, figsize=(10, 8), sharex=True, height_ratios=[3.4, 1, 1], layout="constrained"
+        )
+        _losses(top, history, smoothed)
+        _panel(norm, history, "gradient_norm", "gradient norm", _NORM)
+        _panel(rate, history, "learning_rate", "learning rate", _RATE)
+        rate.set_xlabel("optimizer step")
+        rate.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9, steps=[1, 2, 5, 10]))
+        rate.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        rate.set_xlim(left=0)
+        for axes in (top, norm, rate):
+            for step in epoch_starts(history):
+                axes.axvline(step, color="#B4B9C1", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        _name_epochs(top, history)
+        _token_axis(top, history)
+        figure.align_ylabels()
+        note = f"pale line: every step; dark line: {smoothed.note}" if smoothed.values else smoothed.note
+        figure.supxlabel(note if history.steps else "no training step yet", fontsize=10, color=_FAINT)
+        path = run.figures / "learning_curve.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        figure.savefig(temporary, format="png", dpi=160)
+        plt.close(figure)
+    temporary.replace(path)
+    return [path]
+
+
+def _numbers(values: list[float | None]) -> list[float]:
+    """Matplotlib breaks a line at NaN."""
+    return [float("nan") if value is None else value for value in values]
+
+
+def _losses(axes: Axes, history: History, smoothed: Smoothed) -> None:
+    steps = [row["step"] for row in history.steps]
+    raw = _numbers(history.series("loss"))
+    evals = [(row["step"], loss) for row in history.evals if (loss := finite(row["eval"].get("loss"))) is not None]
+    ends: list[tuple[float, float, str, str]] = []
+    if smoothed.values:
+        axes.plot(steps, raw, color=_RAW, linewidth=1, alpha=0.8, zorder=2)
+        axes.plot(steps, _numbers(smoothed.values), color=_TRAIN, linewidth=2.4, zorder=3)
+        label, line = "training,\nsmoothed", smoothed.values
+    else:
+        axes.plot(steps, raw, color=_TRAIN, linewidth=1.6, marker=".", zorder=3)
+        label, line = "training", history.series("loss")
+    known = [(step, loss) for step, loss in zip(steps, line, strict=True) if loss is not None]
+    if known:
+        ends.append((*known[-1], label, _TRAIN))
+    if evals:
+        xs, ys = zip(*evals, strict=True)
+        axes.plot(
+            xs, ys, color=_EVAL, linewidth=1.8, marker="o", markersize=7, markeredgecolor="white", zorder=4
+        )
+        best = min(evals, key=lambda pair: pair[1])
+        late = best[0] > max(xs) / 2
+        axes.annotate(
+            f"lowest validation loss {best[1]:.3f}\nat step {best[0]:,}",
+            best,
+            xytext=(0, 46),
+            textcoords="offset points",
+            ha="right" if late else "left",
+            fontsize=11,
+            color=_EVAL,
+            arrowprops={"arrowstyle": "-", "color": _EVAL, "linewidth": 0.8, "shrinkB": 6, "relpos": (int(late), 0)},
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.9},
+            zorder=6,
+        )
+        ends.append((*evals[-1], "validation", _EVAL))
+    _label_ends(axes, ends)
+    axes.set_ylabel("loss (nats per trained token)")
+    axes.set_title("Learning curve", loc="left", fontsize=17, fontweight="bold", pad=12)
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Names beside the ends of lines, moved apart where they would touch."""
+    low, high = axes.get_ylim()
+    apart = 0.11 * (high - low)
+    place = float("-inf")
+    for _, y, label, color in sorted(ends, key=lambda end: end[1]):
+        place = max(y, place + apart)
+        axes.annotate(
+            label,
+            (1, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontweight="bold",
+            annotation_clip=False,
+        )
+
+
+def _panel(axes: Axes, history: History, name: str, label: str, color: str) -> None:
+    values = _numbers(history.series(name))
+    axes.plot([row["step"] for row in history.steps], values, color=color, linewidth=1.4)
+    axes.set_ylabel(label.replace(" ", "\n"))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y == 0 or y >= 1e-3 else f"{y:.1e}".replace("e-0", "e-")))
+    if any(value == value for value in values):
+        axes.set_ylim(bottom=0)
+    else:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=_FAINT)
+        axes.set_yticks([])
+
+
+def _name_epochs(axes: Axes, history: History) -> None:
+    starts = epoch_starts(history)
+    if not starts or len(starts) > 12:
+        return
+    for number, step in enumerate([0, *starts], start=1):
+        axes.annotate(f"epoch {number}", (step, 1), xycoords=("data", "axes fraction"), xytext=(4, -3),
+                      textcoords="offset points", va="top", fontsize=10, color=_FAINT)  # fmt: skip
+
+
+def _token_axis(axes: Axes, history: History) -> None:
+    """A second axis on top: tokens seen at each tick of the steps, as they were counted, not reckoned."""
+    counted = {row["step"]: row["tokens"] for row in [*history.evals, *history.steps] if row.get("tokens") is not None}
+    if len(counted) < 2:
+        return
+    last = max(counted)
+    ticks = [step for step in MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]).tick_values(0, last) if step in counted]
+    tokens = axes.secondary_xaxis("top")
+    tokens.set_xticks(ticks, [_short(counted[int(step)]) for step in ticks])
+    tokens.tick_params(labelsize=11)
+    tokens.spines["top"].set_visible(False)
+    tokens.set_xlabel("tokens seen", fontsize=11, color=_FAINT)
+
+
+def _short(count: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:g}"
+
+

@@ -1,0 +1,195 @@
+"""``report.html``: the run as a page for people. Nothing in it comes from a network, and no text from data is trusted."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from luthier.errors import UserError
+from luthier.recipe import Recipe
+from luthier.report import history, sections
+from luthier.report.safe import code, json_for_script, plain
+from luthier.run_folder import RunFolder, read_json, read_jsonl, write_text
+
+_HERE = Path(__file__).parent
+_MOST_TOKENS = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRow:
+    """A row as the model sees it.
+
+    Attributes:
+        id: The row's id.
+        split: The split it is in.
+        tokens: Text of each token, shape (num_tokens,).
+        weights: Loss weight of each token, shape (num_tokens,).
+        spans: Name of each token's span, shape (num_tokens,).
+        trimmed: Tokens cut, by span name; spans dropped whole are only here.
+    """
+
+    id: str
+    split: str
+    tokens: Sequence[str]
+    weights: Sequence[float]
+    spans: Sequence[str]
+    trimmed: Mapping[str, int] = field(default_factory=dict)
+
+
+def write(run: RunFolder, recipe: Recipe, *, rows_shown: Sequence[ShownRow] = ()) -> Path:
+    """Path of the page. A run that stopped anywhere gets a page too, which says what is missing.
+
+    Args:
+        run: The run's folder, with whatever stages have left there.
+        recipe: The run's recipe.
+        rows_shown: Rows to show token by token.
+    """
+    text = _environment().get_template("page.html.j2").render(_view(run, recipe, rows_shown))
+    write_text(run.report, text)
+    return run.report
+
+
+def _environment() -> jinja2.Environment:
+    def finalize(value: Any) -> Any:
+        return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        finalize=finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["code"] = code
+    environment.filters["number"] = sections.number
+    environment.filters["short"] = sections.short
+    environment.filters["label"] = sections.label
+    return environment
+
+
+def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dict[str, Any]:
+    problems: list[str] = []
+
+    def load(path: Path) -> Any:
+        if not path.is_file():
+            return None
+        try:
+            return read_json(path)
+        except UserError as error:
+            problems.append(error.what)
+            return None
+
+    def load_lines(path: Path) -> list[dict[str, Any]]:
+        try:
+            return read_jsonl(path)
+        except ValueError as error:
+            problems.append(f"{path.name} is damaged: {error}")
+            return []
+
+    ledger, findings, scores, environment = map(load, (run.ledger, run.findings, run.scores, run.environment))
+    past = history.from_rows(load_lines(run.history))
+    smoothed = history.smooth(past.series("loss"), recipe.report.smoothing_window)
+    predictions = load_lines(run.predictions)
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    sentence, verdict = sections.headline(scores) if scores else (None, "untested")
+    chart = sections.chart_data(past, smoothed) if past.steps or past.evals else None
+    return {
+        "recipe": recipe,
+        "about": _about(recipe, ledger, past),
+        "state": _state(run, ledger, findings, past, scores),
+        "headline": sentence,
+        "verdict": verdict,
+        "metrics": sections.metrics(scores) if scores else [],
+        "scores": scores,
+        "key_figures": sections.figures(history.key_figures(past, smoothed), smoothed),
+        "chart": json_for_script(chart) if chart else None,
+        "thinned": chart is not None and chart["total"] > len(chart["steps"]),
+        "smoothing": smoothed.note,
+        "figure": _data_address(run.figures / "learning_curve.png"),
+        "ledger": sections.ledger(ledger) if ledger else None,
+        "findings": sections.findings(findings) if findings else None,
+        "predictions": sections.predictions(predictions, recipe.report.num_predictions),
+        "num_predictions": len(predictions),
+        "samples": sections.samples(past),
+        "rows": [_row(row) for row in rows_shown],
+        "environment": environment or {},
+        "recipe_text": run.recipe.read_text(encoding="utf-8", errors="replace") if run.recipe.is_file() else None,
+        "problems": problems,
+        "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        "script": Markup(script),
+        # The only script that the browser may run is this one, whatever the page's text says.
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+
+
+def _about(recipe: Recipe, ledger: Mapping[str, Any] | None, past: history.History) -> str:
+    adapter = recipe.model.adapter
+    how = f"a LoRA adapter of rank {adapter.rank}" if adapter else "all of its own weights trained"
+    if not adapter and recipe.model.freeze:
+        how = "a part of its own weights trained"
+    verb = "fine-tuned" if past.steps else "to be fine-tuned"
+    source = recipe.data.source
+    named = next((str(source[key]) for key in ("path", "name", "paths") if source.get(key)), None)
+    origin = f"{source['type']}" + (f" ({named})" if named else "")
+    amount = ""
+    if ledger and "train" in ledger["splits"]:
+        train = ledger["splits"]["train"]
+        amount = f" on {train['rows']:,} rows, {sections.short(train['tokens'])} tokens,"
+    return f"{recipe.model.name} with {how}, {verb} for {recipe.task['type']}{amount} from the source {origin}."
+
+
+def _state(
+    run: RunFolder, ledger: Any, findings: Any, past: history.History, scores: Any
+) -> tuple[str, str] | None:
+    """What is missing from a whole run, and how to go on; none for a whole run."""
+    go_on = f"luthier run {plain(run.recipe.as_posix())} --run {plain(run.path.as_posix())}"
+    if scores:
+        return None
+    if run.result():
+        return "Trained, but not compared with the base model on the test rows yet.", go_on
+    if past.steps or past.evals:
+        last = (past.steps or past.evals)[-1]["step"]
+        return f"Training has not ended: the history reaches step {last:,}. It is still running, or was stopped.", go_on
+    if findings and not findings["ok"]:
+        return "The checks found errors, so training did not start.", go_on
+    if findings:
+        return "Prepared and checked, but not trained yet.", go_on
+    return ("Prepared, but neither checked nor trained yet." if ledger else "Nothing has been prepared yet."), go_on
+
+
+def _data_address(path: Path) -> Markup | None:
+    if not path.is_file():
+        return None
+    return Markup("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
+
+
+def _row(row: ShownRow) -> dict[str, Any]:
+    """A row's tokens in runs of one span; of a very long row the middle of untrained spans is left out, and counted."""
+    pieces = list(zip(row.tokens, row.weights, row.spans, strict=True))
+    left = len(pieces)
+    spans = []
+    for name, group in groupby(pieces, key=lambda piece: piece[2]):
+        tokens = [{"text": code(text, marks=True), "weight": weight, "trained": weight != 0} for text, weight, _ in group]
+        weights = sorted({token["weight"] for token in tokens})
+        half = max(_MOST_TOKENS * len(tokens) // (2 * left), 20)
+        hidden = len(tokens) - 2 * half if len(pieces) > _MOST_TOKENS and weights == [0] else 0
+        if hidden > 0:
+            tokens[half : len(tokens) - half] = []
+        spans.append({
+            "name": name, "tokens": tokens, "count": len(tokens) + max(hidden, 0), "hidden": max(hidden, 0), "after": half,
+            "weights": ", ".join(f"{weight:g}" for weight in weights[:4]) + (" …" if len(weights) > 4 else ""),
+            "trimmed": row.trimmed.get(name, 0),
+        })  # fmt: skip
+    shown = {span["name"] for span in spans}
+    gone = {name: count for name, count in row.trimmed.items() if name not in shown and count}
+    trained = sum(weight != 0 for weight in row.weights)
+    return {"id": row.id, "split": row.split, "spans": spans, "gone": gone, "num_tokens": len(pieces), "num_trained": trained}

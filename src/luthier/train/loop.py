@@ -1,0 +1,320 @@
+"""The training loop: one optimizer step is one weighted mean over all its tokens, however it is split up.
+
+``batch_size`` rows of the shuffled stream -> micro-batches of similar length -> backward of (sum of weight x nll) /
+(sum of weight of the whole step, over all ranks) -> clip -> AdamW.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from luthier.encoding.batches import collate, micro_batches, shuffled
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.errors import Refused
+from luthier.models.forward import head_is_plain, token_scores
+from luthier.models.generate import generate
+from luthier.recipe import Recipe
+from luthier.records import Row
+from luthier.rows import Rows
+from luthier.run_folder import RunFolder, logger
+from luthier.train import checkpoint
+from luthier.train.checkpoint import Progress, trainable
+from luthier.train.history import History
+from luthier.train.optimizer import adamw, learning_rate
+
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass
+class Loop:
+    """What stays the same over all steps of a run."""
+
+    recipe: Recipe
+    run: RunFolder
+    model: PreTrainedModel | PeftModel
+    tokenizer: TextTokenizer
+    train_rows: Rows
+    eval_rows: Rows
+    stop_pattern: str | None
+    accelerator: Accelerator = field(default_factory=Accelerator)
+    plain_head: bool = True
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return total_steps(self.recipe, len(self.train_rows))
+
+
+def total_steps(recipe: Recipe, num_rows: int) -> int:
+    """Optimizer steps of a run over so many training rows."""
+    steps = max(1, round(recipe.train.epochs * num_rows / recipe.train.batch_size))
+    return min(steps, recipe.train.max_steps or steps)
+
+
+def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
+    """Trains to the end, from the newest checkpoint if there is one, and leaves the chosen weights in the model.
+
+    Args:
+        loop: Model in training form; rows as prepared.
+        key: Hash of everything that decides the result; checkpoints of another key are deleted.
+        on_step: Called with a line of figures, the step and the number of steps.
+
+    Returns:
+        Where the run ended.
+
+    Raises:
+        Refused: The loss or a gradient is not finite (the rows are named), or Ctrl-C (a checkpoint was saved).
+    """
+    settings, run = loop.recipe.train, loop.run
+    optimizer = adamw(loop.model.named_parameters(), settings)
+    resumed = checkpoint.latest(run, key)
+    if resumed:
+        progress = checkpoint.load(resumed, loop.model, optimizer)
+        logger.info("resuming from %s", resumed)
+    else:
+        progress = Progress(next_eval_tokens=settings.eval_every_tokens or 0)
+        checkpoint.clear(run)
+    history = History(run.history, progress.step if resumed else None)
+    first_batch = collate([loop.train_rows.row(0)], 0).to(loop.accelerator.device)
+    loop.plain_head = not head_is_plain(loop.model, first_batch)
+    if not resumed:
+        evaluation = evaluate(loop, progress)
+        history.append({"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluation})
+    total = loop.total_steps
+    started = time.perf_counter() - progress.seconds
+    with _interruption() as interrupted:
+        while progress.step < total and not _stopped_early(progress, settings.early_stop_patience):
+            row = _step(loop, optimizer, progress)
+            progress.seconds = time.perf_counter() - started
+            if _eval_due(progress, total, loop.recipe):
+                row["eval"] = evaluate(loop, progress)
+                progress.seconds = time.perf_counter() - started
+            history.append(row | {"seconds": round(progress.seconds, 3)})
+            if on_step:
+                on_step(_figures(row), progress.step, total)
+            if _checkpoint_due(progress, row, total, loop.recipe) or interrupted.is_set():
+                checkpoint.save(run, progress, loop.model, optimizer, key)
+                checkpoint.remove_old(run, settings.keep_checkpoints, progress.best_step)
+            if interrupted.is_set():
+                raise Refused(
+                    f"interrupted after step {progress.step} of {total}; a checkpoint was saved",
+                    str(run.checkpoints),
+                    "run the same command again to go on from there",
+                )
+    if settings.keep == "best" and progress.best_step not in (None, progress.step):
+        checkpoint.load_weights(run.checkpoints / f"step-{progress.best_step}", loop.model)
+    return progress
+
+
+def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> dict[str, Any]:
+    """One optimizer step; returns its line of the history."""
+    settings = loop.recipe.train
+    began = time.perf_counter()
+    rate = learning_rate(progress.step + 1, loop.total_steps, settings)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    position = progress.step * settings.batch_size
+    indices = shuffled(position, settings.batch_size, len(loop.train_rows), loop.recipe.seed)
+    rows = [loop.train_rows.row(i) for i in indices]
+    loss = accumulate_gradients(loop, rows)
+    parameters = list(trainable(loop.model).values())
+    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm or math.inf)
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise _not_finite(loop, rows, loss, float(norm), progress.step + 1)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    progress.step += 1
+    tokens = sum(len(row.input_ids) for row in rows)
+    progress.tokens += tokens
+    progress.trained_tokens += sum(int((row.loss_weights != 0).sum()) for row in rows)
+    return {
+        "step": progress.step,
+        "epoch": round(progress.step * settings.batch_size / len(loop.train_rows), 6),
+        "tokens": progress.tokens,
+        "trained_tokens": progress.trained_tokens,
+        "loss": loss,
+        "gradient_norm": float(norm),
+        "learning_rate": rate,
+        "tokens_per_s": round(tokens / (time.perf_counter() - began), 1),
+        "memory_gib": round(memory_gib(), 3),
+    }
+
+
+def accumulate_gradients(loop: Loop, rows: Sequence[Row]) -> float:
+    """Adds the gradients of a step's rows and returns its loss: the weighted mean over all of their tokens.
+
+    Ranks take rows in turn. Dividing once, by the weight of the whole step, is what makes the result independent of
+    micro-batches and ranks; gradients of ranks are therefore added, not averaged.
+    """
+    accelerator, settings = loop.accelerator, loop.recipe.train
+    total_weight = float(sum(row.loss_weights.sum() for row in rows))
+    own = rows[accelerator.process_index :: accelerator.num_processes]
+    loss = torch.zeros((), device=accelerator.device)
+    for group in micro_batches([len(row.input_ids) for row in own], settings.micro_batch_tokens):
+        batch = collate([own[i] for i in group], pad_id=0).to(accelerator.device)
+        part = token_scores(loop.model, batch, plain=loop.plain_head).weighted_sum() / total_weight
+        accelerator.backward(part)
+        loss += part.detach()
+    if accelerator.num_processes > 1:
+        for parameter in trainable(loop.model).values():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = accelerator.reduce(gradient, "sum")
+    return float(accelerator.reduce(loss, "sum"))
+
+
+@torch.no_grad()
+def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
+    """The eval split's losses as weighted means over all tokens, and what the model now writes for a few rows."""
+    began = time.perf_counter()
+    loop.model.eval()
+    rows = [loop.eval_rows.row(i) for i in range(len(loop.eval_rows))]
+    sums = dict.fromkeys(("weighted", "weight", "nats", "tokens", "correct"), 0.0)
+    for group in micro_batches([len(row.input_ids) for row in rows], loop.recipe.train.micro_batch_tokens):
+        batch = collate([rows[i] for i in group], pad_id=0).to(loop.accelerator.device)
+        scores = token_scores(loop.model, batch, plain=loop.plain_head)
+        sums["weighted"] += float(scores.weighted_sum())
+        sums["weight"] += float(scores.weights_N.sum())
+        sums["nats"] += float(scores.nll_N.sum())
+        sums["tokens"] += len(scores.nll_N)
+        sums["correct"] += int(scores.correct_N.sum())
+    samples = _samples(loop, rows[: loop.recipe.train.num_samples])
+    loop.model.train()
+    loss = sums["weighted"] / sums["weight"]
+    if not math.isfinite(loss):
+        raise Refused(
+            f"the eval loss is {loss} after step {progress.step}",
+            str(loop.run.history),
+            "lower train.learning_rate, or set model.precision=fp32; earlier checkpoints are kept",
+        )
+    num_bytes = sum(row.target_bytes for row in rows)
+    result = {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": sums["nats"] / math.log(2) / max(1, num_bytes),
+        "token_accuracy": sums["correct"] / sums["tokens"],
+        "num_tokens": int(sums["tokens"]),
+    }
+    return result | {
+        "best": _note_best(progress, result[loop.recipe.train.best_metric], loop.recipe.train.best_direction),
+        "seconds": round(time.perf_counter() - began, 3),
+        "samples": samples,
+    }
+
+
+def _samples(loop: Loop, rows: Sequence[Row]) -> list[dict[str, str]]:
+    outputs = generate(
+        loop.model,
+        loop.tokenizer,
+        [row.input_ids[: row.num_prompt_tokens].tolist() for row in rows],
+        max_new_tokens=loop.recipe.evaluate.max_new_tokens,
+        stop_pattern=loop.stop_pattern,
+    )
+    return [
+        {
+            "id": row.id,
+            "prompt": loop.tokenizer.decode(row.input_ids[: row.num_prompt_tokens], first=True)[-500:],
+            "target": row.target,
+            "output": output.text,
+        }
+        for row, output in zip(rows, outputs, strict=True)
+    ]
+
+
+def _note_best(progress: Progress, value: float, direction: str) -> bool:
+    """Whether this evaluation is the best of those after training began; step 0 is the base model's."""
+    if progress.step == 0:
+        return False
+    better = progress.best_value is None or (
+        value < progress.best_value if direction == "min" else value > progress.best_value
+    )
+    if better:
+        progress.best_step, progress.best_value, progress.evals_without_better = progress.step, value, 0
+    else:
+        progress.evals_without_better += 1
+    return better
+
+
+def _stopped_early(progress: Progress, patience: int | None) -> bool:
+    return patience is not None and progress.evals_without_better >= patience
+
+
+def _eval_due(progress: Progress, total: int, recipe: Recipe) -> bool:
+    settings = recipe.train
+    if settings.eval_every_tokens:
+        due = progress.tokens >= progress.next_eval_tokens
+        while progress.tokens >= progress.next_eval_tokens:
+            progress.next_eval_tokens += settings.eval_every_tokens
+    else:
+        due = progress.step % (settings.eval_every_steps or max(1, math.ceil(total / 10))) == 0
+    return due or progress.step == total
+
+
+def _checkpoint_due(progress: Progress, row: dict[str, Any], total: int, recipe: Recipe) -> bool:
+    every = recipe.train.checkpoint_every_steps
+    planned = progress.step % every == 0 if every else "eval" in row
+    return planned or progress.step == total or bool(row.get("eval", {}).get("best"))
+
+
+def _not_finite(loop: Loop, rows: Sequence[Row], loss: float, norm: float, step: int) -> Refused:
+    """The refusal that names the rows which alone give a loss or gradient that is not finite."""
+    bad = []
+    for row in rows:
+        loop.model.zero_grad(set_to_none=True)
+        alone = accumulate_gradients(loop, [row])
+        gradients = [p.grad for p in trainable(loop.model).values() if p.grad is not None]
+        if not math.isfinite(alone) or not all(bool(torch.isfinite(g).all()) for g in gradients):
+            bad.append(row.id)
+    loop.model.zero_grad(set_to_none=True)
+    names = ", ".join(bad[:10]) if bad else "no row alone, only all together"
+    kept = checkpoint.steps(loop.run)
+    return Refused(
+        f"step {step} has a loss of {loss} and a gradient norm of {norm}; not finite alone: {names}",
+        f"rows of step {step}: {', '.join(row.id for row in rows[:20])}",
+        "look at these rows with `luthier show`, lower train.learning_rate or set model.precision=fp32; "
+        + (f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been written"),
+    )
+
+
+def memory_gib() -> float:
+    """Memory in use: peak on the GPU if there is one, else the process's resident memory, in GiB."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+
+def _figures(row: dict[str, Any]) -> str:
+    text = f"loss {row['loss']:.4f} · {row['tokens_per_s']:.0f} tokens/s"
+    return text + (f" · eval {row['eval']['loss']:.4f}" if "eval" in row else "")
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that the step under way ends and a checkpoint is saved."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

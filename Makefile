@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel check format lock golden bench docs clean
+.PHONY: demo test test-wheel check format schema lock golden bench docs clean
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an install that was interrupted is taken up again by the next make.
@@ -38,6 +38,10 @@ check: $(SETUP)  ## format, lint, types, layers
 format: $(SETUP)  ## lay out the code as `make check` wants it
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+schema: $(SETUP)  ## the schema file that editors read beside the recipes
+	$(BIN)/luthier schema > recipes/schema.json.new
+	mv recipes/schema.json.new recipes/schema.json
 
 # Also after a change of the dependencies in pyproject.toml. What belongs to a GPU build of torch is left out:
 # pip brings the one that the machine's own torch names.

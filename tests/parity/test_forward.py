@@ -1,0 +1,73 @@
+"""Our losses against transformers' own, and generation in batches against one at a time and transformers' generate."""
+
+import math
+
+import pytest
+import torch
+from tests.fixtures.tiny_model import make_model, make_tokenizer, random_rows
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from luthier.encoding.batches import collate
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.models.forward import head_is_plain, token_scores
+from luthier.models.generate import generate
+
+
+def test_loss_equals_transformers_own_with_labels() -> None:
+    model = make_model()
+    for row in random_rows(8, seed=1):
+        row.loss_weights[row.loss_weights != 0] = 1
+        batch = collate([row], 2)
+        labels = batch.input_ids_BT.masked_fill(batch.loss_weights_BT == 0, -100)
+        own = model(input_ids=batch.input_ids_BT, labels=labels).loss
+        scores = token_scores(model, batch)
+        assert scores.nll_N.mean().item() == pytest.approx(float(own), rel=1e-5)
+        plain = token_scores(model, batch, plain=True)
+        torch.testing.assert_close(scores.nll_N, plain.nll_N, rtol=1e-5, atol=1e-5)
+
+
+def test_token_accuracy_equals_an_independent_count() -> None:
+    model, row = make_model(), random_rows(1, seed=5)[0]
+    batch = collate([row], 2)
+    best = model(input_ids=batch.input_ids_BT).logits[0].argmax(-1).tolist()
+    right = [
+        best[i - 1] == row.input_ids[i] for i in range(1, len(row.input_ids)) if row.loss_weights[i] != 0
+    ]
+    assert token_scores(model, batch).correct_N.tolist() == right
+
+
+def test_a_head_with_soft_capping_is_noticed_and_taken_the_plain_way() -> None:
+    config = Gemma2Config(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0, initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    capped = Gemma2ForCausalLM(config).eval()
+    batch = collate(random_rows(3), 2)
+    assert not head_is_plain(capped, batch)
+    assert head_is_plain(make_model(), batch)
+    assert float(token_scores(capped, batch, plain=True).nll_N.mean()) < math.log(300) + 4
+
+
+PROMPTS = [[int(i) for i in row.input_ids] for row in random_rows(12, seed=2)]
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 12])
+def test_batched_generation_equals_one_at_a_time(batch_size: int) -> None:
+    model, tokenizer = make_model(), TextTokenizer(make_tokenizer())
+    settings = {"max_new_tokens": 24, "stop_pattern": r"[aeiou]"}
+    alone = [generate(model, tokenizer, [prompt], **settings)[0] for prompt in PROMPTS]
+    together = generate(model, tokenizer, PROMPTS, batch_size=batch_size, **settings)
+    assert together == alone
+    # Rows leave the batch at different times, else this would not test the dropping of finished rows.
+    assert len({len(output.ids) for output in alone}) > 3
+
+
+def test_generation_equals_transformers_generate() -> None:
+    model, tokenizer = make_model(), TextTokenizer(make_tokenizer())
+    for prompt, output in zip(PROMPTS, generate(model, tokenizer, PROMPTS, max_new_tokens=16), strict=True):
+        ids = torch.tensor([prompt])
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, pad_token_id=2
+        )[0, len(prompt) :].tolist()
+        assert output.ids == [i for i in expected if i != 2]

@@ -1,0 +1,125 @@
+"""Loss and gradients depend on the rows of a step, not on how they are split, padded or ordered."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.fixtures.tiny_model import make_model, make_tokenizer, random_rows
+
+from luthier.encoding.batches import collate, micro_batches, shuffled
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.evaluate import runner as evaluation
+from luthier.models.forward import token_scores
+from luthier.recipe import Recipe, Train
+from luthier.run_folder import RunFolder
+from luthier.train.checkpoint import Progress
+from luthier.train.loop import Loop, accumulate_gradients, evaluate
+
+ROWS = random_rows(16)
+
+
+class _Rows(list):  # type: ignore[type-arg]
+    def row(self, index):  # type: ignore[no-untyped-def]
+        return self[index]
+
+
+def _loop(tmp_path: Path, rows, **settings: object) -> Loop:  # type: ignore[no-untyped-def]
+    recipe = Recipe(train=Train(num_samples=0, **settings))
+    model = make_model()
+    return Loop(
+        recipe, RunFolder(tmp_path), model, TextTokenizer(make_tokenizer()), _Rows(rows), _Rows(rows), None
+    )
+
+
+def _loss_and_gradients(tmp_path: Path, rows, micro_batch_tokens: int):  # type: ignore[no-untyped-def]
+    loop = _loop(tmp_path, rows, micro_batch_tokens=micro_batch_tokens)
+    loss = accumulate_gradients(loop, rows)
+    return loss, {name: p.grad.clone() for name, p in loop.model.named_parameters()}
+
+
+def _reference() -> tuple[float, dict[str, torch.Tensor]]:
+    """One row at a time through transformers' own forward, the mean written out in double precision."""
+    model = make_model()
+    total = 0.0
+    weight = sum(float(row.loss_weights.sum()) for row in ROWS)
+    for row in ROWS:
+        ids = torch.tensor(row.input_ids[None].astype("int64"))
+        logits = model(input_ids=ids).logits[0, :-1]
+        nll = -logits.double().log_softmax(-1)[torch.arange(len(row.input_ids) - 1), ids[0, 1:]]
+        part = (nll * torch.tensor(row.loss_weights[1:]).double()).sum() / weight
+        part.backward()
+        total += part.item()
+    return total, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("order", ["given", "reversed"])
+@pytest.mark.parametrize("micro_batch_tokens", [1, 4 * 40, 10**6])
+def test_loss_and_gradients_do_not_depend_on_micro_batches_or_order(
+    tmp_path: Path, micro_batch_tokens: int, order: str
+) -> None:
+    expected_loss, expected = _reference()
+    rows = ROWS if order == "given" else ROWS[::-1]
+    loss, gradients = _loss_and_gradients(tmp_path, rows, micro_batch_tokens)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
+
+
+@pytest.mark.parametrize("size", [1, 4, 16])
+def test_padding_side_changes_nothing(size: int) -> None:
+    expected_loss, expected = _reference()
+    weight = sum(float(row.loss_weights.sum()) for row in ROWS)
+    for side in ("left", "right"):
+        model = make_model()
+        loss = 0.0
+        for start in range(0, 16, size):
+            part = token_scores(model, collate(ROWS[start : start + size], 2, side)).weighted_sum() / weight
+            part.backward()
+            loss += part.item()
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        for name, parameter in model.named_parameters():
+            scale = float(expected[name].abs().max())
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
+
+
+def test_padding_that_is_looked_at_would_be_seen() -> None:
+    """The guard of the tests above: without mask and positions, left padding does change the loss."""
+    batch = collate(ROWS[:4], 2, "left")
+    blind = collate(ROWS[:4], 2, "left")
+    blind.position_ids_BT[:] = torch.arange(blind.position_ids_BT.shape[1])
+    blind.attention_mask_BT[:] = 1
+    model = make_model()
+    assert (
+        abs((token_scores(model, batch).weighted_sum() - token_scores(model, blind).weighted_sum()).item())
+        > 1e-2
+    )
+
+
+def test_evaluation_loss_does_not_depend_on_batch_size(tmp_path: Path) -> None:
+    expected_loss, _ = _reference()
+    for micro_batch_tokens in (1, 3 * 40, 8 * 40):
+        loop = _loop(tmp_path, ROWS, micro_batch_tokens=micro_batch_tokens)
+        assert evaluate(loop, Progress())["loss"] == pytest.approx(expected_loss, rel=1e-5)
+        sums = {"weighted_nats": 0.0, "weight": 0.0}
+        for _, results in evaluation._losses(loop.model, ROWS, micro_batch_tokens):
+            for result in results:
+                for key in sums:
+                    sums[key] += result[key]
+        assert sums["weighted_nats"] / sums["weight"] == pytest.approx(expected_loss, rel=1e-5)
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
+    lengths = [len(row.input_ids) for row in ROWS]
+    for budget in (1, 50, 100, 1000):
+        groups = micro_batches(lengths, budget)
+        assert sorted(i for group in groups for i in group) == list(range(16))
+        assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= budget for g in groups)
+
+
+def test_every_epoch_is_a_permutation_wherever_it_is_entered() -> None:
+    stream = shuffled(0, 30, 10, seed=3)
+    assert [sorted(stream[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
+    assert stream[:10] != stream[10:20]
+    assert shuffled(7, 11, 10, seed=3) == stream[7:18]
+    assert shuffled(0, 10, 10, seed=4) != stream[:10]

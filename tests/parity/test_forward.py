@@ -21,7 +21,7 @@ def test_loss_equals_transformers_own_with_labels() -> None:
         labels = batch.input_ids_BT.masked_fill(batch.loss_weights_BT == 0, -100)
         own = model(input_ids=batch.input_ids_BT, labels=labels).loss
         scores = token_scores(model, batch)
-        assert scores.nll_N.mean().item() == pytest.approx(float(own), rel=1e-5)
+        assert scores.nll_N.mean().item() == pytest.approx(own.item(), rel=1e-5)
         plain = token_scores(model, batch, plain=True)
         torch.testing.assert_close(scores.nll_N, plain.nll_N, rtol=1e-5, atol=1e-5)
 
@@ -46,7 +46,7 @@ def test_a_head_with_soft_capping_is_noticed_and_taken_the_plain_way() -> None:
     batch = collate(random_rows(3), 2)
     assert not head_is_plain(capped, batch)
     assert head_is_plain(make_model(), batch)
-    assert float(token_scores(capped, batch, plain=True).nll_N.mean()) < math.log(300) + 4
+    assert token_scores(capped, batch, plain=True).nll_N.mean().item() < math.log(300) + 4
 
 
 PROMPTS = [[int(i) for i in row.input_ids] for row in random_rows(12, seed=2)]

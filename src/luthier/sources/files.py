@@ -126,7 +126,7 @@ class Files(Source):
         if not num_good:
             if columns:
                 self._require_columns(list(columns), item.path)
-            raise _nothing_good(item, num_bad, first_bad)
+            raise self._nothing_good(item, num_bad, first_bad)
 
     def _record(self, place: str, row: Mapping[str, Any], ids: set[bytes]) -> Record | Dropped:
         try:
@@ -145,6 +145,16 @@ class Files(Source):
         if self.group_column is not None and not _is_name(group):
             return Dropped(place, "bad-group", _short(f"{group!r} in the column {self.group_column!r}"))
         return Record(str(identity), fields, str(group))
+
+    def _nothing_good(self, item: _Input, num_bad: int, first_bad: Dropped | None) -> UserError:
+        fix = "mend the file, or leave it out"
+        if first_bad is None:
+            empty = item.kind == "file" and not os.path.getsize(item.path)
+            return UserError("the file is empty" if empty else "there is no row in it", item.path, fix)
+        what = f"none of the {num_bad:,} rows can be used; the first: {first_bad.reason}: {first_bad.detail}"
+        if item.kind == "file" and self._format(item.path) != "parquet" and looks_binary(item.path):
+            what = "the file is binary: it holds NUL bytes and no usable row"
+        return UserError(what, item.path, fix)
 
     def _rows(self, item: _Input) -> Rows:
         if item.kind != "file":
@@ -208,7 +218,9 @@ class Files(Source):
             if item.kind == "hub":
                 return datasets.load_dataset(item.path, self.config, split=self.split, revision=self.revision)
             dataset = datasets.load_from_disk(item.path)
-        except Exception as error:  # every layer below has its own: HTTP clients, file formats, missing splits
+        except (
+            Exception
+        ) as error:  # every layer below has its own: HTTP clients, file formats, missing splits
             raise UserError(
                 f"the data set cannot be loaded: {type(error).__name__}: {_short(str(error), 300)}",
                 item.path,
@@ -219,18 +231,24 @@ class Files(Source):
         if isinstance(dataset, datasets.DatasetDict):
             splits = list(dataset)
             if self.split not in dataset:
-                problem = f"there is no split {self.split!r}" if self.split else "the folder holds several splits"
+                problem = (
+                    f"there is no split {self.split!r}" if self.split else "the folder holds several splits"
+                )
                 raise UserError(problem, item.path, f"set split to one of: {', '.join(splits)}")
             return dataset[self.split]
         if self.split is not None and self.split != str(dataset.split):
-            raise UserError(f"the folder holds one data set, not a split {self.split!r}", item.path, "leave out split")
+            raise UserError(
+                f"the folder holds one data set, not a split {self.split!r}", item.path, "leave out split"
+            )
         return dataset
 
     def _wanted(self) -> list[str]:
         """The columns to read; none: all."""
         if not self.columns:
             return []
-        return list(dict.fromkeys([*self.columns.values(), *filter(None, (self.id_column, self.group_column))]))
+        return list(
+            dict.fromkeys([*self.columns.values(), *filter(None, (self.id_column, self.group_column))])
+        )
 
     def _require_columns(self, present: Sequence[str], path: str) -> None:
         for name in present:
@@ -252,14 +270,18 @@ class Files(Source):
     def _inputs(self) -> list[_Input]:
         if self.hub is not None:
             if os.path.exists(self.hub):
-                raise UserError(f"{self.hub} is a local path, not a name on the Hub", self.hub, f"path: {self.hub}")
+                raise UserError(
+                    f"{self.hub} is a local path, not a name on the Hub", self.hub, f"path: {self.hub}"
+                )
             return [_Input(f"{self.hub}/{self.split}", self.hub, "hub")]
         found: dict[str, str] = {}  # resolved path -> path as it was named
         for pattern in [self.path] if isinstance(self.path, str) else self.path or []:
             for path in _matches(os.path.expanduser(pattern)):
                 found.setdefault(os.path.realpath(path), os.path.abspath(path))
         if self.split and not any(os.path.isdir(path) for path in found.values()):
-            raise UserError("split is for saved data sets and the Hub, not for files", str(self.path), "leave out split")
+            raise UserError(
+                "split is for saved data sets and the Hub, not for files", str(self.path), "leave out split"
+            )
         top = os.path.commonpath([os.path.dirname(path) for path in found.values()])
         return [
             _Input(_printable(os.path.relpath(path, top)), path, "saved" if os.path.isdir(path) else "file")
@@ -272,7 +294,11 @@ class Files(Source):
         suffix = Path(path.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
         if suffix not in _SUFFIXES:
             known = ", ".join(_SUFFIXES)
-            raise UserError(f"the suffix {suffix!r} tells no format ({known})", path, "set format, for example format: jsonl")
+            raise UserError(
+                f"the suffix {suffix!r} tells no format ({known})",
+                path,
+                "set format, for example format: jsonl",
+            )
         if suffix == ".json" and not is_array(path):
             return "jsonl"
         return _SUFFIXES[suffix]
@@ -289,7 +315,9 @@ def _matches(pattern: str) -> list[str]:
             f"name its files with a glob: {pattern.rstrip('/')}/*.jsonl",
         )
     if os.path.lexists(pattern):
-        raise UserError("this is no regular file, or you may not read it", pattern, "name a file that you may read")
+        raise UserError(
+            "this is no regular file, or you may not read it", pattern, "name a file that you may read"
+        )
     matches = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p) or _is_saved(p))
     if not matches:
         folder = os.path.dirname(pattern)
@@ -297,7 +325,9 @@ def _matches(pattern: str) -> list[str]:
         raise UserError(
             f"no file matches {pattern}" if glob.has_magic(pattern) else f"there is no file {pattern}",
             pattern,
-            f"did you mean {os.path.join(folder, near[0])}?" if near else f"paths are relative to {os.getcwd()}",
+            f"did you mean {os.path.join(folder, near[0])}?"
+            if near
+            else f"paths are relative to {os.getcwd()}",
         )
     return matches
 
@@ -310,34 +340,28 @@ def _names(folder: str) -> list[str]:
 
 
 def _is_saved(path: str) -> bool:
-    return any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "dataset_info.json"))
-
-
-def _nothing_good(item: _Input, num_bad: int, first_bad: Dropped | None) -> UserError:
-    fix = "mend the file, or leave it out"
-    if first_bad is None:
-        empty = item.kind == "file" and not os.path.getsize(item.path)
-        return UserError("the file is empty" if empty else "there is no row in it", item.path, fix)
-    what = f"none of the {num_bad:,} rows can be used; the first: {first_bad.reason}: {first_bad.detail}"
-    if item.kind == "file" and looks_binary(item.path):
-        what = "the file is binary: it holds NUL bytes and no usable row"
-    return UserError(what, first_bad.id if os.sep in first_bad.id else item.path, fix)
+    return any(
+        os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "dataset_info.json")
+    )
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | Bad]:
     """The rows of an Arrow record batch; one by one where a value does not convert, so that only its row is lost."""
     try:
-        yield from batch.to_pylist()
-        return
+        rows = batch.to_pylist()
     except (ValueError, OverflowError):
-        pass
-    for i in range(batch.num_rows):
-        try:
-            yield batch.slice(i, 1).to_pylist()[0]
-        except UnicodeDecodeError as error:
-            yield Bad("not-utf8", str(error))
-        except (ValueError, OverflowError) as error:
-            yield Bad("bad-value", str(error))
+        rows = [_python_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+    yield from rows
+
+
+def _python_row(batch: Any) -> dict[str, Any] | Bad:
+    try:
+        row: dict[str, Any] = batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return Bad("not-utf8", str(error))
+    except (ValueError, OverflowError) as error:
+        return Bad("bad-value", str(error))
+    return row
 
 
 def _batch_size(num_bytes: int, num_rows: int) -> int:

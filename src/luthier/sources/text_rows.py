@@ -72,7 +72,9 @@ def read_rows(path: str, format: str, max_row_bytes: int) -> Rows:
 def unreadable(path: str, error: Exception) -> UserError:
     """The error for a file that the system or a library will not read."""
     problem = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-    return UserError(f"the file cannot be read: {problem}", path, "check that it is whole and that you may read it")
+    return UserError(
+        f"the file cannot be read: {problem}", path, "check that it is whole and that you may read it"
+    )
 
 
 def is_array(path: str) -> bool:
@@ -97,7 +99,7 @@ class _ZstdReader(io.RawIOBase):
     _STEP_BYTES = 1024
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
         self._frame: Any = None
         self._input = b""
         self._output = memoryview(b"")
@@ -166,7 +168,10 @@ def _lines(stream: BinaryIO, max_bytes: int) -> Iterator[bytes | None]:
 def _jsonl_rows(stream: BinaryIO, max_row_bytes: int) -> Rows:
     for number, line in enumerate(_lines(stream, max_row_bytes), 1):
         if line is None:
-            yield number, Bad("row-too-large", f"the line has more than {max_row_bytes:,} bytes (max_row_bytes)")
+            yield (
+                number,
+                Bad("row-too-large", f"the line has more than {max_row_bytes:,} bytes (max_row_bytes)"),
+            )
             continue
         if not line.strip():
             continue
@@ -186,7 +191,9 @@ def _json_rows(stream: BinaryIO, path: str) -> Rows:
     data = stream.read(_MAX_JSON_BYTES + 1)
     fix = "write an array of objects, or JSONL (an object a line) with format: jsonl"
     if len(data) > _MAX_JSON_BYTES:
-        raise UserError(f"a JSON array is loaded whole, and this one has more than {_MAX_JSON_BYTES:,} bytes", path, fix)
+        raise UserError(
+            f"a JSON array is loaded whole, and this one has more than {_MAX_JSON_BYTES:,} bytes", path, fix
+        )
     if not data.strip():
         return
     escaped = b"\\ud" in data or b"\\uD" in data
@@ -242,7 +249,9 @@ class _CsvLines:
         self.number += 1
         self.num_bytes += len(line or b"")
         if line is None or self.num_bytes > self._max_row_bytes:
-            raise _RowTooLarge(f"the row has more than {self._max_row_bytes:,} bytes (max_row_bytes), or a quote is not closed")
+            raise _RowTooLarge(
+                f"the row has more than {self._max_row_bytes:,} bytes (max_row_bytes), or a quote is not closed"
+            )
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError:
@@ -266,7 +275,9 @@ def _csv_rows(stream: BinaryIO, path: str, delimiter: str, max_row_bytes: int) -
             return
         except csv.Error as error:
             problem = Bad("row-too-large" if isinstance(error, _RowTooLarge) else "bad-csv", str(error))
-            last = lines.number  # a quote that is never closed swallows good rows: each line that is lost counts
+            last = (
+                lines.number
+            )  # a quote that is never closed swallows good rows: each line that is lost counts
         else:
             if not cells:
                 continue
@@ -288,7 +299,11 @@ def _header(cells: list[str] | Bad, path: str) -> list[str]:
     if isinstance(cells, Bad):
         raise UserError(f"the header cannot be read: {cells.detail}", path, fix)
     if any("\0" in cell for cell in cells):
-        raise UserError("the file is binary: its first line holds NUL bytes", path, "name a CSV file in UTF-8")
+        raise UserError(
+            "the file is binary: its first line holds NUL bytes", path, "name a CSV file in UTF-8"
+        )
     if twice := sorted({cell for cell in cells if cells.count(cell) > 1}):
-        raise UserError(f"the column {twice[0]!r} stands twice in the header", path, "give each column its own name")
+        raise UserError(
+            f"the column {twice[0]!r} stands twice in the header", path, "give each column its own name"
+        )
     return cells

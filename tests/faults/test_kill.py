@@ -1,0 +1,71 @@
+"""kill -9 at random moments: the rerun ends with the very bits of an uninterrupted run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.fixtures.tiny_run import write_recipe
+
+KILLS = 5
+
+
+def _start(recipe: Path, run: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "luthier", "run", str(recipe), "--run", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def _steps(run: Path) -> int:
+    try:
+        return len((run / "history.jsonl").read_bytes().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
+def _finish(recipe: Path, run: Path) -> None:
+    process = _start(recipe, run)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output.decode()
+
+
+def _without_times(path: Path) -> list[dict[str, object]]:
+    """History without what depends on the clock and the process."""
+    clock = ("seconds", "tokens_per_s", "memory_gib")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row.get("eval", {}).pop("seconds", None)
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_killed_five_times_ends_as_if_it_never_was(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    _finish(recipe, tmp_path / "whole")
+    draw = random.Random(time.time_ns())
+    moments = [0, *sorted(draw.sample(range(1, 31), KILLS - 1))]  # lines of history; 0: before training
+    for moment in moments:
+        process = _start(recipe, tmp_path / "killed")
+        began = time.monotonic()
+        while process.poll() is None and time.monotonic() - began < 120:
+            if _steps(tmp_path / "killed") >= moment and (moment or time.monotonic() - began > 4):
+                break
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    _finish(recipe, tmp_path / "killed")
+    for name in ("adapter/adapter_model.safetensors", "predictions.jsonl", "data/train.arrow"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (
+            name,
+            moments,
+        )
+    assert _without_times(tmp_path / "killed/history.jsonl") == _without_times(
+        tmp_path / "whole/history.jsonl"
+    )

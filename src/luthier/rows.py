@@ -77,16 +77,15 @@ class RowWriter:
             whole = pa.concat_batches(self._waiting)
             end = whole.num_rows - whole.num_rows % BATCH_ROWS
             for start in range(0, end, BATCH_ROWS):
-                self._writer.write_batch(whole.slice(start, BATCH_ROWS))
-            # A copy, so that the remainder does not keep the whole of it in memory.
-            self._waiting = [pa.concat_batches([whole.slice(end)])] if end < whole.num_rows else []
+                self._writer.write_batch(_compact(whole.slice(start, BATCH_ROWS)))
+            self._waiting = [_compact(whole.slice(end))]
             self._num_waiting = whole.num_rows - end
 
     def close(self) -> None:
         """Writes what waits and ends the file."""
-        if self._waiting:
-            self._writer.write_batch(pa.concat_batches(self._waiting))
-            self._waiting = []
+        if self._num_waiting:
+            self._writer.write_batch(_compact(pa.concat_batches(self._waiting)))
+            self._num_waiting = 0
         self._writer.close()
 
     def __enter__(self) -> RowWriter:
@@ -201,6 +200,11 @@ class Rows(Sequence[Row]):
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column of ``SCHEMA``, zero-copy; ``.to_pylist()`` makes Python values of it."""
         return pa.chunked_array([batch.column(name) for batch in self._batches], SCHEMA.field(name).type)
+
+
+def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A copy without what a slice drags along: the rest of its buffers in memory, and slack bytes in the file."""
+    return batch.take(pa.array(np.arange(batch.num_rows)))
 
 
 def _flat(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:

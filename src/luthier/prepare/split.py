@@ -45,7 +45,9 @@ def assign(groups: np.ndarray, clusters: np.ndarray, shares: Sequence[float], se
     labels, first = np.unique(components, return_index=True)
     borders = np.cumsum(shares)[:-1] / np.cumsum(shares)[-1]
     # 53 bits, because a float of all 64 could round up to 1
-    positions = np.array([(stable_hash(str(seed), str(name)) >> 11) / 2**53 for name in names[first].tolist()])
+    positions = np.array(
+        [(stable_hash(str(seed), str(name)) >> 11) / 2**53 for name in names[first].tolist()]
+    )
     split_of_component = np.zeros(int(labels.max()) + 1, np.uint8)
     split_of_component[labels] = np.searchsorted(borders, positions, side="right")
     result: np.ndarray = split_of_component[components[group_ids]]

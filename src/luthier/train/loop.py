@@ -31,10 +31,11 @@ from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, logger
+from luthier.schedule import learning_rate, total_steps
 from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress, trainable
 from luthier.train.history import History
-from luthier.train.optimizer import adamw, learning_rate
+from luthier.train.optimizer import adamw
 
 OnStep = Callable[[str, int, int], None]
 
@@ -56,13 +57,7 @@ class Loop:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return total_steps(self.recipe, len(self.train_rows))
-
-
-def total_steps(recipe: Recipe, num_rows: int) -> int:
-    """Optimizer steps of a run over so many training rows."""
-    steps = max(1, round(recipe.train.epochs * num_rows / recipe.train.batch_size))
-    return min(steps, recipe.train.max_steps or steps)
+        return total_steps(self.recipe.train, len(self.train_rows))
 
 
 def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:

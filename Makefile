@@ -10,12 +10,13 @@ SETUP := $(VENV)/.installed
 .PHONY: demo test test-wheel check format schema lock golden bench docs clean
 .DEFAULT_GOAL := demo
 
+# Compiled on demand: Python does that faster for the few files that are imported than pip for all of them.
 # The stamp is written last, so that an install that was interrupted is taken up again by the next make.
 $(SETUP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Luthier needs Python 3.11 or newer, but $(PYTHON) is {v.major}.{v.minor}: make PYTHON=python3.11")'
 	@echo "Setting up $(VENV) with the versions of requirements.lock; a minute or two ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier import recipe
+from luthier import recipe, recipe_file
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -17,11 +17,11 @@ def test_schema_file_is_in_step():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipe_is_valid_and_points_at_the_schema(path):
-    loaded = recipe.load(path)
+    loaded = recipe_file.load(path)
     assert loaded.description
     first = path.read_text().partition("\n")[0]
     assert first == f"# yaml-language-server: $schema={os.path.relpath(RECIPES / 'schema.json', path.parent)}"
 
 
 def test_shipped_recipes_are_found_by_name():
-    assert {"demo", "line-completion", "instruction"} <= set(recipe.shipped_recipes())
+    assert {"demo", "line-completion", "instruction"} <= set(recipe_file.shipped_recipes())

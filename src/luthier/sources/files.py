@@ -180,7 +180,7 @@ class Files(Source):
 
         position = 0
         try:
-            with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
                 self._require_columns(file.schema_arrow.names, path)
                 groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
                 num_bytes = sum(group.total_byte_size for group in groups)

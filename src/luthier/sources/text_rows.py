@@ -95,8 +95,8 @@ def looks_binary(path: str) -> bool:
 class _ZstdReader(io.RawIOBase):
     """A zstd file as a stream, which raises where zstandard's own reader takes a cut-off frame for the end."""
 
-    # Small, because a block of 4 bytes may stand for 128 KiB: what one step decompresses stays under 32 MiB.
-    _STEP_BYTES = 1024
+    # Small, because a block of 4 bytes may stand for 128 KiB: what one step decompresses stays under 2 MiB.
+    _STEP_BYTES = 64
 
     def __init__(self, path: str) -> None:
         self._file = open(path, "rb")  # noqa: SIM115 - closed by close()

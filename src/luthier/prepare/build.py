@@ -6,6 +6,7 @@ is a few numbers (about 100 bytes).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import decimal
 import importlib.metadata
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-import luthier
 from luthier.errors import UserError
 from luthier.prepare.chunks import encode_chunks, num_workers
 from luthier.prepare.deduplicate import Copies, Deduplicator
@@ -95,15 +95,16 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
         options = getattr(recipe.data, name)
         if options is not None:
             source = build("source", options, f"recipe key data.{name}")
-            sources[name] = {**_described(options["type"], source), "fingerprint": source.fingerprint()}
-    package = Path(luthier.__file__).parent
+            with _reading(f"recipe key data.{name}"):
+                sources[name] = {**_described(options["type"], source), "fingerprint": source.fingerprint()}
+    package = Path(__file__).parents[1]
     return {
         "sources": sources,
         "task": _described(recipe.task["type"], build("task", recipe.task, "recipe key task")),
         "data": data,
         "tokenizer": tokenizer.hash(),
         "seed": recipe.seed,
-        "code": hash_folder(package, ("prepare/*.py", "encoding/*.py", "rows.py", "records.py")),
+        "code": hash_folder(package, ("prepare/*.py", "encoding/*.py", "sources/*.py", "rows.py", "records.py")),
         "rensa": importlib.metadata.version("rensa"),
     }
 
@@ -165,32 +166,33 @@ class _Preparation:
     def _read(self) -> Copies:
         """Streams all sources into the raw file, and finds the copies among the records."""
         data = self.recipe.data
-        deduplicator = Deduplicator(self.work, data.near_duplicates, data.near_duplicate_threshold)
-        with RawWriter(self.raw) as raw:
+        near, threshold = data.near_duplicates, data.near_duplicate_threshold
+        with Deduplicator(self.work, near, threshold) as deduplicator, RawWriter(self.raw) as raw:
             for rank, name in enumerate(("source", *_OWN_SOURCES.values())):
                 options = getattr(data, name)
-                if options is None:
-                    continue
-                for item in _records(options, f"data.{name}"):
+                for item in _records(options, f"recipe key data.{name}") if options is not None else ():
                     self.ledger.num_in["records"] += 1
-                    record = item if isinstance(item, Dropped) else _own_name(item, rank)
-                    plain = record if isinstance(record, Dropped) else _plain(record)
-                    if isinstance(plain, Dropped):
-                        self.ledger.drop("records", plain)
+                    if isinstance(item, Dropped):
+                        self.ledger.drop("records", item)
                         continue
-                    assert isinstance(record, Record)
+                    record = _own_name(item, rank)
+                    fields = _plain(record)
+                    if isinstance(fields, Dropped):
+                        self.ledger.drop("records", fields)
+                        continue
                     self.ids.append(stable_hash(record.id))
                     self.groups.append(stable_hash(record.group))
                     self.ranks.append(rank)
-                    if raw.add(record, plain, self.task.duplicate_text(record)):
+                    if raw.add(record, fields, self.task.duplicate_text(record)):
                         deduplicator.add(raw.flush())
                         self.report("reading", self.ledger.num_in["records"], None)
             deduplicator.add(raw.flush())
-        self.report("reading", len(self.ids), len(self.ids))
-        self._refuse_twice(np.array(self.ids), [self.raw], "record", "recipe key data.source")
-        return deduplicator.find(
-            np.array(self.ranks), lambda done, total: self.report("duplicates", done, total)
-        )
+            raw.close()
+            self._refuse_twice(np.array(self.ids), [self.raw], "record", "recipe key data.source")
+            self.report("reading", len(self.ids), len(self.ids))
+            return deduplicator.find(
+                np.array(self.ranks), lambda done, total: self.report("duplicates", done, total)
+            )
 
     def _choose(self, copies: Copies) -> tuple[np.ndarray, np.ndarray]:
         """Which records are kept, bool, and the split of each, uint8; shape (num_records,) both."""
@@ -341,11 +343,15 @@ class RawWriter:
         self._texts: list[str] = []
         self._num_chars = 0
 
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.close()
+
     def __enter__(self) -> RawWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        self.close()
 
     def add(self, record: Record, fields: str, text: str) -> bool:
         """Takes one record; True when the chunk is full."""
@@ -364,15 +370,20 @@ class RawWriter:
         return texts
 
 
-def _records(options: dict[str, Any], where: str) -> Iterator[Record | Dropped]:
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turns a system error of a source, apart from those of writing, into one that says so."""
     try:
-        yield from build("source", options, f"recipe key {where}").records()
-    except OSError as error:  # apart from the errors of writing
+        yield
+    except OSError as error:
         raise UserError(
-            f"cannot read: {error.strerror or error}",
-            str(error.filename or f"recipe key {where}"),
-            "name what can be read",
+            f"cannot read: {error.strerror or error}", str(error.filename or where), "name what can be read"
         ) from error
+
+
+def _records(options: dict[str, Any], where: str) -> Iterator[Record | Dropped]:
+    with _reading(where):
+        yield from build("source", options, where).records()
 
 
 def _own_name(record: Record, rank: int) -> Record:

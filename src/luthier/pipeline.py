@@ -185,14 +185,16 @@ def report(
     """The curves and the page, of whatever the run folder holds by now."""
     from luthier.models.load import load_tokenizer
     from luthier.report import curves, page
-    from luthier.rows import Rows, shown
+    from luthier.rows import Rows
 
     recipe, place = _open(recipe, overrides, folder)
     with user_disk_errors(place.path):
         curves.draw(place, recipe.report.smoothing_window)
-        rows = Rows(place.rows("train")) if place.rows("train").is_file() else None
-        examples = [shown(rows.row(0), load_tokenizer(recipe.model))] if rows else []
-        page.write(place, recipe, rows_shown=examples)
+        shown = []
+        if place.rows("train").is_file():
+            row = Rows(place.rows("train")).row(0)
+            shown = [page.ShownRow(row, load_tokenizer(recipe.model).pieces(row.input_ids))]
+        page.write(place, recipe, rows_shown=shown)
     return place
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = ("train", "eval", "test")
 Trim = Literal["never", "left", "right", "drop"]
@@ -100,9 +103,9 @@ class Row:
 
     id: str
     group: str
-    input_ids: Sequence[int]
-    loss_weights: Sequence[float]
-    span_ids: Sequence[int]
+    input_ids: NDArray[np.int32]
+    loss_weights: NDArray[np.float32]
+    span_ids: NDArray[np.int16]
     span_names: Sequence[str]
     num_prompt_tokens: int
     target: str

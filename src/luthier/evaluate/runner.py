@@ -16,7 +16,7 @@ from luthier import registry
 from luthier.encoding.batches import collate, micro_batches
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate.significance import compare
-from luthier.models.forward import head_is_plain, token_scores
+from luthier.models.forward import TokenScores, head_is_plain, token_scores
 from luthier.models.generate import generate
 from luthier.recipe import Recipe
 from luthier.records import Row
@@ -139,16 +139,17 @@ def _losses(
         if plain is None:
             plain = not head_is_plain(model, collate([rows[group[0]]], pad_id=0).to(model.device))
         scores = token_scores(model, batch, plain=plain)
-
-        def sums(values: torch.Tensor, scores: Any = scores, size: int = len(group)) -> list[float]:
-            total = torch.zeros(size, dtype=torch.float64, device=values.device)
-            return total.index_add_(0, scores.rows_N, values.double()).tolist()  # type: ignore[no-any-return]
-
         columns = {
-            "loss_nats": sums(scores.nll_N),
-            "weighted_nats": sums(scores.nll_N * scores.weights_N),
-            "weight": sums(scores.weights_N),
-            "num_tokens": [int(n) for n in sums(torch.ones_like(scores.nll_N))],
-            "num_correct": [int(n) for n in sums(scores.correct_N)],
+            "loss_nats": _by_row(scores.nll_N, scores, len(group)),
+            "weighted_nats": _by_row(scores.nll_N * scores.weights_N, scores, len(group)),
+            "weight": _by_row(scores.weights_N, scores, len(group)),
+            "num_tokens": [int(n) for n in _by_row(torch.ones_like(scores.nll_N), scores, len(group))],
+            "num_correct": [int(n) for n in _by_row(scores.correct_N, scores, len(group))],
         }
         yield group, [{name: column[i] for name, column in columns.items()} for i in range(len(group))]
+
+
+def _by_row(values_N: torch.Tensor, scores: TokenScores, num_rows: int) -> list[float]:
+    total_B = torch.zeros(num_rows, dtype=torch.float64, device=values_N.device)
+    sums: list[float] = total_B.index_add_(0, scores.rows_N, values_N.double()).tolist()
+    return sums

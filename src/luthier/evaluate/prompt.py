@@ -1,0 +1,64 @@
+"""What base or tuned model makes of a prompt that a person typed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from luthier import recipe as recipes
+from luthier.encoding.encode import encode_prompt
+from luthier.errors import UserError
+from luthier.evaluate.runner import without_adapter
+from luthier.models.generate import Output, generate
+from luthier.models.load import load_model, load_tokenizer, load_trained
+from luthier.recipe import Recipe
+from luthier.records import Example
+from luthier.run_folder import RunFolder
+from luthier.tasks import Task
+
+
+def complete(
+    recipe: Recipe, run: RunFolder, text: str, *, base: bool = False, max_new_tokens: int | None = None
+) -> Output:
+    """The continuation of a prompt, which goes through the task and the encoder just as a row's context does.
+
+    Args:
+        recipe: The run's.
+        run: Its folder, with a trained adapter or model unless ``base``.
+        text: The prompt.
+        base: Whether the model as it was before training answers.
+        max_new_tokens: Where it is cut off; ``evaluate.max_new_tokens`` if not given.
+
+    Raises:
+        UserError: Nothing was trained yet, or the prompt gives no token.
+    """
+    if not base and run.result() is None:
+        raise UserError(
+            "there are no trained weights yet",
+            str(run.path),
+            "run `luthier train`, or add --base to ask the model as it was",
+        )
+    tokenizer = load_tokenizer(recipe.model)
+    task: Task = recipes.build("task", recipe.task, "recipe key task")
+    example = Example("prompt", task.prompt(text, tokenizer), "prompt")
+    try:
+        ids = encode_prompt(example, tokenizer, recipe.data.max_length)
+    except ValueError as error:
+        raise UserError(
+            str(error), "the prompt", "give another; data.max_length is its limit in tokens"
+        ) from error
+    if base and (recipe.model.adapter is None or run.result() is None):
+        untrained = load_model(recipe.model, len(tokenizer), training=False, seed=recipe.seed)
+        lent: AbstractContextManager[Any] = nullcontext(untrained)
+    else:
+        tuned = load_trained(recipe.model, run, len(tokenizer))
+        lent = without_adapter(tuned) if base else nullcontext(tuned)
+    with lent as model:
+        (output,) = generate(
+            model,
+            tokenizer,
+            [ids],
+            max_new_tokens=max_new_tokens or recipe.evaluate.max_new_tokens,
+            stop_pattern=task.stop_pattern,
+        )
+    return output

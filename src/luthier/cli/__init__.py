@@ -1,0 +1,528 @@
+"""The command line: parsing and printing only. What a verb does lies in ``luthier.pipeline`` and the stages.
+
+Modules that load torch are imported inside the verbs, so that help and mistakes come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+from typer.core import TyperGroup
+from typer.exceptions import Abort, Exit, TyperException
+
+from luthier.cli import screen
+from luthier.errors import UserError
+from luthier.run_folder import RunFolder, write_text
+
+_STAGES = "Stages"
+_LOOK = "Look at a run"
+_START = "Start"
+
+
+class _Verbs(TyperGroup):
+    """Turns what a verb raises into words and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the verb."""
+        with screen.messages() as console:
+            try:
+                return super().invoke(ctx)
+            except (TyperException, Exit, Abort):  # mistakes on the command line itself, and ends by choice
+                raise
+            except BaseException as error:
+                from luthier.cli import failures
+
+                code = failures.tell(error, console, debug=ctx.params.get("debug", False))
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    name="luthier",
+    cls=_Verbs,
+    help="Fine-tune code language models, and prove before any time is spent that the run can work.\n\n"
+    "[dim]$[/] luthier run demo                        [dim]all of it, with the embedded model[/]\n\n"
+    "[dim]$[/] luthier init line-completion            [dim]a recipe to start from[/]\n\n"
+    "[dim]$[/] luthier check my.yaml train.epochs=2    [dim]can this run work?[/]",
+    epilog="Exit codes: 0 done, 1 a finding or gate says no, 2 a mistake in the input, 3 a defect of luthier.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A YAML file, a shipped recipe (`luthier list recipes`), or a run folder."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to set: train.epochs=2", show_default=False),
+]
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--run", metavar="DIR", help="The run folder; runs/NAME if not given.", show_default=False),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        import luthier
+
+        typer.echo(f"luthier {luthier.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _luthier(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", envvar="LUTHIER_DEBUG")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> tuple[Any, RunFolder]:
+    """The recipe and the run folder that a verb is about; a run folder stands for the recipe in it."""
+    from luthier import recipe_file
+
+    place = Path(target)
+    if place.is_dir():
+        if not (place / "recipe.yaml").is_file():
+            raise UserError(
+                f"the folder {target} holds no recipe.yaml, so it is no run",
+                target,
+                "name a recipe or a run folder",
+            )
+        return recipe_file.load(place / "recipe.yaml", overrides or ()), RunFolder(run or place)
+    recipe = recipe_file.load(target, overrides or ())
+    return recipe, RunFolder(run or Path("runs") / recipe.name)
+
+
+def _stage(name: str, target: str, overrides: Sequence[str] | None, run: Path | None) -> RunFolder:
+    """Runs a stage of the pipeline with progress; a failure says what is saved."""
+    recipe, place = _opened(target, overrides, run)
+    from luthier import pipeline
+
+    stage: Callable[..., RunFolder] = getattr(pipeline, name)
+    try:
+        with screen.progress() as progress:
+            return stage(recipe, folder=place.path, progress=progress)
+    except BaseException as error:
+        from luthier.cli.failures import saved
+
+        if note := saved(place):
+            error.add_note(note)
+        raise
+
+
+@app.command(rich_help_panel=_STAGES)
+def run(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None) -> None:
+    """Do all of it: prepare, check, train, evaluate, report.
+
+    What is finished and unchanged is not done again; after an interruption the same command goes on.
+
+    [dim]$[/] luthier run demo --run runs/demo
+
+    [dim]$[/] luthier run my.yaml train.epochs=2 data.max_length=256
+    """
+    from luthier.cli import tables
+
+    place = _stage("run", recipe, overrides, run)
+    console = screen.out()
+    tables.trained(place, console)
+    tables.evaluated(place, console)
+    _say_report(place)
+
+
+@app.command(rich_help_panel=_STAGES)
+def prepare(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None) -> None:
+    """Make rows of the raw material, with a ledger of what was kept, dropped and trimmed.
+
+    [dim]$[/] luthier prepare my.yaml
+    """
+    from luthier.cli import tables
+
+    tables.prepared(_stage("prepare", recipe, overrides, run), screen.out())
+
+
+@app.command(rich_help_panel=_STAGES)
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: RunOption = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: ok, findings, passed, skipped.")
+    ] = False,
+) -> None:
+    """Say before any training whether the run can work. Exit code 1 if not.
+
+    [dim]$[/] luthier check my.yaml
+
+    [dim]$[/] luthier check my.yaml --json | jq .findings
+    """
+    from luthier.cli import tables
+    from luthier.run_folder import read_json
+
+    place = _stage("check", recipe, overrides, run)
+    if json:
+        sys.stdout.write(place.findings.read_text(encoding="utf-8"))
+    else:
+        tables.checked(place, screen.out())
+    if not read_json(place.findings)["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=_STAGES)
+def train(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None) -> None:
+    """Train; prepares and checks first, and does not start on an error that is not waived.
+
+    [dim]$[/] luthier train my.yaml
+
+    [dim]$[/] luthier train my.yaml 'check.waive=[split-overlap]'
+    """
+    from luthier.cli import tables
+
+    tables.trained(_stage("train", recipe, overrides, run), screen.out())
+
+
+@app.command(rich_help_panel=_STAGES)
+def evaluate(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None) -> None:
+    """Compare base and tuned model on the same rows, with intervals; trains first if need be.
+
+    [dim]$[/] luthier evaluate my.yaml evaluate.batch_size=8
+    """
+    from luthier.cli import tables
+
+    tables.evaluated(_stage("evaluate", recipe, overrides, run), screen.out())
+
+
+@app.command(rich_help_panel=_STAGES)
+def report(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None) -> None:
+    """Draw the curves and write the page, of whatever the run folder holds by now.
+
+    [dim]$[/] luthier report runs/demo
+    """
+    _say_report(_stage("report", recipe, overrides, run))
+
+
+def _say_report(place: RunFolder) -> None:
+    screen.out().print(Text(screen.safe(f"report: {place.report}")), soft_wrap=True)
+
+
+@app.command(rich_help_panel=_LOOK)
+def show(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: RunOption = None,
+    split: Annotated[str, typer.Option(help="train, eval or test.")] = "train",
+    rows: Annotated[int, typer.Option(min=1, help="How many rows, from the first.")] = 3,
+    row: Annotated[
+        str | None, typer.Option(metavar="ID", help="One row by its id.", show_default=False)
+    ] = None,
+) -> None:
+    """Show rows as the model sees them: tokens, what is trained, what was cut. Prepares first if need be.
+
+    [dim]$[/] luthier show my.yaml --split test --rows 5
+
+    [dim]$[/] luthier show runs/demo --row os.py#3
+    """
+    from luthier.cli import show as showing
+    from luthier.records import SPLITS
+
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}", "--split", f"one of: {', '.join(SPLITS)}")
+    read, place = _opened(recipe, overrides, run)
+    if not place.manifest.is_file() or not Path(recipe).is_dir():
+        place = _stage("prepare", recipe, overrides, run)
+    from luthier.models.load import load_tokenizer
+    from luthier.rows import Rows
+
+    data = Rows(place.rows(split))
+    indices: Sequence[int] = range(min(rows, len(data)))
+    if row is not None:
+        indices = [index for index, name in enumerate(data.column("id").to_pylist()) if name == row]
+        if not indices:
+            raise UserError(
+                f"the {split} split has no row {row!r}",
+                "--row",
+                "name an id as `luthier show` prints it, or another --split",
+            )
+    tokenizer = load_tokenizer(read.model)
+    console = screen.out()
+    showing.legend(console)
+    for index in indices:
+        one = data.row(index)
+        showing.row(f"{split}[{index}]", one, tokenizer.pieces(one.input_ids), console)
+
+
+@app.command(rich_help_panel=_LOOK)
+def generate(
+    run: RunArgument,
+    prompt: Annotated[
+        str | None, typer.Option(help="The prompt; standard input if not given.", show_default=False)
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file with the prompt.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Where it is cut off.", show_default=False)
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the model as it was before training.")] = False,
+) -> None:
+    """Let the tuned model go on from a prompt, which is encoded just as in training.
+
+    [dim]$[/] luthier generate runs/demo --prompt 'def main(argv):'
+
+    [dim]$[/] head -40 file.py | luthier generate runs/demo --base
+    """
+    recipe, place = _opened(str(run), None, None)
+    text = _prompt(prompt, prompt_file)
+    from luthier.evaluate.prompt import complete
+
+    output = complete(recipe, place, text, base=base, max_new_tokens=max_new_tokens)
+    sys.stdout.write(screen.safe(output.text).removesuffix("\n") + "\n")
+    if not output.ended:
+        screen.err().print(Text("(cut off: --max-new-tokens)", "dim"))
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise UserError("two prompts are given", "--prompt and --prompt-file", "keep one")
+    if prompt is not None:
+        return prompt
+    try:
+        return (
+            file.read_text(encoding="utf-8") if file is not None else sys.stdin.buffer.read().decode("utf-8")
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        where = str(file) if file is not None else "standard input"
+        raise UserError(
+            f"the prompt cannot be read: {error}", where, "give readable text in UTF-8"
+        ) from error
+
+
+@app.command(rich_help_panel=_LOOK)
+def status(run: RunArgument) -> None:
+    """Say where a run stands, also while it runs: step, loss, time left, findings.
+
+    [dim]$[/] luthier status runs/demo
+    """
+    from luthier.cli.status import lines
+
+    said = lines(RunFolder(run))
+    console = screen.out()
+    for label, text in said:
+        console.print(Text.assemble((f"{label:10}", "bold"), "  ", screen.safe(text)), soft_wrap=True)
+
+
+class _Requirement(StrEnum):
+    better = "better"
+    not_worse = "not-worse"
+
+
+@app.command(rich_help_panel=_LOOK)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN RUN...", help="Evaluated runs; the others are tested against the first."),
+    ],
+    require: Annotated[
+        _Requirement | None,
+        typer.Option(help="Exit with 1 unless each run is that, against the first.", show_default=False),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="The metric that --require is about.")] = "bits_per_byte",
+) -> None:
+    """Lay runs side by side, with paired tests of each against the first.
+
+    [dim]$[/] luthier compare runs/one runs/two
+
+    [dim]$[/] luthier compare runs/old runs/new --require better --metric exact_match
+    """
+    from luthier.evaluate import significance
+    from luthier.report import compare as comparing
+
+    result = comparing.compare(
+        [RunFolder(path) for path in runs], lambda rows: significance.compare(rows, 10_000, 0)
+    )
+    console = screen.out()
+    for part in comparing.tables(result):
+        console.print(part)
+    for note in result.notes:
+        console.print(Text(screen.safe(note), "yellow"), soft_wrap=True)
+    if require is not None:
+        _require(require, metric, result.against_first, [str(path) for path in runs[1:]])
+
+
+def _require(requirement: _Requirement, metric: str, tests: dict[str, list[Any]], names: list[str]) -> None:
+    from luthier.errors import Refused
+
+    if metric not in tests:
+        raise UserError(f"the runs have no metric {metric!r}", "--metric", f"one of: {', '.join(tests)}")
+    wanted = ("better",) if requirement is _Requirement.better else ("better", "unclear")
+    failed = {
+        name: test["verdict"] if test else "not tested"
+        for name, test in zip(names, tests[metric], strict=True)
+        if not test or test["verdict"] not in wanted
+    }
+    if failed:
+        said = ", ".join(f"{name}: {word}" for name, word in failed.items())
+        raise Refused(
+            f"not {requirement.value} than the first run on {metric}: {said}",
+            "--require",
+            "see the table above; more test rows narrow the intervals",
+        )
+
+
+@app.command(rich_help_panel=_LOOK)
+def merge(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist.")],
+) -> None:
+    """Write the tuned model as a plain model folder that transformers loads alone.
+
+    [dim]$[/] luthier merge runs/demo models/demo
+    """
+    recipe, place = _opened(str(run), None, None)
+    from luthier.models.merge import merge as merge_into
+
+    merge_into(recipe.model, place, out)
+
+
+class _Kinds(StrEnum):
+    tasks = "tasks"
+    sources = "sources"
+    metrics = "metrics"
+    checks = "checks"
+    models = "models"
+    recipes = "recipes"
+
+
+@app.command("list", rich_help_panel=_START)
+def list_(
+    kind: Annotated[_Kinds | None, typer.Argument(help="Only these.", show_default=False)] = None,
+) -> None:
+    """List what a recipe can name, plug-ins included, with a line each.
+
+    [dim]$[/] luthier list
+
+    [dim]$[/] luthier list checks
+    """
+    from luthier import recipe_file, registry
+    from luthier.cli import tables
+
+    rows: list[tuple[str, str, str]] = []
+    for one in [kind] if kind else _Kinds:
+        name = one.value.removesuffix("s")
+        if one is _Kinds.recipes:
+            rows += [
+                (name, known, recipe_file.load(file).description)
+                for known, file in recipe_file.shipped_recipes().items()
+            ]
+        else:
+            rows += [
+                (name, known, registry.summary(entry)) for known, entry in registry.registered(name).items()
+            ]
+    tables.listing(rows, screen.out())
+
+
+@app.command(rich_help_panel=_START)
+def init(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task (`luthier list tasks`).")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="The recipe; TASK.yaml if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a commented recipe for a task, with every key, and the schema for editors beside it.
+
+    [dim]$[/] luthier init line-completion
+
+    [dim]$[/] luthier init instruction recipes/chat.yaml
+    """
+    import json
+
+    from luthier.cli import starter
+    from luthier.recipe import schema
+    from luthier.run_folder import user_disk_errors
+
+    path = file or Path(f"{task.rpartition('@')[2]}.yaml")
+    text = starter.recipe_for(task, str(path))
+    if path.exists() or path.is_symlink():
+        raise UserError(
+            f"{path} exists, and is not overwritten", str(path), f"name another: luthier init {task} FILE"
+        )
+    with user_disk_errors(path):
+        write_text(
+            path.parent / starter.SCHEMA_FILE, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+        )
+        write_text(path, text)
+    screen.err().print(
+        Text(screen.safe(f"{path} is written; edit it, then: luthier check {path}")), soft_wrap=True
+    )
+
+
+@app.command(rich_help_panel=_START)
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors.
+
+    [dim]$[/] luthier schema > luthier-schema.json
+    """
+    import json
+
+    from luthier import recipe
+
+    typer.echo(json.dumps(recipe.schema(), indent=1, ensure_ascii=False))
+
+
+@app.command(rich_help_panel=_START)
+def explain(
+    check: Annotated[str, typer.Argument(metavar="CHECK", help="A check (`luthier list checks`).")],
+) -> None:
+    """Explain a check: what it looks at, why, and what to do.
+
+    [dim]$[/] luthier explain prompt-parity
+    """
+    import inspect
+
+    from luthier import registry
+
+    entry = registry.lookup("check", check, "luthier explain")
+    module = sys.modules[entry.__module__].__doc__
+    console = screen.out()
+    console.print(Text(check, "bold"))
+    for text in (inspect.getdoc(entry), module and inspect.cleandoc(module)):
+        if text:
+            console.print()
+            console.print(Text(screen.safe(text).replace("``", "`")), soft_wrap=True)
+
+
+@app.command(hidden=True)
+def launch(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Run on several processes or machines: not there yet."""
+    raise UserError(
+        f"{processes} processes cannot be launched yet: luthier trains in one process",
+        "luthier launch",
+        f"luthier run {recipe}",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 1 a finding or gate says no, 2 a mistake, 3 a defect of luthier."""
+    screen.shield()
+    app(args=None if arguments is None else list(arguments), prog_name="luthier")

@@ -1,0 +1,113 @@
+"""From exceptions to what a person reads, and the exit code: 1 a gate says no, 2 a mistake, 3 our defect."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+from rich.console import Console
+from rich.text import Text
+
+from luthier.cli.screen import safe
+from luthier.errors import Refused, UserError, UserErrors
+from luthier.run_folder import RunFolder, logger
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# For these the machine or its settings are at fault, not our code.
+_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.ESTALE, errno.ENODEV, errno.ENXIO),
+}
+
+
+def tell(error: BaseException, console: Console, *, debug: bool) -> int:
+    """Prints what went wrong, logs all of it, and returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader has gone, as `head` does: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    known = error if isinstance(error, Refused) else as_user_error(error)
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, KeyboardInterrupt):
+        code, log = 1, "interrupted"
+        console.print(Text("interrupted", "bold red"))
+    elif known is None:
+        code, log = 3, trace
+        _print_defect(error, console)
+    else:
+        code, log = 1 if isinstance(known, Refused) else 2, str(known)
+        for one in known.errors if isinstance(known, UserErrors) else (known,):
+            console.print(Text(safe(one.what), "bold red"), soft_wrap=True)
+            console.print(Text.assemble(("  where: ", "bold"), safe(one.where)), soft_wrap=True)
+            console.print(Text.assemble(("  fix:   ", "bold"), safe(one.fix)), soft_wrap=True)
+        if known is not error:
+            log = f"{log}\n{trace}"  # it was not raised as a mistake: keep where it came from
+    if debug:
+        console.print(Text(safe(trace)), soft_wrap=True)
+    for note in getattr(error, "__notes__", ()):
+        log += f"\n{note}"
+        console.print(Text(safe(note)), soft_wrap=True)
+    logger.error("%s", log, extra={"only_log": True})
+    return code
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """The mistake, or the machine's limit, that an exception stands for; None if it is a defect of ours."""
+    if isinstance(error, UserError):
+        return error
+    text = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    ):
+        return UserError(
+            f"memory is used up: {text.partition(chr(10))[0] or 'no more could be had'}",
+            "this machine",
+            "lower train.micro_batch_tokens, evaluate.batch_size or data.num_workers, or end other programs",
+        )
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return UserError(
+            f"the disk is full: {error.strerror}",
+            str(error.filename or os.getcwd()),
+            "free some space, or name another folder with --run; finished stages are kept and not done again",
+        )
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        return UserError(
+            f"cannot read or write: {error.strerror}",
+            str(error.filename or os.getcwd()),
+            "name what can be read, or a folder that can be written",
+        )
+    return None
+
+
+def _print_defect(error: BaseException, console: Console) -> None:
+    logs = [str(getattr(handler, "baseFilename", "")) for handler in logger.handlers]
+    log = next(filter(None, logs), None)
+    console.print(Text("this is a defect of luthier, not of your input", "bold red"))
+    console.print(Text(safe(f"  what:  {type(error).__name__}: {error}".rstrip(": "))), soft_wrap=True)
+    place = f"the traceback is in {os.path.relpath(log)}" if log else "there is no run folder yet"
+    console.print(Text(safe(f"  where: {place}")), soft_wrap=True)
+    console.print(
+        "  fix:   run `luthier --debug ...` to see the traceback, and send it to the project", soft_wrap=True
+    )
+
+
+def saved(run: RunFolder) -> str:
+    """What a run that failed has finished, and how to go on."""
+    steps = [path for path in run.checkpoints.glob("step-*") if path.name[5:].isdigit()]
+    newest = max(steps, key=lambda path: int(path.name[5:]), default=None)
+    finished = {
+        "rows": run.manifest,
+        "findings": run.findings,
+        "checkpoint": newest,
+        "trained weights": run.result(),
+        "predictions": run.predictions,
+        "scores": run.scores,
+        "page": run.report,
+    }
+    there = [
+        f"{name} ({path.relative_to(run.path)})" for name, path in finished.items() if path and path.exists()
+    ]
+    if not there:
+        return ""
+    return f"saved in {run.path}: {', '.join(there)}\nto go on, give the same command again: what is finished and unchanged is not done again"

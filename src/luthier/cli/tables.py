@@ -1,0 +1,196 @@
+"""What a stage has found out, as tables: read from the files of the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from luthier.cli.screen import duration, safe
+from luthier.records import SPLITS
+from luthier.run_folder import RunFolder, read_json, read_jsonl
+
+_SEVERITY = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+_SIGNS = {"error": "✗", "warning": "!", "note": "·"}
+
+
+def table(console: Console, *columns: str, title: str | None = None, right: Iterable[int] = ()) -> Table:
+    """An empty table; without lines around it where there is no terminal."""
+    result = Table(
+        box=box.SIMPLE_HEAD if console.is_terminal else None,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
+    for index, name in enumerate(columns):
+        result.add_column(
+            name, justify="right" if index in set(right) else "left", no_wrap=not console.is_terminal
+        )
+    return result
+
+
+def cells(*values: object) -> list[Text]:
+    """Values as cells that hold no markup and no control characters."""
+    return [value if isinstance(value, Text) else Text(safe(str(value))) for value in values]
+
+
+def prepared(run: RunFolder, console: Console) -> None:
+    """Rows by split, what was dropped and what was trimmed."""
+    ledger = read_json(run.ledger)
+    splits = table(
+        console, "split", "rows", "groups", "tokens", "trained", "median length", "longest", right=range(1, 7)
+    )
+    for name in SPLITS:
+        if facts := ledger["splits"].get(name):
+            length = facts["length"]
+            trained = f"{facts['trained_tokens'] / facts['tokens']:.0%}" if facts["tokens"] else "-"
+            counts = (f"{facts[key]:,}" for key in ("rows", "groups", "tokens"))
+            splits.add_row(*cells(name, *counts, trained, length["p50"], length["max"]))
+    console.print(splits)
+    dropped = table(console, "dropped", "reason", "count", "held against the budget", right=(2,))
+    for level in ("records", "rows"):
+        for reason, entry in sorted(ledger[level]["dropped"].items(), key=lambda item: -item[1]["count"]):
+            budgeted = "yes" if entry["budgeted"] else "no, by a rule"
+            dropped.add_row(*cells(level, reason, f"{entry['count']:,}", budgeted))
+    if dropped.row_count:
+        console.print(dropped)
+    for name in SPLITS:
+        for span, cut in ledger["splits"].get(name, {}).get("trimmed", {}).items():
+            console.print(
+                Text(safe(f"trimmed: {cut['tokens']:,} tokens of {span} in {cut['rows']:,} {name} rows"))
+            )
+    records, rows = ledger["records"], ledger["rows"]
+    console.print(
+        f"{records['in']:,} records in, {records['kept']:,} kept; {rows['in']:,} rows made, {rows['kept']:,} kept; "
+        f"{ledger['drop_share']:.1%} dropped of a budget of {ledger['drop_budget']:.0%}"
+    )
+
+
+def checked(run: RunFolder, console: Console) -> None:
+    """Findings, worst first, and how many checks passed or were skipped."""
+    result = read_json(run.findings)
+    for finding in result["findings"]:
+        severity, style = finding["severity"], _SEVERITY[finding["severity"]]
+        waived = " (waived)" if severity == "error" and finding["check"] in result["waived"] else ""
+        head = Text.assemble((f"{_SIGNS[severity]} {severity}{waived} ", style), (finding["check"], "bold"))
+        console.print(head, soft_wrap=True)
+        console.print(Text(safe(f"  {finding['what']}")), soft_wrap=True)
+        console.print(Text.assemble(("  where: ", "bold"), safe(finding["where"])), soft_wrap=True)
+        console.print(Text.assemble(("  fix:   ", "bold"), safe(finding["fix"])), soft_wrap=True)
+    for skip in result["skipped"]:
+        console.print(
+            Text.assemble("- skipped ", (skip["check"], "bold"), safe(f": {skip['why']}")), soft_wrap=True
+        )
+    count = {s: sum(f["severity"] == s for f in result["findings"]) for s in _SEVERITY}
+    verdict = Text("ok", "bold green") if result["ok"] else Text("not ok", "bold red")
+    console.print(
+        Text.assemble(
+            verdict,
+            f": {count['error']} errors, {count['warning']} warnings, {count['note']} notes; "
+            f"{len(result['passed'])} checks passed, {len(result['skipped'])} skipped",
+        )
+    )
+
+
+def trained(run: RunFolder, console: Console) -> None:
+    """First, last and best losses."""
+    history = read_jsonl(run.history)
+    steps = [row for row in history if "loss" in row]
+    evals = [row for row in history if "eval" in row]
+    best = next((row for row in reversed(evals) if row["eval"].get("best")), None)
+    losses = table(console, "loss (nats)", "first", "last", "best", "best at step", right=range(1, 5))
+    if steps:
+        low = min(steps, key=lambda row: float(row["loss"]))
+        values = (steps[0]["loss"], steps[-1]["loss"], low["loss"])
+        losses.add_row(*cells("train", *(f"{value:.4f}" for value in values), low["step"]))
+    if evals:
+        chosen = best or evals[-1]
+        values = (evals[0]["eval"]["loss"], evals[-1]["eval"]["loss"], chosen["eval"]["loss"])
+        losses.add_row(*cells("eval", *(f"{value:.4f}" for value in values), chosen["step"]))
+    console.print(losses)
+    if steps:
+        last = steps[-1]
+        result = run.result()
+        console.print(
+            f"{last['step']:,} steps, {last['tokens']:,} tokens, {duration(last['seconds'])}"
+            + (f"; result: {result}" if result else ""),
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def evaluated(run: RunFolder, console: Console) -> None:
+    """Base against tuned, with intervals and plain words."""
+    scores = read_json(run.scores)
+    title = f"{scores['num_rows']:,} {scores['split']} rows in {scores['num_groups']:,} groups"
+    result = table(
+        console,
+        "metric",
+        "base",
+        "tuned",
+        "difference",
+        "95% interval",
+        "tuned is",
+        title=title,
+        right=range(1, 5),
+    )
+    first = ("bits_per_byte", "exact_match", "edit_similarity", "token_accuracy")
+    names = [*(n for n in first if n in scores["metrics"]), *(n for n in scores["metrics"] if n not in first)]
+    for name in names:
+        metric = scores["metrics"][name]
+        share = metric["unit"] == "share"
+        ends = [_figure(end, share, sign=True) for end in metric["interval"] or ()]
+        result.add_row(
+            *cells(
+                name + (" (nats)" if metric["unit"] == "nats" else ""),
+                _figure(metric["base"], share),
+                _figure(metric["tuned"], share),
+                _figure(metric["difference"], share, sign=True),
+                " to ".join(ends) or "-",
+                verdict(metric),
+            )
+        )
+    console.print(result)
+    for name, test in scores.get("mcnemar", {}).items():
+        text = (
+            f"{name}: {test['only_tuned']} rows right only when tuned, {test['only_base']} only before; "
+            f"McNemar p = {test['p_value']:.2g}"
+        )
+        console.print(Text(safe(text)))
+
+
+def verdict(metric: Mapping[str, Any]) -> Text:
+    """``better`` or ``worse`` only when the interval of the difference excludes zero."""
+    if metric["interval"] is None:
+        return Text("too few groups to tell", "dim")
+    low, high = metric["interval"]
+    if low <= 0 <= high:
+        return Text("no clear difference", "dim")
+    better = (low > 0) == (metric["better"] == "higher")
+    return Text("better", "bold green") if better else Text("worse", "bold red")
+
+
+def _figure(value: float | None, share: bool, *, sign: bool = False) -> str:
+    if value is None:
+        return "-"
+    plus = "+" if sign else ""
+    return f"{100 * value:{plus}.1f}%" if share else f"{value:{plus}.4f}"
+
+
+def listing(rows: Iterable[tuple[str, str, str]], console: Console) -> None:
+    """Kind, name and summary of registered things, a line each."""
+    rows = list(rows)
+    if console.is_terminal:
+        result = table(console, "kind", "name", "what it is")
+        for kind, name, summary in rows:
+            result.add_row(*cells(kind, Text(name, "bold"), summary))
+        console.print(result)
+        return
+    width = max((len(name) for _, name, _ in rows), default=0)
+    for kind, name, summary in rows:
+        console.print(Text(safe(f"{kind:6}  {name:{width}}  {summary}".rstrip())), soft_wrap=True)

@@ -28,7 +28,7 @@ class UserErrors(UserError):
     """Several mistakes found in one go (a recipe reports all of its problems at once)."""
 
     def __init__(self, errors: Iterable[UserError]) -> None:
-        self.errors = tuple(errors)
+        self.errors = tuple(one for error in errors for one in getattr(error, "errors", (error,)))
         first = self.errors[0]
         super().__init__(first.what, first.where, first.fix)
 

@@ -195,7 +195,7 @@ class Report(Options):
 class Recipe(Options):
     """A whole run: what is learned from what, by which model, how."""
 
-    name: str = Field("run", pattern=r"^[\w.-]+$")
+    name: str = Field("run", pattern=r"^\w[\w.-]*$")
     """Short name; names the default run folder ``runs/NAME``."""
     description: str = ""
     """One line for lists and the report."""
@@ -217,6 +217,7 @@ class Recipe(Options):
     """The page."""
 
 
+_SCALARS = ("str", "int", "float", "bool")  # pydantic's names of a union's plain branches
 COMMAND_LINE = 0  # stands in for the line of a key that was given as key=value
 
 # The places of a recipe that hold a registered thing: key path -> kind.
@@ -241,7 +242,7 @@ def place_of(path: Iterable[Any], file: str, line: int | None) -> str:
 
 
 def validate(
-    tree: Mapping[str, Any],
+    given: Mapping[str, Any],
     lines: Mapping[tuple[str, ...], int] | None = None,
     file: str = "recipe",
     errors: Sequence[UserError] = (),
@@ -253,7 +254,12 @@ def validate(
     """
     lines = lines or {}
     problems = list(errors)
-    tree = json.loads(json.dumps(tree, default=str))  # an own copy, of plain values
+    try:
+        tree: dict[str, Any] = json.loads(json.dumps(given, default=str))  # an own copy, of plain values
+    except (TypeError, ValueError, RecursionError) as error:  # a date as a key, a number of 5,000 digits
+        raise UserErrors(
+            [*problems, UserError(f"no plain keys and values: {error}", file, "use text as keys")]
+        ) from error
     recipe = None
     try:
         recipe = Recipe.model_validate(tree)
@@ -282,10 +288,9 @@ def validate(
             )
             built = entry(**{key: value for key, value in options.items() if key != "type"})
             options.update(built.model_dump(mode="json"))
-            place = tree
-            for name in path[:-1]:
-                place = place.setdefault(name, {})
-            place[path[-1]] = options
+            section = tree if len(path) == 1 else tree.setdefault(path[0], {})
+            if isinstance(section, dict):  # else it is reported above
+                section[path[-1]] = options
         except ValidationError as error:
             problems += _problems(error, entry, path, lines, file)
         except UserError as error:
@@ -325,9 +330,29 @@ def _problems(
             message = problem["msg"].removeprefix("Value error, ")
             given = repr(problem["input"])
             shown = given if len(given) <= 80 else given[:77] + "..."
-            what = message if problem["type"] == "value_error" else f"{message}, not {shown}"
-            found[path] = UserError(what, where, "see `luthier schema` for what this key takes")
+            what, fix = f"{message}, not {shown}", _documentation(owner, problem["loc"])
+            if problem["type"] == "value_error":
+                what = message
+            elif problem["type"] == "missing":
+                what = f"the key {path[-1]!r} is missing"
+            elif problem["type"] == "model_type":
+                what = f"a section of keys is needed here, not {shown}"
+                fix = f"known keys: {', '.join(_fields_at(owner, problem['loc']))}"
+            found[path] = UserError(what, where, fix or "see `luthier schema` for what this key takes")
     return list(found.values())
+
+
+def _documentation(owner: type[BaseModel], loc: Iterable[int | str]) -> str:
+    """What the key that pydantic's location is in takes, in the recipe's own words; nothing for a whole section."""
+    place: type[BaseModel] | None = owner
+    text = ""
+    for part in loc:
+        field = place.model_fields.get(str(part)) if place is not None else None
+        if place is None or field is None:
+            break
+        place = _model_of(place, part)
+        text = "" if place else f"{part}: {' '.join((field.description or '').split())}"
+    return text
 
 
 def _key_path(loc: tuple[int | str, ...], owner: type[BaseModel]) -> tuple[str, ...]:
@@ -337,11 +362,7 @@ def _key_path(loc: tuple[int | str, ...], owner: type[BaseModel]) -> tuple[str, 
     for part in loc:
         if place is not None and part not in place.model_fields and path and part != loc[-1]:
             continue
-        if (
-            place is None
-            and isinstance(part, str)
-            and (part.startswith(("list[", "literal", "int", "dict[", "[key]")) or "[" in part)
-        ):
+        if place is None and isinstance(part, str) and (part in _SCALARS or "[" in part):
             continue
         path.append(str(part))
         place = _model_of(place, part) if place else None

@@ -74,7 +74,7 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str, ...], 
         where = f"{file}:{mark.line + 1}" if mark else file
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"not valid YAML: {problem}", where, "mend the YAML at that line") from error
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or node is None:
         kind = "nothing" if tree is None else type(tree).__name__
         raise UserError(
             f"a recipe is a mapping of keys to values, but this file holds {kind}", file, "see `luthier init`"

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.recipe import Options
-from luthier.records import Dropped, Example, Record, Split
+from luthier.records import Dropped, Example, Record, Span, Split
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and naming a task in a recipe must not need it
     from luthier.encoding.text_tokenizer import TextTokenizer
@@ -56,6 +56,15 @@ class Task(Options):
             seed: The recipe's. Draw from it together with ``record.id``, so that a record's examples do not depend
                 on the records before it.
         """
+
+    def prompt(self, text: str, tokenizer: TextTokenizer) -> list[Span]:
+        """The spans of a prompt that a person typed: what stands in a row before its target.
+
+        Args:
+            text: The prompt.
+            tokenizer: The model's.
+        """
+        return [Span(text, "context", trim="left")]
 
     def answer(self, text: str) -> str:
         """The part of a generated text, or of a target, that metrics compare."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -106,6 +107,17 @@ class Instruction(Task):
             yield Dropped(record.id, error.reason, error.detail)
         else:
             yield Example(record.id, spans, record.group, {"format": form})
+
+    def prompt(self, text: str, tokenizer: TextTokenizer) -> list[Span]:
+        """The text as a rendered prompt: by itself, or as the user's turn of the chat up to the assistant's answer."""
+        if self.format == "plain" or not self._has_chat(tokenizer):
+            return [Span(text, "prompt", trim="left")]
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]
+        try:
+            spans = self._chat(Record("prompt", {"turns": turns}, "prompt"), "turns", "test", tokenizer)
+        except RowError as error:
+            raise UserError(f"{error.reason}: {error.detail}", "the prompt", "give another prompt") from error
+        return list(takewhile(lambda span: not span.weight, spans))
 
     def answer(self, text: str) -> str:
         """The text without white space around it."""

@@ -79,6 +79,10 @@ class LineCompletion(Task):
         """Generation ends with the first visible line, or with the rest of the line."""
         return r"\S[^\n]*\n" if self.cut == "line-start" else r"\n"
 
+    def prompt(self, text: str, tokenizer: TextTokenizer) -> list[Span]:
+        """The text; before a whole line it ends at the last visible character, as the contexts of rows do."""
+        return super().prompt(text.rstrip() if self.cut == "line-start" else text, tokenizer)
+
     def answer(self, text: str) -> str:
         """The line that is compared: the first visible one, or the rest of the cut one."""
         lines = text.split("\n")

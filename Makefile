@@ -62,7 +62,7 @@ bench: $(SETUP)  ## the benchmarks
 	$(BIN)/python benchmarks/run.py
 
 docs: $(SETUP)  ## the documentation, into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## everything that make made, but for runs/
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

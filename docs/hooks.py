@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 
 import luthier
 from luthier import recipe, registry
+from luthier.cli import app
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -74,12 +75,16 @@ def field_table(node: dict[str, Any], schema: dict[str, Any]) -> list[str]:
         return ["It has no options."]
     rows = ["| key | takes | default | meaning |", "|---|---|---|---|"]
     for key, value in fields.items():
-        default = f"`{json.dumps(value['default'], ensure_ascii=False)}`" if "default" in value else "(required)"
+        default = (
+            f"`{json.dumps(value['default'], ensure_ascii=False)}`" if "default" in value else "(required)"
+        )
         if isinstance(value.get("default"), dict) and value["default"]:
             default = "see there"
         elif "default" not in value and key not in node.get("required", []):
             default = ""
-        meaning = " ".join(value.get("description", "").split()).replace("``", "`")
+        section = schema["$defs"].get(str(value.get("$ref", "")).rpartition("/")[2], {})
+        described = value.get("description") or section.get("description", "")
+        meaning = " ".join(described.split()).replace("``", "`")
         rows.append(f"| `{key}` | {cell(takes(value, schema))} | {cell(default)} | {cell(meaning)} |")
     return rows
 
@@ -108,13 +113,18 @@ def takes(value: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that does not end a table's cell."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text that does not end a table's cell; code may hold the sign that does."""
+    parts = text.replace("\n", " ").split("`")
+    return "`".join(part if number % 2 else part.replace("|", "\\|") for number, part in enumerate(parts))
 
 
 def registered_page(schema: dict[str, Any]) -> str:
     """All registered tasks, sources, metrics, checks and models, with their options."""
-    lines = ["# Tasks, sources, metrics, checks, models", "", "What a recipe can name; `luthier list` shows the same, plug-ins included."]
+    lines = [
+        "# Tasks, sources, metrics, checks, models",
+        "",
+        "What a recipe can name; `luthier list` shows the same, plug-ins included.",
+    ]
     options = {
         "task": schema["properties"]["task"]["anyOf"],
         "source": schema["$defs"]["Data"]["properties"]["source"]["anyOf"],
@@ -137,17 +147,45 @@ def text_of(entry: Any) -> str:
 
 
 def commands_page() -> str:
-    """The help of every command, as typer writes it."""
-    command = [sys.executable, "-m", "typer", "luthier.cli", "utils", "docs", "--name", "luthier", "--title", "Command line"]
+    """The help of every command, as typer writes it, without its list of shortened summaries and what is hidden."""
+    command = [
+        sys.executable,
+        "-m",
+        "typer",
+        "luthier.cli",
+        "utils",
+        "docs",
+        "--name",
+        "luthier",
+        "--title",
+        "Command line",
+    ]
     environment = {**os.environ, "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120"}
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
+    for hidden in (c.name or c.callback.__name__ for c in app.registered_commands if c.hidden and c.callback):
+        text = re.sub(rf"^## `luthier {hidden}`\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
+    return text
 
 
 def python_page() -> str:
-    """The public names of the package, for mkdocstrings to fill in."""
-    names = [name for name in luthier.__all__ if not name.startswith("_")]
-    lines = ["# Python", "", "`import luthier` offers the same as the command line, typed.", "", "## Functions and types"]
-    for name in names:
-        lines += ["", f"::: luthier.{name}"]
-    lines += ["", "## Records", "", "::: luthier.records", "    options:", "      show_root_heading: false", "      show_root_toc_entry: false"]
+    """The public names of the package by the module that they come from, for mkdocstrings to fill in."""
+    lines = [
+        "# Python",
+        "",
+        "`import luthier` offers the same as the command line, typed. All names below are names of `luthier`.",
+    ]
+    for title, module in (
+        ("Stages", "pipeline"),
+        ("Recipes and run folders", "recipe_file|recipe|run_folder"),
+        ("Records", "records"),
+        ("Decorators", "registry"),
+        ("Errors", "errors"),
+    ):
+        lines += ["", f"## {title}"]
+        for name in luthier.__all__:
+            entry = getattr(luthier, name)
+            home = getattr(entry, "__module__", "")
+            if home.removeprefix("luthier.") in module.split("|"):
+                lines += ["", f"::: {home}.{entry.__qualname__}"]
     return "\n".join(lines) + "\n"

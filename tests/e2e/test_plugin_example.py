@@ -15,7 +15,17 @@ PLUGIN = Path(__file__).parents[1] / "plugin_example"
 def luthier(tmp_path_factory):
     """Runs luthier where the plug-in is installed, in a folder of its own beside the environment."""
     folder = tmp_path_factory.mktemp("site")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        folder,
+    ]
     subprocess.run([*install, PLUGIN], check=True)
     environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200", "NO_COLOR": "1"}
 
@@ -35,7 +45,10 @@ def test_plugin_is_listed(luthier, tmp_path):
         ("same_number", "Share of outputs whose first whole number is that of the target"),
         ("numbers-only", "Every answer of the training rows is a whole number."),
     ):
-        assert any(all(part in shown for part in line) for shown in done.stdout.splitlines()), (line, done.stdout)
+        assert any(all(part in shown for part in line) for shown in done.stdout.splitlines()), (
+            line,
+            done.stdout,
+        )
 
 
 def test_recipe_with_the_plugin_runs(luthier, tmp_path):
@@ -60,7 +73,9 @@ def test_plugin_that_does_not_import_is_named(luthier, tmp_path):
     broken = tmp_path / "broken"
     (broken / "broken-1.dist-info").mkdir(parents=True)
     (broken / "broken-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
-    (broken / "broken-1.dist-info/entry_points.txt").write_text("[luthier.plugins]\nours = no_such_module_here\n")
+    (broken / "broken-1.dist-info/entry_points.txt").write_text(
+        "[luthier.plugins]\nours = no_such_module_here\n"
+    )
     environment = {**os.environ, "PYTHONPATH": str(broken)}
     command = [sys.executable, "-m", "luthier", "list"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

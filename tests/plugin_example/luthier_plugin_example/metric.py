@@ -16,4 +16,7 @@ def same_number(outputs: Sequence[str], targets: Sequence[str]) -> list[float]:
         found = re.search(r"-?\d+", text)
         return int(found.group()) if found else None
 
-    return [float(first(output) == first(target) is not None) for output, target in zip(outputs, targets, strict=True)]
+    return [
+        float(first(output) == first(target) is not None)
+        for output, target in zip(outputs, targets, strict=True)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -17,7 +18,7 @@ from luthier.run_folder import RunFolder
 # Okabe and Ito's colours, told apart by every kind of colour vision; in grey they differ in lightness too.
 _TRAIN, _EVAL, _NORM, _RATE = "#0072B2", "#D55E00", "#007A5A", "#8A4B7D"
 _RAW, _INK, _FAINT = "#9CC3DD", "#1F2328", "#6B7280"
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that the figure is the same everywhere
     "font.size": 12,
     "axes.labelsize": 12,
@@ -37,13 +38,16 @@ _STYLE = {
 
 
 def draw(run: RunFolder, window: int) -> list[Path]:
-    """Paths of the figures drawn; none when there is no history to draw.
+    """Paths of the figures drawn; none when there is no history to draw, or a damaged one (the page says so).
 
     Args:
         run: Folder with ``history.jsonl``.
         window: Steps of the Savitzky-Golay window; a short run gets a shorter one, and the figure says so.
     """
-    history = read(run)
+    try:
+        history = read(run)
+    except ValueError:  # not JSON
+        return []
     if not history.steps and not history.evals:
         return []
     smoothed = smooth(history.series("loss"), window)
@@ -83,7 +87,9 @@ def _numbers(values: list[float | None]) -> list[float]:
 def _losses(axes: Axes, history: History, smoothed: Smoothed) -> None:
     steps = [row["step"] for row in history.steps]
     raw = _numbers(history.series("loss"))
-    evals = [(row["step"], loss) for row in history.evals if (loss := finite(row["eval"].get("loss"))) is not None]
+    evals = [
+        (row["step"], loss) for row in history.evals if (loss := finite(row["eval"].get("loss"))) is not None
+    ]
     ends: list[tuple[float, float, str, str]] = []
     if smoothed.values:
         axes.plot(steps, raw, color=_RAW, linewidth=1, alpha=0.8, zorder=2)
@@ -110,7 +116,13 @@ def _losses(axes: Axes, history: History, smoothed: Smoothed) -> None:
             ha="right" if late else "left",
             fontsize=11,
             color=_EVAL,
-            arrowprops={"arrowstyle": "-", "color": _EVAL, "linewidth": 0.8, "shrinkB": 6, "relpos": (int(late), 0)},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": _EVAL,
+                "linewidth": 0.8,
+                "shrinkB": 6,
+                "relpos": (int(late), 0),
+            },
             bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.9},
             zorder=6,
         )
@@ -145,7 +157,9 @@ def _panel(axes: Axes, history: History, name: str, label: str, color: str) -> N
     axes.plot([row["step"] for row in history.steps], values, color=color, linewidth=1.4)
     axes.set_ylabel(label.replace(" ", "\n"))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}" if y == 0 or y >= 1e-3 else f"{y:.1e}".replace("e-0", "e-")))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda y, _: f"{y:g}" if y == 0 or y >= 1e-3 else f"{y:.1e}".replace("e-0", "e-"))
+    )
     if any(value == value for value in values):
         axes.set_ylim(bottom=0)
     else:
@@ -164,11 +178,19 @@ def _name_epochs(axes: Axes, history: History) -> None:
 
 def _token_axis(axes: Axes, history: History) -> None:
     """A second axis on top: tokens seen at each tick of the steps, as they were counted, not reckoned."""
-    counted = {row["step"]: row["tokens"] for row in [*history.evals, *history.steps] if row.get("tokens") is not None}
+    counted = {
+        row["step"]: row["tokens"]
+        for row in [*history.evals, *history.steps]
+        if row.get("tokens") is not None
+    }
     if len(counted) < 2:
         return
     last = max(counted)
-    ticks = [step for step in MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]).tick_values(0, last) if step in counted]
+    ticks = [
+        step
+        for step in MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]).tick_values(0, last)
+        if step in counted
+    ]
     tokens = axes.secondary_xaxis("top")
     tokens.set_xticks(ticks, [_short(counted[int(step)]) for step in ticks])
     tokens.tick_params(labelsize=11)
@@ -181,5 +203,3 @@ def _short(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:g}"
-
-

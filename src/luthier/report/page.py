@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from markupsafe import Markup
 
 from luthier.errors import UserError
 from luthier.recipe import Recipe
+from luthier.records import Row
 from luthier.report import history, sections
 from luthier.report.safe import code, json_for_script, plain
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_text
@@ -28,20 +30,14 @@ class ShownRow:
     """A row as the model sees it.
 
     Attributes:
-        id: The row's id.
+        row: The encoded row.
+        pieces: Text of each token, shape (num_tokens,).
         split: The split it is in.
-        tokens: Text of each token, shape (num_tokens,).
-        weights: Loss weight of each token, shape (num_tokens,).
-        spans: Name of each token's span, shape (num_tokens,).
-        trimmed: Tokens cut, by span name; spans dropped whole are only here.
     """
 
-    id: str
-    split: str
-    tokens: Sequence[str]
-    weights: Sequence[float]
-    spans: Sequence[str]
-    trimmed: Mapping[str, int] = field(default_factory=dict)
+    row: Row
+    pieces: Sequence[str]
+    split: str = "train"
 
 
 def write(run: RunFolder, recipe: Recipe, *, rows_shown: Sequence[ShownRow] = ()) -> Path:
@@ -113,6 +109,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "key_figures": sections.figures(history.key_figures(past, smoothed), smoothed),
         "chart": json_for_script(chart) if chart else None,
         "thinned": chart is not None and chart["total"] > len(chart["steps"]),
+        "smoothed": bool(smoothed.values),
         "smoothing": smoothed.note,
         "figure": _data_address(run.figures / "learning_curve.png"),
         "ledger": sections.ledger(ledger) if ledger else None,
@@ -122,7 +119,9 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "samples": sections.samples(past),
         "rows": [_row(row) for row in rows_shown],
         "environment": environment or {},
-        "recipe_text": run.recipe.read_text(encoding="utf-8", errors="replace") if run.recipe.is_file() else None,
+        "recipe_text": run.recipe.read_text(encoding="utf-8", errors="replace")
+        if run.recipe.is_file()
+        else None,
         "problems": problems,
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         "script": Markup(script),
@@ -144,26 +143,33 @@ def _about(recipe: Recipe, ledger: Mapping[str, Any] | None, past: history.Histo
     if ledger and "train" in ledger["splits"]:
         train = ledger["splits"]["train"]
         amount = f" on {train['rows']:,} rows, {sections.short(train['tokens'])} tokens,"
-    return f"{recipe.model.name} with {how}, {verb} for {recipe.task['type']}{amount} from the source {origin}."
+    return (
+        f"{recipe.model.name} with {how}, {verb} for {recipe.task['type']}{amount} from the source {origin}."
+    )
 
 
 def _state(
     run: RunFolder, ledger: Any, findings: Any, past: history.History, scores: Any
 ) -> tuple[str, str] | None:
     """What is missing from a whole run, and how to go on; none for a whole run."""
-    go_on = f"luthier run {plain(run.recipe.as_posix())} --run {plain(run.path.as_posix())}"
+    go_on = f"luthier run {shlex.quote(str(run.recipe))} --run {shlex.quote(str(run.path))}"
     if scores:
         return None
     if run.result():
         return "Trained, but not compared with the base model on the test rows yet.", go_on
     if past.steps or past.evals:
         last = (past.steps or past.evals)[-1]["step"]
-        return f"Training has not ended: the history reaches step {last:,}. It is still running, or was stopped.", go_on
+        return (
+            f"Training has not ended: the history reaches step {last:,}. It is still running, or was stopped.",
+            go_on,
+        )
     if findings and not findings["ok"]:
         return "The checks found errors, so training did not start.", go_on
     if findings:
         return "Prepared and checked, but not trained yet.", go_on
-    return ("Prepared, but neither checked nor trained yet." if ledger else "Nothing has been prepared yet."), go_on
+    return (
+        "Prepared, but neither checked nor trained yet." if ledger else "Nothing has been prepared yet."
+    ), go_on
 
 
 def _data_address(path: Path) -> Markup | None:
@@ -172,24 +178,34 @@ def _data_address(path: Path) -> Markup | None:
     return Markup("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
 
 
-def _row(row: ShownRow) -> dict[str, Any]:
-    """A row's tokens in runs of one span; of a very long row the middle of untrained spans is left out, and counted."""
-    pieces = list(zip(row.tokens, row.weights, row.spans, strict=True))
-    left = len(pieces)
-    spans = []
-    for name, group in groupby(pieces, key=lambda piece: piece[2]):
-        tokens = [{"text": code(text, marks=True), "weight": weight, "trained": weight != 0} for text, weight, _ in group]
-        weights = sorted({token["weight"] for token in tokens})
-        half = max(_MOST_TOKENS * len(tokens) // (2 * left), 20)
-        hidden = len(tokens) - 2 * half if len(pieces) > _MOST_TOKENS and weights == [0] else 0
+def _row(shown: ShownRow) -> dict[str, Any]:
+    """A row's tokens, span by span; of a very long row the middle of untrained spans is left out, and counted."""
+    row = shown.row
+    weights = [float(weight) for weight in row.loss_weights]
+    tokens = list(zip(row.span_ids, shown.pieces, weights, strict=True))
+    share = min(1, _MOST_TOKENS / max(len(tokens), 1))
+    spans: list[dict[str, Any]] = []
+    by_name: dict[str, dict[str, Any]] = {}
+    for span_id, group in groupby(tokens, key=lambda token: int(token[0])):
+        name = row.span_names[span_id] if span_id >= 0 else "control"
+        boxes = [{"text": code(text, marks=True), "weight": weight} for _, text, weight in group]
+        trained = [box["weight"] for box in boxes if box["weight"]]
+        half = max(int(share * len(boxes)) // 2, 20)
+        hidden = len(boxes) - 2 * half if share < 1 and not trained else 0
         if hidden > 0:
-            tokens[half : len(tokens) - half] = []
-        spans.append({
-            "name": name, "tokens": tokens, "count": len(tokens) + max(hidden, 0), "hidden": max(hidden, 0), "after": half,
-            "weights": ", ".join(f"{weight:g}" for weight in weights[:4]) + (" …" if len(weights) > 4 else ""),
-            "trimmed": row.trimmed.get(name, 0),
-        })  # fmt: skip
-    shown = {span["name"] for span in spans}
-    gone = {name: count for name, count in row.trimmed.items() if name not in shown and count}
-    trained = sum(weight != 0 for weight in row.weights)
-    return {"id": row.id, "split": row.split, "spans": spans, "gone": gone, "num_tokens": len(pieces), "num_trained": trained}
+            boxes[half : len(boxes) - half] = []
+        spans.append({"name": name, "tokens": boxes, "hidden": max(hidden, 0), "after": half})
+        entry = by_name.setdefault(name, {"name": name, "tokens": 0, "trained": 0, "weights": set()})
+        entry["tokens"] += len(boxes) + max(hidden, 0)
+        entry["trained"] += len(trained)
+        entry["weights"] |= {f"{weight:g}" for weight in trained}
+    for name, count in row.trimmed.items():
+        if count:
+            by_name.setdefault(name, {"name": name, "tokens": 0, "trained": 0, "weights": set()})[
+                "trimmed"
+            ] = count
+    for entry in by_name.values():
+        several = sorted(entry["weights"], key=float)
+        entry["weights"] = ", ".join(several[:4]) + (" …" if len(several) > 4 else "")
+    return {"id": row.id, "split": shown.split, "spans": spans, "names": list(by_name.values()), "lossy": row.lossy,
+            "num_tokens": len(tokens), "num_trained": sum(weight != 0 for weight in weights)}  # fmt: skip

@@ -10,8 +10,11 @@ from markupsafe import Markup, escape
 from rapidfuzz.distance import Levenshtein
 
 # Control characters, invisible spaces, what turns the direction of text (and so hides code), lone surrogates.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-_MARKS = re.compile(rf"(?P<unseen>{_UNSEEN.pattern})|(?P<end>[ \t]*\n)|(?P<tab>\t)|(?P<trailing> +$)")
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+_MARKS = re.compile(rf"{_UNSEEN.pattern}|[ \t]*\n|\t")
+_MARKS_AND_END = re.compile(rf"{_MARKS.pattern}| +\Z")
 _LONGEST = 4000
 _SHORTEST_ISLAND = 3  # equal characters between two differences, below which both are shown as one
 
@@ -28,19 +31,24 @@ def plain(text: str) -> str:
     return _UNSEEN.sub(lambda found: _name(found[0]), text)
 
 
-def code(text: str, *, marks: bool = False) -> Markup:
+def code(text: str, *, marks: bool = False, end: bool = True, longest: int = _LONGEST) -> Markup:
     """The text as HTML for a ``pre``.
 
     Args:
-        text: Any string; over 4,000 characters it is cut, and the cut is said.
+        text: Any string.
         marks: Whether line ends, tabs and spaces at the end of a line get a sign too.
+        end: Whether spaces at the end of the text count as such, or more of the line follows.
+        longest: Characters after which the text is cut, and the cut is said.
     """
-    cut = len(text) - _LONGEST
+    cut = len(text) - longest
     if cut > 0:
-        return code(text[:_LONGEST], marks=marks) + Markup('<span class="cut">… {:,} more characters</span>').format(cut)
+        return code(text[:longest], marks=marks, end=False) + Markup(
+            '<span class="cut">… {:,} more characters</span>'
+        ).format(cut)
     parts: list[Markup] = []
     place = 0
-    for found in (_MARKS if marks else _UNSEEN).finditer(text):
+    pattern = _UNSEEN if not marks else _MARKS_AND_END if end else _MARKS
+    for found in pattern.finditer(text):
         parts.append(escape(text[place : found.start()]))
         parts.append(_marked(found[0]))
         place = found.end()
@@ -63,12 +71,16 @@ def differences(output: str, target: str) -> Markup:
     parts = []
     for start, stop, from_, to in _changes(target, output):
         if target[start:stop] == output[from_:to]:
-            parts.append(code(output[from_:to], marks=True))
+            parts.append(code(output[from_:to], marks=True, end=to == len(output)))
             continue
         if stop > start:
-            parts.append(Markup('<del title="in the target, missing here">{}</del>').format(code(target[start:stop], marks=True)))
+            # What is missing must not break the lines of what is there: only the sign of a line end is kept.
+            missing = Markup(str(code(target[start:stop], marks=True)).replace("</span>\n", "</span>"))
+            parts.append(Markup('<del title="in the target, missing here">{}</del>').format(missing))
         if to > from_:
-            parts.append(Markup('<ins title="not in the target">{}</ins>').format(code(output[from_:to], marks=True)))
+            parts.append(
+                Markup('<ins title="not in the target">{}</ins>').format(code(output[from_:to], marks=True))
+            )
     return Markup("").join(parts)
 
 
@@ -78,7 +90,11 @@ def _changes(target: str, output: str) -> list[tuple[int, int, int, int]]:
     opcodes = list(Levenshtein.opcodes(target, output))
     different = False
     for index, op in enumerate(opcodes):
-        island = op.tag == "equal" and 0 < index < len(opcodes) - 1 and op.src_end - op.src_start < _SHORTEST_ISLAND
+        island = (
+            op.tag == "equal"
+            and 0 < index < len(opcodes) - 1
+            and op.src_end - op.src_start < _SHORTEST_ISLAND
+        )
         now = op.tag != "equal" or island
         if now and different:
             merged[-1] = (merged[-1][0], op.src_end, merged[-1][2], op.dest_end)

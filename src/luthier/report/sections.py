@@ -21,6 +21,12 @@ _LABELS = {
 }
 # The first of these that was measured makes the headline; the order is fixed, so that no run can choose its own.
 _HEADLINE = ("exact_match", "edit_similarity", "bits_per_byte", "loss")
+_KINDS = {
+    (False, False): "neither",
+    (False, True): "tuned",
+    (True, False): "base",
+    (True, True): "both",
+}  # base, tuned right
 
 
 def number(value: Any, unit: str = "", *, signed: bool = False) -> str:
@@ -29,13 +35,20 @@ def number(value: Any, unit: str = "", *, signed: bool = False) -> str:
     if x is None:
         return "–"
     if unit == "share":
-        text = f"{abs(100 * x):.1f}" + (" points" if signed else "%")
-    elif unit or 0.1 <= abs(x) < 100:
+        text = _unless_nought(f"{abs(100 * x):.1f}", 100 * x) + (" points" if signed else "%")
+    elif unit:
+        text = _unless_nought(f"{abs(x):.3f}", x)
+    elif 0.1 <= abs(x) < 100:
         text = f"{abs(x):.3f}"
     else:
         text = f"{abs(x):.3g}" if abs(x) < 1e6 else f"{abs(x):.2e}"
     sign = "−" if x < 0 else "+" if signed else ""
     return sign + text
+
+
+def _unless_nought(text: str, x: float) -> str:
+    """The text, or two digits that tell where it would round to nought: the sign of an end of an interval matters."""
+    return f"{abs(x):.2g}" if x and not float(text) else text
 
 
 def label(name: str) -> str:
@@ -64,15 +77,28 @@ def metrics(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
             "rose": difference is not None and difference > 0,
         }
         if low is not None and high is not None and difference is not None:
-            row["interval"] = f"{number(low, unit, signed=True)} to {number(high, unit, signed=True)}".replace(" points to", " to")
+            row["interval"] = (
+                f"{number(low, unit, signed=True)} to {number(high, unit, signed=True)}".replace(
+                    " points to", " to"
+                )
+            )
             gain = (low, high) if better == "higher" else (-high, -low)
             row["verdict"] = "better" if gain[0] > 0 else "worse" if gain[1] < 0 else "unclear"
             # To the right is better, whatever the metric's direction; the scale is the metric's own.
             point = difference if better == "higher" else -difference
             reach = max(abs(gain[0]), abs(gain[1]), abs(point)) or 1.0
-            row["place"] = {key: round(50 + 46 * x / reach, 2) for key, x in zip(("low", "high", "point"), (*gain, point), strict=True)}
+            place = {
+                "low": gain[0],
+                "high": gain[1],
+                "point": point,
+                "stem": min(point, 0),
+                "end": max(point, 0),
+            }
+            row["place"] = {key: round(50 + 46 * x / reach, 2) for key, x in place.items()}
         rows.append(row)
-    return sorted(rows, key=lambda row: row["name"] in _LABELS)
+    # Generated text first, then what is measured with the target given.
+    order = ["bits_per_byte", "token_accuracy", "loss", "perplexity"]
+    return sorted(rows, key=lambda row: order.index(row["name"]) if row["name"] in order else -1)
 
 
 def headline(scores: Mapping[str, Any]) -> tuple[str, str]:
@@ -87,9 +113,15 @@ def headline(scores: Mapping[str, Any]) -> tuple[str, str]:
     change = f"from {row['base']} to {row['tuned']}"
     interval = f"{row['difference']}, 95% interval {row['interval']}"
     if row["verdict"] == "untested":
-        return f"{where}{what} went {change}; without an interval nobody can say whether that is chance.", "untested"
+        return (
+            f"{where}{what} went {change}; without an interval nobody can say whether that is chance.",
+            "untested",
+        )
     if row["verdict"] == "unclear":
-        return f"{where}there is no clear difference: {what} went {change} ({interval}, which includes zero).", "unclear"
+        return (
+            f"{where}there is no clear difference: {what} went {change} ({interval}, which includes zero).",
+            "unclear",
+        )
     verb = "rose" if row["rose"] else "fell"
     judgement = "" if row["verdict"] == "better" else " The tuned model is worse than the base model."
     return f"{where}{what} {verb} {change} ({interval}).{judgement}", row["verdict"]
@@ -103,7 +135,13 @@ def duration(seconds: float | None) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.2g} s"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes
+        else f"{seconds:.0f} s"
+        if seconds >= 1
+        else f"{seconds:.2g} s"
+    )
 
 
 def figures(key: KeyFigures, smoothed: Smoothed) -> list[tuple[str, list[tuple[str, str, str]]]]:
@@ -116,7 +154,11 @@ def figures(key: KeyFigures, smoothed: Smoothed) -> list[tuple[str, list[tuple[s
     at_best = f"step {key.best_step:,}" if key.best_step is not None else ""
     if key.best_epoch is not None:
         at_best += f", epoch {key.best_epoch:.2f}"
-    fell = "" if key.improvement is None else "from the first evaluation to the best one" + (" (it rose)" if key.improvement < 0 else "")
+    fell = (
+        ""
+        if key.improvement is None
+        else "from the first evaluation to the best one" + (" (it rose)" if key.improvement < 0 else "")
+    )
     gap = "last validation loss minus training loss"
     groups = [
         ("Validation loss", some([
@@ -164,7 +206,13 @@ def chart_data(history: History, smoothed: Smoothed) -> dict[str, Any]:
     def thin(values: Sequence[float | None]) -> list[float | None]:
         return [None if values[i] is None else float(f"{values[i]:.5g}") for i in kept] if values else []
 
-    names = {"loss": "loss", "norm": "gradient_norm", "rate": "learning_rate", "speed": "tokens_per_s", "memory": "memory_gib"}
+    names = {
+        "loss": "loss",
+        "norm": "gradient_norm",
+        "rate": "learning_rate",
+        "speed": "tokens_per_s",
+        "memory": "memory_gib",
+    }
     return {
         "steps": [history.steps[index]["step"] for index in kept],
         "epochs": thin(history.series("epoch")),
@@ -172,7 +220,11 @@ def chart_data(history: History, smoothed: Smoothed) -> dict[str, Any]:
         **{short_name: thin(history.series(name)) for short_name, name in names.items()},
         "smoothed": thin(smoothed.values),
         "evals": [
-            {"step": row["step"], "loss": finite(row["eval"].get("loss")), "best": bool(row["eval"].get("best"))}
+            {
+                "step": row["step"],
+                "loss": finite(row["eval"].get("loss")),
+                "best": bool(row["eval"].get("best")),
+            }
             for row in history.evals
         ],
         "starts": epoch_starts(history),
@@ -187,7 +239,12 @@ def ledger(tree: Mapping[str, Any]) -> dict[str, Any]:
         stage = tree[name]
         total, most = stage["in"], max((entry["count"] for entry in stage["dropped"].values()), default=1)
         reasons = [
-            {"reason": reason, "share": entry["count"] / total if total else 0, "width": 100 * entry["count"] / max(most, 1), **entry}
+            {
+                "reason": reason,
+                "share": entry["count"] / total if total else 0,
+                "width": 100 * entry["count"] / max(most, 1),
+                **entry,
+            }
             for reason, entry in sorted(stage["dropped"].items(), key=lambda pair: -pair[1]["count"])
         ]
         by_rule = sum(entry["count"] for entry in reasons if not entry["budgeted"])
@@ -204,11 +261,18 @@ def ledger(tree: Mapping[str, Any]) -> dict[str, Any]:
         tallest = max(histogram["counts"], default=0) or 1
         bars = [
             {"from": low, "to": high, "count": count, "height": 100 * count / tallest}
-            for low, high, count in zip(histogram["edges"], histogram["edges"][1:], histogram["counts"], strict=False)
+            for low, high, count in zip(
+                histogram["edges"], histogram["edges"][1:], histogram["counts"], strict=False
+            )
         ]
         trained = split["trained_tokens"] / split["tokens"] if split["tokens"] else None
-        cut = [{"span": span, "share": 100 * entry["rows"] / max(split["rows"], 1), **entry} for span, entry in split.get("trimmed", {}).items()]
-        splits.append({"name": name, **split, "length": length, "bars": bars, "trained_share": trained, "trimmed": cut})
+        cut = [
+            {"span": span, "share": 100 * entry["rows"] / max(split["rows"], 1), **entry}
+            for span, entry in split.get("trimmed", {}).items()
+        ]
+        splits.append(
+            {"name": name, **split, "length": length, "bars": bars, "trained_share": trained, "trimmed": cut}
+        )
     return {"stages": stages, "splits": splits, "duplicates": tree.get("duplicates"), "drop_share": tree.get("drop_share"),
             "drop_budget": tree.get("drop_budget")}  # fmt: skip
 
@@ -217,42 +281,57 @@ def findings(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Findings, the gravest first, each with whether it was waived; passed and skipped checks."""
     waived = set(tree.get("waived", ()))
     order = {"error": 0, "warning": 1, "note": 2}
-    entries = [{**entry, "waived": entry["severity"] == "error" and entry["check"] in waived} for entry in tree["findings"]]
+    entries = [
+        {**entry, "waived": entry["severity"] == "error" and entry["check"] in waived}
+        for entry in tree["findings"]
+    ]
     entries.sort(key=lambda entry: order.get(entry["severity"], 3))
     return {"ok": tree["ok"], "entries": entries, "passed": tree.get("passed", []), "skipped": tree.get("skipped", []),
             "waived": [entry for entry in entries if entry["waived"]]}  # fmt: skip
 
 
-def tail(prompt: str, *, lines: int = 8, characters: int = 700) -> Markup:
+def tail(prompt: str, *, lines: int = 10, characters: int = 700) -> Markup:
     """The end of a prompt as HTML, with what is left out before it counted."""
     kept = "".join(prompt.splitlines(keepends=True)[-lines:])[-characters:]
     left = len(prompt) - len(kept)
-    before = Markup('<span class="cut">… {:,} characters before</span>\n').format(left) if left else Markup("")
+    before = (
+        Markup('<span class="cut">… {:,} characters before</span>\n').format(left) if left else Markup("")
+    )
     return before + code(kept)
 
 
 def predictions(rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
     """Predictions side by side. The choice is by a hash of the id, so that no outcome makes a row likelier to be shown."""
     shown = []
-    chosen = sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode("utf-8", "surrogatepass")).digest())[:count]
+    chosen = sorted(
+        rows, key=lambda row: hashlib.sha256(row["id"].encode("utf-8", "surrogatepass")).digest()
+    )[:count]
     for row in chosen:
         sides = []
         for side in ("base", "tuned"):
             output, scores = row[side].get("output"), row[side].get("scores") or {}
             exact = scores.get("exact_match")
-            weight = row[side].get("weight") or 0
             sides.append({
                 "name": side,
                 "output": None if output is None else differences(output, row["target"]),
                 "scores": [(label(name), number(score, "share")) for name, score in scores.items() if name != "exact_match"],
                 "exact": None if exact is None else exact >= 1,
-                "loss": number(row[side]["loss_nats"] / weight, "nats") if weight and finite(row[side].get("loss_nats")) is not None else None,
+                "loss": _row_loss(row[side]),
             })  # fmt: skip
         base, tuned = (side["exact"] for side in sides)
-        kind = "unknown" if base is None or tuned is None else {(0, 0): "neither", (0, 1): "tuned", (1, 0): "base", (1, 1): "both"}[base, tuned]
+        kind = "unknown" if base is None or tuned is None else _KINDS[bool(base), bool(tuned)]
         shown.append({"id": row["id"], "group": row["group"], "prompt": tail(row["prompt"]), "target": code(row["target"], marks=True),
                       "sides": sides, "kind": kind})  # fmt: skip
     return shown
+
+
+def _row_loss(side: Mapping[str, Any]) -> str | None:
+    """A row's loss in nats per trained token, weighted as in training where the row has that sum."""
+    for sum_name, count_name in (("weighted_nats", "weight"), ("loss_nats", "num_tokens")):
+        total, count = finite(side.get(sum_name)), finite(side.get(count_name))
+        if total is not None and count:
+            return number(total / count, "nats")
+    return None
 
 
 def samples(history: History) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def number(value: Any, unit: str = "", *, signed: bool = False) -> str:
         text = f"{abs(x):.3f}"
     else:
         text = f"{abs(x):.3g}" if abs(x) < 1e6 else f"{abs(x):.2e}"
-    sign = "−" if x < 0 else "+" if signed else ""
+    sign = "−" if x < 0 else "+" if signed and x > 0 else ""
     return sign + text
 
 

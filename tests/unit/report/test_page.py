@@ -97,7 +97,7 @@ def test_without_an_interval_nothing_is_claimed() -> None:
 
 def test_a_small_end_of_an_interval_keeps_its_sign() -> None:
     assert sections.number(-0.0002, "share", signed=True) == "−0.02 points"
-    assert sections.number(0.0, "share", signed=True) == "+0.0 points"
+    assert sections.number(0.0, "share", signed=True) == "0.0 points"
 
 
 STAGES = {

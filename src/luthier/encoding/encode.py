@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import numpy as np
 
@@ -80,14 +80,14 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
 
 
 def encode_prompt(example: Example, tokenizer: TextTokenizer, max_length: int) -> list[int]:
-    """The ids to feed for an example without a target, trimmed like a row's context.
+    """The ids to feed for what stands before an example's first trained span, trimmed like a row's context.
 
     Raises:
         ValueError: The context that may not be cut is longer than ``max_length``.
     """
     # A one-token target keeps this on the very path of training rows, and is cut off again.
     ending = Span("x", "target", weight=1.0)
-    context = [span for span in example.spans if not span.weight]
+    context = list(takewhile(lambda span: not span.weight, example.spans))
     row = encode(replace(example, spans=[*context, ending]), tokenizer, max_length + len(tokenizer.encode("x")))
     if isinstance(row, Dropped):
         raise ValueError(f"the prompt of {row.id} does not fit: {row.detail}")
@@ -101,11 +101,10 @@ def _tokenize(spans: Sequence[Span], tokenizer: TextTokenizer) -> _Tokens:
     indexed = [(i, span) for i, span in enumerate(spans) if span.text]
     for _, group in groupby(indexed, key=lambda item: item[1].weight != 0):
         run = list(group)
-        control = any(span.control for _, span in run)
-        if control and any(not s.control and tokenizer.has_special_string(s.text) for _, s in run):
-            parts = [[item] for item in run]  # data that spells a control token is encoded apart from real ones
-        else:
-            parts = [run]
+        parts = [run]
+        if any(span.control for _, span in run) and _data_spells_control(run, tokenizer):
+            # Data that spells a control token, alone or with its neighbour, is encoded apart from real ones.
+            parts = [list(part) for _, part in groupby(run, key=lambda item: item[1].control)]
         for part in parts:
             text = "".join(span.text for _, span in part)
             control = any(span.control for _, span in part)
@@ -120,6 +119,13 @@ def _tokenize(spans: Sequence[Span], tokenizer: TextTokenizer) -> _Tokens:
     if prefix and ids[: len(prefix)] != prefix:  # chat templates write BOS themselves
         ids, owners = prefix + ids, [-1] * len(prefix) + owners
     return _Tokens(np.array(ids, dtype=np.int32), np.array(owners, dtype=np.int64), lossy)
+
+
+def _data_spells_control(run: Sequence[tuple[int, Span]], tokenizer: TextTokenizer) -> bool:
+    """Whether a special-token string of the joined text holds a character of data."""
+    places = tokenizer.special_places("".join(span.text for _, span in run))
+    is_data = np.repeat([not span.control for _, span in run], [len(span.text) for _, span in run])
+    return any(is_data[start:end].any() for start, end in places)
 
 
 def _trim(spans: Sequence[Span], owners: np.ndarray, max_length: int) -> tuple[np.ndarray, dict[str, int]]:

@@ -34,6 +34,8 @@ class TextTokenizer:
         self.bos_id: int | None = hf.bos_token_id
         self.eos_id: int | None = hf.eos_token_id
         self.special_ids = frozenset(int(i) for i, token in hf.added_tokens_decoder.items() if token.special)
+        # The unknown token stands for characters that are not in the vocabulary: lossy, but no control token there.
+        self._never_data = self.special_ids - {hf.unk_token_id}
         self.stop_ids = frozenset([*stop_ids, *([] if self.eos_id is None else [self.eos_id])])
         settings = json.loads(hf.backend_tokenizer.to_str())
         # The post-processor adds BOS and shortens offsets; truncation and padding would cut text in silence.
@@ -95,6 +97,10 @@ class TextTokenizer:
         """Whether plain reading of the text would give control tokens."""
         return self._special_string.search(text) is not None
 
+    def special_places(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of all that plain reading of the text would take for control tokens."""
+        return [match.span() for match in self._special_string.finditer(text)]
+
     def encode(self, text: str, *, first: bool = False, control: bool = False) -> list[int]:
         """The ids of a text.
 
@@ -115,7 +121,7 @@ class TextTokenizer:
         backend = self._first if first else self._next
         backend.encode_special_tokens = not control
         encoding = backend.encode(text, add_special_tokens=False)
-        if not control and not self.special_ids.isdisjoint(encoding.ids):
+        if not control and not self._never_data.isdisjoint(encoding.ids):
             # A model whose merges or pieces spell a control token (unigram vocabularies hold "</s>").
             raise UserError(
                 f"the tokenizer turns plain text into control tokens: {self._special_string.search(text)}",

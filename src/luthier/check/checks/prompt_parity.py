@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from luthier.check.columns import Offenders
+from luthier.check.context import CheckContext, Skip
+from luthier.encoding.encode import encode, encode_prompt
+from luthier.encoding.raw_records import own_name, plain_fields
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.recipe import build
+from luthier.records import Dropped, Example, Finding, Record, Row, Split
+from luthier.registry import check
+
+NUM_ROWS = 64
+# Rows lie in the order of their records, so the first ones are met soon. Where data.max_rows keeps a few rows out of
+# many they may not be, and then what was met by here must do.
+MOST_RECORDS = 100_000
+
+
+@check("prompt-parity")
+def prompt_parity(context: CheckContext) -> Iterator[Finding]:
+    """Making a row again from its raw record, with the tokenizer as it is saved and reloaded, gives the stored ids.
+
+    What it does: saves the tokenizer to a temporary folder and reloads it, reads the sources until it meets the first 64
+    rows of the splits, and makes their examples again. Encoding must give the stored ids and weights; and the prompt
+    alone, encoded as for inference, must give the ids that stand before the first trained token.
+
+    Why is this bad: if it does not, the model is trained on other ids than it is used with. As a rule the prepared data
+    are older than the tokenizer, template, task or source; or the tokenizer changes when it is saved.
+
+    Example: a tokenizer whose added tokens are lost by ``save_pretrained``; rows prepared before the template changed.
+
+    Fix: delete ``data/`` in the run folder and prepare anew; if that does not help, the tokenizer itself is at fault.
+
+    Catalogue: 8, 9, 10, 14, 20, 21
+    """
+    waiting = _first_rows(context)
+    if not waiting:
+        raise Skip("there are no rows")
+    with TemporaryDirectory() as folder:
+        context.tokenizer.hf.save_pretrained(folder)
+        tokenizer = TextTokenizer.load(folder, trust_remote_code=context.recipe.model.trust_remote_code)
+    other_ids, other_prompts = Offenders(), Offenders()
+    num_records = 0
+    for split, record in islice(_records(context, waiting), MOST_RECORDS):
+        num_records += 1
+        for example in _examples(context, split, record, tokenizer) if record else ():
+            row = waiting[split].pop(example.id, None)
+            if row is None:
+                continue
+            again = encode(example, tokenizer, context.recipe.data.max_length)
+            other_ids.add(split, [row.id], [not _same(row, again)])
+            other_prompts.add(split, [row.id], [not _same_prompt(row, example, tokenizer)])
+    for found, what in (
+        (other_ids, "have other ids or weights when they are made again from their records"),
+        (other_prompts, "have a prompt whose ids at inference are not those before the first trained token"),
+    ):
+        if found.count:
+            yield Finding(
+                "prompt-parity",
+                "error",
+                f"{found} {what}",
+                found.where,
+                "delete data/ in the run folder and prepare anew; if this stays, save_pretrained changes the tokenizer",
+                measured=found.count,
+                expected=0,
+            )
+    missing = Offenders()
+    for split, rows in waiting.items():
+        missing.add(split, list(rows), [True] * len(rows))
+    if missing.count and num_records < MOST_RECORDS:
+        yield Finding(
+            "prompt-parity",
+            "error",
+            f"{missing.count} of {missing.count + other_ids.num_rows} rows are made of no record of the sources any more",
+            missing.where,
+            "delete data/ in the run folder and prepare anew: source or task have changed since",
+            measured=missing.count,
+            expected=0,
+        )
+    elif not other_ids.num_rows:
+        raise Skip(
+            f"none of {missing.count} rows was met in the first {MOST_RECORDS:,} records of the sources"
+        )
+
+
+def _first_rows(context: CheckContext) -> dict[Split, dict[str, Row]]:
+    """The first rows of each split by id, about 64 in all."""
+    splits = [split for split, rows in context.rows.items() if len(rows)]
+    return {
+        split: {row.id: row for row in islice(context.rows[split], NUM_ROWS // len(splits))}
+        for split in splits
+    }
+
+
+def _records(
+    context: CheckContext, waiting: dict[Split, dict[str, Row]]
+) -> Iterator[tuple[Split, Record | None]]:
+    """The sources' records, each with its split, until no row is waited for; None for one that none of them is made of."""
+    own: dict[Split, dict[str, Any] | None] = {
+        "eval": context.recipe.data.eval_source,
+        "test": context.recipe.data.test_source,
+    }
+    sources: list[tuple[Split | None, dict[str, Any]]] = [(None, context.recipe.data.source)]
+    sources += [(split, options) for split, options in own.items() if options is not None]
+    for name, options in sources:
+        splits = [split for split in waiting if (name is None and not own.get(split)) or split == name]
+        groups = {row.group: split for split in splits for row in waiting[split].values()}
+        for record in build("source", options, "recipe key data.source").records():
+            if not any(waiting[split] for split in splits):
+                break
+            wanted = None if isinstance(record, Dropped) else own_name(record, name)
+            if wanted and wanted.group in groups:
+                yield groups[wanted.group], wanted
+            else:
+                yield "train", None
+
+
+def _examples(
+    context: CheckContext, split: Split, record: Record, tokenizer: TextTokenizer
+) -> Iterator[Example]:
+    fields = plain_fields(record)
+    if isinstance(fields, Dropped):
+        return
+    record = Record(record.id, json.loads(fields), record.group)
+    for item in context.task.examples(
+        record, split, tokenizer, max_length=context.recipe.data.max_length, seed=context.recipe.seed
+    ):
+        if isinstance(item, Example):
+            yield item
+
+
+def _same(row: Row, again: Row | Dropped) -> bool:
+    return (
+        isinstance(again, Row)
+        and np.array_equal(row.input_ids, again.input_ids)
+        and np.array_equal(row.loss_weights, again.loss_weights)
+    )
+
+
+def _same_prompt(row: Row, example: Example, tokenizer: TextTokenizer) -> bool:
+    """Whether the spans before the first trained one, encoded by themselves, are the row's prompt."""
+    if any(span.weight and span.trim == "drop" and row.trimmed.get(span.name) for span in example.spans):
+        return True  # which trained span comes first depends on what was dropped
+    first = next((i for i, span in enumerate(example.spans) if span.weight and span.text), len(example.spans))
+    prompt = replace(example, spans=example.spans[:first])
+    try:
+        # As much room as the row had for it: what a training row gives to its target, inference may give to the prompt.
+        ids = encode_prompt(prompt, tokenizer, row.num_prompt_tokens)
+    except ValueError:
+        return False
+    return ids == [int(i) for i in row.input_ids[: row.num_prompt_tokens]]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow.compute as pc
+
+from luthier.check.columns import Offenders, batches
+from luthier.check.context import CheckContext
+from luthier.records import Finding
+from luthier.registry import check
+
+# Targets of lossy rows in which the characters are looked for, so that a lossy tokenizer does not take minutes.
+NUM_TARGETS = 200
+
+
+@check("tokenizer-loss")
+def tokenizer_loss(context: CheckContext) -> Iterator[Finding]:
+    """Decoding gives back the text that was encoded.
+
+    What it does: counts, in all rows of all splits, those whose ids do not decode to their text; then looks for the
+    characters in the targets of the first 200 of them that the tokenizer does not give back one by one.
+
+    Why is this bad: the model never sees what is lost and can never write it. In code, a lost tab or letter is a bug.
+
+    Example: a WordPiece tokenizer that turns every newline into a space; an unknown character that becomes ``<unk>``.
+
+    Fix: take a model with a byte-level tokenizer, or clean the characters named.
+
+    Catalogue: 20
+    """
+    lossy = Offenders()
+    characters: set[str] = set()
+    num_targets = 0
+    for split, batch in batches(context, "id", "lossy", "target"):
+        bad = batch.column("lossy").to_numpy(zero_copy_only=False)
+        lossy.add(split, batch.column("id"), bad)
+        places = np.flatnonzero(bad)[: NUM_TARGETS - num_targets]
+        num_targets += len(places)
+        for target in pc.take(batch.column("target"), places).to_pylist():
+            characters.update(target)
+    if lossy.count:
+        lost = sorted(c for c in characters if context.tokenizer.decode(context.tokenizer.encode(c)) != c)
+        shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in lost[:10])
+        yield Finding(
+            "tokenizer-loss",
+            "warning",
+            f"{lossy} are not what they were after {type(context.tokenizer.hf).__name__} of {context.recipe.model.name}: "
+            + (
+                f"{len(lost)} characters are lost, {shown}"
+                if lost
+                else "no single character of a target is lost"
+            ),
+            lossy.where,
+            "take a model with a byte-level tokenizer, or replace these characters in the source",
+            measured=round(lossy.share, 6),
+            expected=0,
+        )

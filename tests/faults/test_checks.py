@@ -1,0 +1,640 @@
+"""Every check stays quiet on a healthy run and catches the defect it is for, planted where such a defect occurs."""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.fixtures.tiny_model import make_model, make_tokenizer
+from tests.fixtures.tiny_run import write_recipe
+from tokenizers import AddedToken, normalizers
+from tokenizers.processors import TemplateProcessing
+from torch.nn import functional
+
+from luthier import recipe_file, registry
+from luthier.check import runner
+from luthier.check.checks import padding as padding_check
+from luthier.check.context import CheckContext, Skip
+from luthier.encoding.batches import collate
+from luthier.encoding.encode import encode
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.models.forward import token_scores
+from luthier.models.load import load_model
+from luthier.prepare.build import prepare
+from luthier.records import Example, Finding, Row, Span
+from luthier.rows import Rows, RowWriter, to_batch
+from luthier.run_folder import RunFolder, read_json, write_json
+from luthier.tasks.instruction import Instruction
+
+# peft 0.21 asks transformers 5.23 by a name that is deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+
+BUILT_IN = [
+    n for n, f in registry.registered("check").items() if f.__module__.startswith("luthier.check.checks")
+]
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> CheckContext:
+    """A prepared run over generated code, and a model that has learned a little."""
+    folder = tmp_path_factory.mktemp("healthy")
+    recipe = recipe_file.load(write_recipe(folder))
+    run = RunFolder(folder / "run")
+    run.create()
+    tokenizer = TextTokenizer(make_tokenizer())
+    prepare(recipe, run, tokenizer)
+    context = CheckContext(recipe, run)
+    teach(Path(recipe.model.name), context.rows["train"])
+    return context
+
+
+def teach(folder: Path, rows: Rows) -> None:
+    """Saves a tiny Llama that 40 steps have brought well under ln V."""
+    model = make_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(40):
+        scores = token_scores(model, collate([rows.row((8 * step + i) % len(rows)) for i in range(8)], 0))
+        (scores.weighted_sum() / scores.weights_N.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+
+
+def load(context: CheckContext) -> Any:
+    """The taught model of its own, with a fresh adapter, to damage."""
+    context.model = load_model(context.recipe.model, len(context.tokenizer), training=True, seed=0)
+    return context.model
+
+
+@pytest.fixture
+def context(healthy: CheckContext, tmp_path: Path) -> CheckContext:
+    """The healthy run in a folder of its own, to plant a defect in."""
+    shutil.copytree(healthy.run.path, tmp_path / "run")
+    copy = CheckContext(healthy.recipe, RunFolder(tmp_path / "run"))
+    copy.tokenizer, copy.model = healthy.tokenizer, healthy.model
+    return copy
+
+
+def with_recipe(context: CheckContext, *overrides: str) -> CheckContext:
+    recipe = recipe_file.with_overrides(context.recipe.model_dump(mode="json"), overrides)
+    changed = CheckContext(recipe, context.run)
+    changed.tokenizer, changed.model = context.tokenizer, context.model
+    return changed
+
+
+def rewrite(context: CheckContext, split: str, rows: Iterable[Row]) -> None:
+    """Puts these rows in the place of a split's file."""
+    batch = to_batch(list(rows))
+    with RowWriter(context.run.data / "new.arrow") as writer:
+        writer.write(batch)
+    (context.run.data / "new.arrow").replace(context.run.rows(split))
+    context.__dict__.pop("rows", None)
+
+
+def change(context: CheckContext, split: str, index: int, **values: Any) -> str:
+    """Changes one row on disk; its id."""
+    rows = list(context.rows[split])
+    rows[index] = dataclasses.replace(rows[index], **values)
+    rewrite(context, split, rows)
+    return rows[index].id
+
+
+def found(context: CheckContext, name: str) -> list[Finding]:
+    findings = list(registry.lookup("check", name, "test")(context))
+    assert all(finding.check == name and finding.fix and finding.where for finding in findings)
+    return findings
+
+
+def only(context: CheckContext, name: str, severity: str = "error") -> Finding:
+    """The one finding there must be."""
+    (finding,) = found(context, name)
+    assert finding.severity == severity, finding
+    return finding
+
+
+def encoded(spans: list[Span], tokenizer: TextTokenizer, name: str = "planted") -> Row:
+    row = encode(Example(name, spans, name), tokenizer, 512)
+    assert isinstance(row, Row)
+    return row
+
+
+def test_healthy_run_has_no_findings(healthy: CheckContext) -> None:
+    before = {name: p.detach().clone() for name, p in healthy.model.named_parameters()}
+    random_state = torch.get_rng_state()
+    result = runner.check(healthy)
+    assert [f for f in result["findings"] if f["severity"] != "note"] == []
+    assert result["ok"]
+    assert [s["check"] for s in result["skipped"]] == []
+    assert set(BUILT_IN) <= set(result["passed"])
+    # A check leaves the model as it found it, to the bit, gradients and generator included.
+    after = dict(healthy.model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None for p in after.values())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert healthy.model.training
+
+
+def test_every_check_has_a_planted_defect_here() -> None:
+    source = Path(__file__).read_text()
+    assert [
+        name for name in BUILT_IN if not re.search(rf'(found|only)\(\s*\w+(\([^)]*\))?, "{name}"', source)
+    ] == []
+    assert len(BUILT_IN) == 22
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_docstring_documents_the_check_like_a_rule(name: str) -> None:
+    lines = (registry.registered("check")[name].__doc__ or "").splitlines()
+    assert lines[0].endswith(".")
+    heads = [line.strip().partition(":")[0] for line in lines if line.startswith("    ") and ": " in line]
+    expected = ["What it does", "Why is this bad", "Example", "Fix", "Catalogue"]
+    assert [head for head in heads if head in expected] == expected
+    numbers = next(line.partition(":")[2] for line in lines if line.strip().startswith("Catalogue:"))
+    assert re.fullmatch(r" \d+(, \d+)*", numbers)
+
+
+@pytest.mark.parametrize("target", ["", " \n\t\u00a0"])
+def test_empty_target(context: CheckContext, target: str) -> None:
+    name = change(context, "eval", 2, target=target)
+    finding = only(context, "empty-target")
+    total = sum(map(len, context.rows.values()))
+    assert finding.what.startswith(f"1 of {total} rows")
+    assert finding.where == f"data/eval.arrow: {name}"
+
+
+def test_untrained_row(context: CheckContext) -> None:
+    rows = list(context.rows["train"])
+    nothing = np.zeros(len(rows[0].input_ids), np.float32)
+    first_only = nothing.copy()
+    first_only[0] = 1.0  # nothing stands before it, so nothing predicts it
+    planted = [
+        dataclasses.replace(rows[0], loss_weights=w, id=n) for w, n in ((nothing, "a"), (first_only, "b"))
+    ]
+    empty = dataclasses.replace(rows[0], input_ids=[], loss_weights=[], span_ids=[], id="c")
+    rewrite(context, "train", [empty, *rows, *planted])
+    finding = only(context, "untrained-row")
+    assert finding.measured == 3
+    assert finding.where == "data/train.arrow: c, a, b"
+
+
+def test_target_cut_at_its_end(context: CheckContext) -> None:
+    row = context.rows["eval"].row(0)
+    name = change(
+        context,
+        "eval",
+        0,
+        input_ids=row.input_ids[:-2],
+        loss_weights=row.loss_weights[:-2],
+        span_ids=row.span_ids[:-2],
+    )
+    finding = only(context, "target-whole")
+    assert "1 of " in finding.what and "0 lossy rows left out" in finding.what
+    assert finding.where == f"data/eval.arrow: {name}"
+
+
+def test_mask_that_spills_into_the_prompt(context: CheckContext) -> None:
+    row = context.rows["eval"].row(0)
+    weights = row.loss_weights.copy()
+    weights[row.num_prompt_tokens - 1] = 1.0
+    change(context, "eval", 0, loss_weights=weights)
+    assert only(context, "target-whole").measured == 1
+
+
+def test_target_whole_knows_control_tokens_and_lossy_rows(context: CheckContext) -> None:
+    chat = Instruction(format="chat")
+    record = {
+        "messages": [
+            {"role": "user", "content": "say <|im_end|>"},
+            {"role": "assistant", "content": "é <|im_end|>\n"},
+        ]
+    }
+    from luthier.records import Record
+
+    (example,) = chat.examples(Record("r", record, "r"), "train", context.tokenizer, max_length=512, seed=0)
+    row = encode(example, context.tokenizer, 512)
+    lossy = dataclasses.replace(row, target="other", lossy=True)
+    rewrite(context, "train", [row, lossy])
+    assert found(context, "target-whole") == []
+    for split in context.rows:
+        rewrite(context, split, [lossy])
+    with pytest.raises(Skip, match="all 3 rows"):
+        found(context, "target-whole")
+
+
+def test_target_without_an_end(context: CheckContext) -> None:
+    name = change(context, "test", 1, target=context.rows["test"].row(1).target.rstrip())
+    finding = only(context, "stop-token")
+    assert finding.measured == 1 and finding.where == f"data/test.arrow: {name}"
+
+
+def test_stop_token_where_only_a_token_ends(context: CheckContext) -> None:
+    context.task = Instruction(format="plain")
+    total = sum(map(len, context.rows.values()))
+    assert only(context, "stop-token").measured == total  # no row of line completion ends with EOS
+    spans = [Span("1 + 1 =", "prompt"), Span(" 2", "response", weight=1.0)]
+    good = encoded([*spans, Span("<|im_end|>", "stop", weight=1.0, control=True)], context.tokenizer)
+    for split in context.rows:
+        rewrite(context, split, [good])
+    assert found(context, "stop-token") == []
+    # The classic: EOS is there, but its label is masked because padding is EOS too.
+    masked = np.where(np.array(good.input_ids) == 2, 0, good.loss_weights).astype(np.float32)
+    change(context, "train", 0, loss_weights=masked)
+    assert only(context, "stop-token").measured == 1
+
+
+def test_bos_is_missing_or_doubled(context: CheckContext) -> None:
+    hf = make_tokenizer()
+    hf.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    context.tokenizer = TextTokenizer(hf)
+    finding = only(context, "bos")
+    assert finding.measured == sum(map(len, context.rows.values()))
+    assert "do not begin with '<|im_start|>'" in finding.what
+    spans = [Span("a = ", "prompt"), Span("1", "response", weight=1.0)]
+    good = encoded(spans, context.tokenizer)
+    for split in context.rows:
+        rewrite(context, split, [good])
+    assert found(context, "bos") == []
+    twice = {
+        name: [getattr(good, name)[0], *getattr(good, name)]
+        for name in ("input_ids", "loss_weights", "span_ids")
+    }
+    change(context, "train", 0, **twice)
+    finding = only(context, "bos")
+    assert finding.measured == 1 and "twice" in finding.what
+
+
+def test_stored_ids_are_stale(context: CheckContext) -> None:
+    ids = context.rows["test"].row(0).input_ids.copy()
+    ids[0] += 1
+    name = change(context, "test", 0, input_ids=ids)
+    other_ids, other_prompt = found(context, "prompt-parity")
+    assert other_ids.severity == other_prompt.severity == "error"
+    assert other_ids.measured == other_prompt.measured == 1
+    assert other_ids.where == f"data/test.arrow: {name}"
+
+
+def test_task_has_changed_since_preparing(context: CheckContext) -> None:
+    context = with_recipe(context, "task.min_chars=20")
+    finding = found(context, "prompt-parity")[-1]
+    assert finding.severity == "error" and finding.measured > 0
+
+
+def test_source_has_changed_since_preparing(context: CheckContext, tmp_path: Path) -> None:
+    code = Path(context.recipe.data.source["path"])
+    shutil.copytree(code, tmp_path / "code")
+    context = with_recipe(context, f"data.source.path={tmp_path / 'code'}")
+    assert found(context, "prompt-parity") == []
+    gone = context.rows["test"].row(0).group
+    next(p for p in (tmp_path / "code").iterdir() if p.name in gone).unlink()
+    finding = only(context, "prompt-parity")
+    assert "are made of no record of the sources any more" in finding.what
+
+
+def test_tokenizer_changes_when_it_is_saved(context: CheckContext) -> None:
+    hf = make_tokenizer()
+    context.tokenizer = TextTokenizer(hf)
+    # What is encoded with was made before this token was added; what is saved has it.
+    hf.backend_tokenizer.add_tokens([AddedToken("return", normalized=False)])
+    finding = found(context, "prompt-parity")[0]
+    assert finding.severity == "error" and finding.measured > 0
+    assert "have other ids" in finding.what
+
+
+def test_own_sources_of_splits_are_met(context: CheckContext, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{i} plus 1 is", "response": f"{i + 1} of course", "when": "2026-01-01"}
+        for i in range(90)
+    ]
+    for name, part in (("train", rows[:50]), ("eval", rows[50:70]), ("test", rows[70:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    source = {
+        name: {"type": "files", "path": str(tmp_path / f"{name}.jsonl")} for name in ("train", "eval", "test")
+    }
+    recipe = recipe_file.with_overrides(
+        {
+            "task": {"type": "instruction", "format": "plain"},
+            "data": {
+                "source": source["train"],
+                "eval_source": source["eval"],
+                "test_source": source["test"],
+                "near_duplicates": "off",
+                "num_workers": 1,
+            },
+        },
+        [],
+    )
+    own = CheckContext(recipe, RunFolder(tmp_path / "own"))
+    own.tokenizer = context.tokenizer
+    own.run.create()
+    prepare(recipe, own.run, own.tokenizer)
+    assert found(own, "prompt-parity") == []
+    (tmp_path / "eval.jsonl").write_text((tmp_path / "test.jsonl").read_text())
+    assert {split.split(":")[0] for f in found(own, "prompt-parity") for split in f.where.split("; ")} == {
+        "data/eval.arrow"
+    }
+
+
+def test_prompt_ends_before_the_indent(context: CheckContext) -> None:
+    cut = [
+        encoded(
+            [Span(f"def f{i}(a):\n", "context"), Span("    return a\n", "target", weight=1.0)],
+            context.tokenizer,
+            f"r{i}",
+        )
+        for i in range(3)
+    ]
+    good = list(context.rows["train"])
+    rewrite(context, "train", good + cut)
+    finding = only(context, "natural-boundary", "warning")
+    assert finding.what.startswith(f"in 3 of {len(good) + 3} rows")
+    assert finding.where.endswith("r0, r1, r2")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda b: {"loss_weights_BT": b.loss_weights_BT.masked_fill(b.input_ids_BT == 2, 0)}, "other loss weights on 1"),
+        (lambda b: {"attention_mask_BT": (b.input_ids_BT != 2).long()}, "and its mask"),
+        (lambda b: {"loss_weights_BT": b.loss_weights_BT.clamp(min=0.1)}, "a loss weight on padding"),
+        (
+            lambda b: {"position_ids_BT": torch.arange(b.input_ids_BT.shape[1]).expand(b.input_ids_BT.shape)},
+            "positions that do not count from 0",
+        ),
+    ],
+)  # fmt: skip
+def test_collator_is_wrong(
+    context: CheckContext, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], dict[str, Any]], said: str
+) -> None:
+    stop = Span("<|im_end|>", "stop", weight=1.0, control=True)
+    texts = ["a", "b\nc = a + 1\n"]
+    rows = [
+        encoded([Span("x =", "prompt"), Span(t, "response", weight=1.0), stop], context.tokenizer, t)
+        for t in texts
+    ]
+    rewrite(context, "train", rows)
+    assert found(context, "padding") == []
+    whole = collate
+
+    def wrong(*arguments: Any) -> Any:
+        batch = whole(*arguments)
+        return dataclasses.replace(batch, **spoil(batch))
+
+    monkeypatch.setattr(padding_check, "collate", wrong)
+    findings = found(context, "padding")
+    assert {f.severity for f in findings} == {"error"}
+    assert any(said in f.what for f in findings), findings
+
+
+def test_tokenizer_that_loses_text(context: CheckContext, tmp_path: Path) -> None:
+    hf = make_tokenizer()
+    hf.backend_tokenizer.normalizer = normalizers.Lowercase()
+    hf.save_pretrained(tmp_path / "tokenizer")
+    context.tokenizer = TextTokenizer.load(tmp_path / "tokenizer")
+    prepare(context.recipe, context.run, context.tokenizer)
+    context.__dict__.pop("rows", None)
+    finding = only(context, "tokenizer-loss", "warning")
+    assert finding.measured > 0
+    assert re.search(r"[1-9]\d* of \d+ rows", finding.what)
+    change(context, "train", 0, lossy=True, target="Wörter in A\n")
+    assert "'A' (U+0041)" in only(context, "tokenizer-loss", "warning").what
+
+
+def test_id_without_embedding(context: CheckContext) -> None:
+    ids = context.rows["train"].row(3).input_ids.copy()
+    ids[5] = 9999
+    name = change(context, "train", 3, input_ids=ids)
+    finding = only(context, "vocabulary")
+    assert finding.measured == 9999 and finding.where == f"data/train.arrow: {name}"
+    rewrite(context, "train", [context.rows["train"].row(3)])
+    for check in ("initial-loss", "gradients", "dropout-off", "padding-invariance"):
+        with pytest.raises(Skip, match="vocabulary"):  # and no crash inside the model
+            found(context, check)
+
+
+def test_tokenizer_is_larger_than_the_model(context: CheckContext) -> None:
+    context.tokenizer = TextTokenizer(make_tokenizer()).add_tokens(["<|new|>"])
+    size = len(context.tokenizer)
+    finding = only(context, "vocabulary")
+    assert (
+        finding.measured == size
+        and f"{size} tokens, but the model's embedding has {size - 1} rows" in finding.what
+    )
+
+
+def test_rows_are_longer_than_the_model(context: CheckContext) -> None:
+    context.model = make_model(max_position_embeddings=64)
+    findings = found(context, "positions")
+    assert {f.severity for f in findings} == {"error"}
+    assert findings[0].measured == context.rows["train"].lengths().max() > 64
+    scaled = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    context.model = make_model(max_position_embeddings=64, rope_parameters=scaled)
+    assert found(context, "positions") == []
+    context.model = make_model(max_position_embeddings=100)
+    finding = only(with_recipe(context, "data.max_length=101"), "positions", "warning")
+    assert finding.measured == 101
+
+
+def test_group_and_row_in_two_splits(context: CheckContext) -> None:
+    train, test = (list(context.rows[split]) for split in ("train", "test"))
+    rewrite(context, "test", [*test, dataclasses.replace(test[0], id="leak", group=train[0].group)])
+    group, row = found(context, "split-overlap"), None
+    assert [(f.severity, f.measured) for f in group] == [("error", 1)]
+    assert "groups of the train split" in group[0].what and group[0].where == "data/test.arrow: leak"
+    rewrite(context, "test", [*test, dataclasses.replace(train[1], id="copy", group="another")])
+    row = only(context, "split-overlap")
+    assert (
+        row.measured == 1 and "rows of the train split" in row.what and row.where == "data/test.arrow: copy"
+    )
+
+
+def test_copies_in_train(context: CheckContext) -> None:
+    rows = list(context.rows["train"])
+    copies = [dataclasses.replace(rows[0], id=f"copy{i}") for i in range(7)]
+    rewrite(context, "train", [*rows, *copies])
+    finding = only(context, "duplicate-rows", "warning")
+    assert finding.what.startswith(f"7 of {len(rows) + 7} rows")
+    assert finding.where == "data/train.arrow: copy0, copy1, copy2, copy3, copy4"
+
+
+def test_too_much_was_dropped(context: CheckContext, tmp_path: Path) -> None:
+    shutil.copytree(context.recipe.data.source["path"], tmp_path / "code")
+    for i in range(6):
+        (tmp_path / "code" / f"latin_{i}.py").write_bytes(b"name = '\xe9t\xe9'\n" * (i + 3))
+    context = with_recipe(context, f"data.source.path={tmp_path / 'code'}")
+    prepare(context.recipe, context.run, context.tokenizer)
+    finding = only(context, "drop-budget")
+    assert finding.what.startswith("20.00% were dropped: 6 records ")
+    assert finding.fix.endswith("data.drop_budget=0.2")
+    assert found(with_recipe(context, "data.drop_budget=0.2"), "drop-budget") == []
+
+
+def test_rows_disappeared(context: CheckContext) -> None:
+    rows = list(context.rows["train"])
+    rewrite(context, "train", rows[:-2])
+    kept = context.ledger["rows"]["kept"]
+    assert only(context, "drop-budget").what == f"the ledger keeps {kept} rows, but the files hold {kept - 2}"
+    rewrite(context, "train", rows)
+    ledger = read_json(context.run.ledger)
+    ledger["records"]["in"] += 1
+    write_json(context.run.ledger, ledger)
+    del context.ledger
+    assert only(context, "drop-budget").what.startswith("25 records came in, but 24 kept + 0 dropped")
+
+
+def test_most_rows_are_trimmed(context: CheckContext) -> None:
+    rows = list(context.rows["train"])
+    half = len(rows) // 2 + 1
+    trimmed = [dataclasses.replace(row, trimmed={"context": 5000}) for row in rows[:half]]
+    rewrite(context, "train", trimmed + rows[half:])
+    finding = only(context, "trim-share", "note")
+    assert (
+        finding.what.startswith(f"{half} of {len(rows)} rows")
+        and f"{half} of them by more than half" in finding.what
+    )
+
+
+def test_special_strings_in_data(context: CheckContext) -> None:
+    spans = [Span("a <|im_start|> b", "context"), Span("ends <|im_end|>\n", "target", weight=1.0)]
+    rows = [encoded(spans, context.tokenizer, "x")]
+    rows.append(encoded([spans[0], Span(" c\n", "target", weight=1.0)], context.tokenizer, "y"))
+    chat = [Span("<|im_start|>user", "markup", control=True), Span("c\n", "target", weight=1.0)]
+    rewrite(context, "train", [*rows, encoded(chat, context.tokenizer, "z"), *context.rows["train"]])
+    finding = only(context, "special-strings", "note")
+    assert finding.measured == 1 and "and 2 of" in finding.what
+    assert finding.where == "data/train.arrow: x"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "severity", "said"),
+    [
+        (["train.warmup_steps=120"], "error", "rises to 0.0025 only, 25% of 0.01: warm-up takes 120 steps, and the run has 30"),
+        (["train.eval_every_steps=31"], "warning", "eval_every_steps is 31, and the run has about 30"),
+        (["train.eval_every_steps=null", "train.eval_every_tokens=9000000"], "warning", "eval_every_tokens is 9,000,000"),
+        (["train.batch_size=4000", "train.eval_every_steps=1"], "warning", "a step takes 4000 rows"),
+    ],
+)  # fmt: skip
+def test_schedule_does_not_fit_the_run(
+    context: CheckContext, overrides: list[str], severity: str, said: str
+) -> None:
+    assert said in only(with_recipe(context, *overrides), "schedule", severity).what
+
+
+def test_schedule_without_eval_rows(context: CheckContext) -> None:
+    with RowWriter(context.run.rows("eval")):
+        pass
+    assert "0 eval rows" in only(context, "schedule").what
+
+
+def test_one_target_for_most_rows(context: CheckContext) -> None:
+    rows = list(context.rows["train"])
+    half = len(rows) // 2 + 1
+    rewrite(context, "train", [dataclasses.replace(row, target="N/A") for row in rows[:half]] + rows[half:])
+    finding = only(context, "constant-target", "warning")
+    assert finding.what.startswith(f"{half} of {len(rows)} rows") and "'N/A'" in finding.what
+    two = [dataclasses.replace(row, target="yes" if i % 3 else "no") for i, row in enumerate(rows)]
+    rewrite(context, "train", two)
+    assert found(context, "constant-target") == []  # two classes, two to one: usual
+
+
+def test_random_weights(context: CheckContext) -> None:
+    context.model = make_model(initializer_range=0.02)
+    finding = only(context, "initial-loss")
+    measured = float(re.search(r"is ([\d.]+),", finding.what).group(1))  # type: ignore[union-attr]
+    assert measured == pytest.approx(np.log(len(context.tokenizer)), rel=0.05)
+
+
+def test_loss_that_is_scaled(context: CheckContext) -> None:
+    load(context)
+    base = context.model.get_base_model()
+    whole = base.loss_function
+    base.loss_function = lambda **inputs: 12 * whole(**inputs)  # GAS times world size
+    finding = only(context, "initial-loss")
+    ours, theirs = map(float, re.findall(r"\d+\.\d+", finding.what))
+    assert theirs / ours == pytest.approx(12, rel=1e-3)
+
+
+def test_loss_is_not_finite(context: CheckContext) -> None:
+    load(context)
+    with torch.no_grad():
+        context.model.get_base_model().lm_head.weight[7, 3] = torch.nan
+    findings = found(context, "initial-loss")
+    assert findings and "nan" in findings[0].what
+    json.dumps([dataclasses.asdict(f) for f in findings], allow_nan=False)
+
+
+def test_gradient_is_cut_off(context: CheckContext) -> None:
+    load(context)
+    layers = context.model.get_base_model().model.layers
+    layers[0].register_forward_hook(lambda module, inputs, output: output.detach())
+    finding = only(context, "gradients")
+    assert (
+        finding.what == "14 of 28 trainable parameters get no gradient"
+    )  # A and B of the seven matrices of layer 0
+    assert "layers.0" in finding.where
+
+
+def test_nothing_is_trainable(context: CheckContext) -> None:
+    context.model = load(context).requires_grad_(False)
+    assert only(context, "gradients").what.startswith("none of the model's ")
+
+
+def test_frozen_parameter_gets_a_gradient(context: CheckContext) -> None:
+    load(context)
+    embedding = context.model.get_base_model().model.embed_tokens.weight
+    embedding.grad = torch.ones_like(embedding)
+    assert only(context, "gradients").what == "1 frozen parameters get a gradient"
+
+
+def test_gradient_is_not_finite(context: CheckContext) -> None:
+    context.model = make_model()
+    with torch.no_grad():
+        context.model.model.norm.weight[0] = torch.inf
+    finding = found(context, "gradients")[-1]
+    assert "not finite" in finding.what and finding.measured > 0
+
+
+def test_new_token_that_nothing_trains(context: CheckContext) -> None:
+    context = with_recipe(context, "model.new_tokens=[<|new|>]")
+    context.tokenizer = context.tokenizer.add_tokens(["<|new|>"])
+    load(context)
+    finding = only(context, "gradients")
+    assert finding.measured > 0 and "token" in finding.where
+    ids = context.rows["train"].row(-1).input_ids.copy()
+    ids[0] = (
+        len(context.tokenizer) - 1
+    )  # in one row of all, and not one of the two that are spread over the split
+    change(context, "train", -1, input_ids=ids)
+    assert found(context, "gradients") == []
+
+
+def test_dropout_that_stays_on(context: CheckContext) -> None:
+    load(context)
+    norm = context.model.get_base_model().model.norm
+    norm.register_forward_hook(lambda module, inputs, output: functional.dropout(output, 0.2, training=True))
+    finding = only(context, "dropout-off")
+    assert finding.measured > 0.01 and f"{finding.measured:.4f} nats" in finding.what
+
+
+@pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
+def test_model_that_ignores_the_mask_or_the_positions(context: CheckContext, ignored: str) -> None:
+    context.model = make_model()
+
+    def drop(module: torch.nn.Module, arguments: Any, inputs: dict[str, Any]) -> Any:
+        if ignored == "position_ids":  # rotary positions do not mind a shift, but they do mind another scale
+            changed = inputs["position_ids"] * inputs["input_ids"].shape[0]
+        else:
+            changed = torch.ones_like(inputs["input_ids"])
+        return arguments, {**inputs, ignored: changed}
+
+    context.model.model.register_forward_pre_hook(drop, with_kwargs=True)
+    findings = found(context, "padding-invariance")
+    assert findings and all(f.severity == "error" for f in findings)
+    assert any("padded on the left" in f.what and f.measured > 1e-3 for f in findings), findings

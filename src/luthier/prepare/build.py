@@ -21,7 +21,7 @@ from luthier.errors import UserError
 from luthier.prepare.chunks import encode_chunks, num_workers
 from luthier.prepare.deduplicate import Copies, Deduplicator
 from luthier.prepare.ledger import Ledger, describe, hash_names
-from luthier.prepare.raw import RawWriter, column, fields_as_json, own_name, read_records, reading
+from luthier.prepare.raw import RawWriter, column, read_records, reading
 from luthier.prepare.split import assign, stable_hash
 from luthier.recipe import Options, Recipe, build
 from luthier.records import SPLITS, Dropped

@@ -13,12 +13,14 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Encoding, Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from luthier.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class TextTokenizer:
@@ -50,6 +52,8 @@ class TextTokenizer:
         Raises:
             UserError: There is none, or it has no fast implementation.
         """
+        from transformers import AutoTokenizer  # loads torch, which processes that only encode do without
+
         try:
             hf = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=trust_remote_code)
         except (OSError, ValueError, KeyError) as error:

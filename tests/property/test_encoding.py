@@ -49,7 +49,7 @@ NASTY = [
 ]
 TEXT = st.lists(st.sampled_from(NASTY) | st.text(max_size=4), max_size=6).map("".join)
 TRIMS = st.sampled_from(["never", "left", "right", "drop"])
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -165,7 +165,10 @@ def test_the_target_is_whole_or_the_row_is_dropped(family):
             return
         assert len(row.input_ids) <= max_length
         assert list(row.input_ids[row.loss_weights != 0]) == list(trained)
-        assert row.target == "".join(span.text for span in example.spans if span.weight and not span.control)
+        if not row.lossy:  # else a span may come to no token at all
+            assert row.target == "".join(
+                span.text for span in example.spans if span.weight and not span.control
+            )
         assert row.target_bytes == len(row.target.encode())
 
     check()

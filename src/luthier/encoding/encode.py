@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, takewhile
+from itertools import groupby, pairwise, takewhile
 
 import numpy as np
 
@@ -101,31 +101,42 @@ def _tokenize(spans: Sequence[Span], tokenizer: TextTokenizer) -> _Tokens:
     indexed = [(i, span) for i, span in enumerate(spans) if span.text]
     for _, group in groupby(indexed, key=lambda item: item[1].weight != 0):
         run = list(group)
-        parts = [run]
-        if any(span.control for _, span in run) and _data_spells_control(run, tokenizer):
-            # Data that spells a control token, alone or with its neighbour, is encoded apart from real ones.
-            parts = [list(part) for _, part in groupby(run, key=lambda item: item[1].control)]
-        for part in parts:
-            text = "".join(span.text for _, span in part)
-            control = any(span.control for _, span in part)
+        ends = np.cumsum([len(span.text) for _, span in run])
+        offset = 0
+        for text, control in _pieces([span for _, span in run], tokenizer):
             first = not ids
-            part_ids, starts = tokenizer.encode_with_starts(text, first=first, control=control)
-            lossy |= tokenizer.decode(part_ids, first=first) != text
-            ends = np.cumsum([len(span.text) for _, span in part])
-            places = np.searchsorted(ends, starts, side="right").clip(max=len(part) - 1)
-            ids += part_ids
-            owners += [part[place][0] for place in places]
+            piece_ids, starts = tokenizer.encode_with_starts(text, first=first, control=control)
+            lossy |= tokenizer.decode(piece_ids, first=first) != text
+            places = np.searchsorted(ends, np.array(starts, dtype=np.int64) + offset, side="right")
+            ids += piece_ids
+            owners += [run[place][0] for place in places.clip(max=len(run) - 1)]
+            offset += len(text)
     prefix = list(tokenizer.prefix_ids)
     if prefix and ids[: len(prefix)] != prefix:  # chat templates write BOS themselves
         ids, owners = prefix + ids, [-1] * len(prefix) + owners
     return _Tokens(np.array(ids, dtype=np.int32), np.array(owners, dtype=np.int64), lossy)
 
 
-def _data_spells_control(run: Sequence[tuple[int, Span]], tokenizer: TextTokenizer) -> bool:
-    """Whether a special-token string of the joined text holds a character of data."""
-    places = tokenizer.special_places("".join(span.text for _, span in run))
-    is_data = np.repeat([not span.control for _, span in run], [len(span.text) for _, span in run])
-    return any(is_data[start:end].any() for start, end in places)
+def _pieces(run: Sequence[Span], tokenizer: TextTokenizer) -> list[tuple[str, bool]]:
+    """The text of a run, as a rule in one piece, and whether special-token strings in it are control tokens.
+
+    Where data spells a control token, alone or with what stands beside it, the text is cut at the real ones: that is
+    what a tokenizer does by itself, so the rest is read as it would be in any other row.
+    """
+    text = "".join(span.text for span in run)
+    if not any(span.control for span in run):
+        return [(text, False)]
+    is_data = np.repeat([not span.control for span in run], [len(span.text) for span in run])
+    if not any(is_data[start:end].any() for start, end in tokenizer.special_places(text)):
+        return [(text, True)]
+    cuts, offset = [0], 0
+    for control, stretch in groupby(run, key=lambda span: span.control):
+        part = "".join(span.text for span in stretch)
+        cuts += [offset + cut for place in tokenizer.special_places(part) for cut in place] if control else []
+        offset += len(part)
+    # Even pieces lie between control tokens, odd ones are control tokens.
+    pieces = [(text[start:end], i % 2 == 1) for i, (start, end) in enumerate(pairwise([*cuts, len(text)]))]
+    return [(piece, control) for piece, control in pieces if piece]
 
 
 def _trim(spans: Sequence[Span], owners: np.ndarray, max_length: int) -> tuple[np.ndarray, dict[str, int]]:

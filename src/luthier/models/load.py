@@ -1,69 +1,139 @@
-"""Models and tokenizers by recipe: where they come from, in which number format, and what of them is trained."""
+"""Models and tokenizers by recipe: where they come from, in which number format, and what of them is trained.
+
+Number formats. ``fp32`` is fp32 throughout. With ``bf16``, matrix products run in bf16 (autocast) and whatever is
+trained is kept in fp32, so that small updates are never rounded away; weights that nothing trains are kept in bf16.
+Figures: docs/decisions/precision.md.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from luthier import registry
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
+from luthier.models.forward import base_model
 from luthier.recipe import Adapter, Model
 from luthier.run_folder import RunFolder, logger, new_folder
 
-Precision = str
+Precision = Literal["fp32", "bf16"]
+
+_NAME = "recipe key model.name"
+_LINEAR = (nn.Linear, Conv1D)
 
 
 def resolve(settings: Model) -> str:
     """The folder or Hub name that transformers loads: of a registered model, a local folder, or the name itself.
 
     Raises:
-        UserError: A folder that holds no model, or weights that are not safetensors.
+        UserError: A name that is not known, or a folder that holds no model, or weights that are not safetensors.
     """
     name = settings.name
-    if name in registry.registered("model") or "@" in name:
-        return str(registry.lookup("model", name, "recipe key model.name")())
-    folder = Path(name)
-    if not folder.exists() and (name.startswith((".", "/", "~")) or name.startswith("embedded:")):
+    if name in registry.registered("model") or ".py@" in name:
+        return str(_checked(Path(registry.lookup("model", name, _NAME)())))
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return str(_checked(folder.resolve()))
+    if ":" in name:
+        registry.lookup("model", name, _NAME)  # no Hub name has a colon: this fails, with the nearest name
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         known = ", ".join(registry.registered("model"))
         raise UserError(
-            f"there is no model {name}",
-            "recipe key model.name",
-            f"name a folder that exists, a Hub model, or one of: {known}",
+            f"there is no folder {name}",
+            _NAME,
+            f"name a folder that exists, a Hub model (owner/name), or one of: {known}",
         )
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"{name} holds no config.json",
-                "recipe key model.name",
-                "name a folder that save_pretrained wrote",
-            )
-        if not list(folder.glob("*.safetensors")):
-            found = ", ".join(sorted(f.name for f in folder.glob("*.bin"))) or "no weights"
-            raise UserError(
-                f"{name} holds {found}; only safetensors are loaded, since pickles can run code",
-                "recipe key model.name",
-                "convert it once: AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)",
-            )
     return name
 
 
+def _checked(folder: Path) -> Path:
+    """The folder, if a causal language model can be loaded from it without running a pickle."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is a file", _NAME, "name the folder that holds config.json and the weights"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds an adapter, not a model",
+            _NAME,
+            "name the model that it was made for, or write both as one model with `luthier merge RUN OUT`",
+        )
+    if not (folder / "config.json").is_file():
+        found = ", ".join(sorted(f.name for f in folder.iterdir())[:5]) or "nothing"
+        raise UserError(
+            f"{folder} holds no config.json, but {found}", _NAME, "name a folder that save_pretrained wrote"
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(f.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in folder.glob(kind))
+        holds = ", ".join(pickles[:3]) or "no weights"
+        raise UserError(
+            f"{folder} holds {holds}; only safetensors are loaded, since pickles can run code",
+            _NAME,
+            "convert it once, where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)",
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{index.name} is damaged: {error}", str(index), "copy or download the model again"
+            ) from error
+        if lacking := sorted(shard for shard in shards if not (folder / shard).is_file()):
+            raise UserError(
+                f"{len(lacking)} of {len(shards)} files of weights are not there, first {lacking[0]}",
+                str(folder),
+                "copy or download the model again",
+            )
+    return folder
+
+
 def load_tokenizer(settings: Model) -> TextTokenizer:
-    """The model's tokenizer, with the recipe's new tokens."""
+    """The model's tokenizer, with the recipe's new tokens behind all others.
+
+    Raises:
+        UserError: No tokenizer, or a new token that it has already.
+    """
     tokenizer = TextTokenizer.load(
         resolve(settings), revision=settings.revision, trust_remote_code=settings.trust_remote_code
     )
-    return tokenizer.add_tokens(settings.new_tokens) if settings.new_tokens else tokenizer
+    new = settings.new_tokens
+    if not new:
+        return tokenizer
+    where = "recipe key model.new_tokens"
+    if known := sorted({token for token in new if token in tokenizer.hf.get_vocab() or new.count(token) > 1}):
+        raise UserError(
+            f"tokens that the tokenizer has already, or that are given twice: {', '.join(map(repr, known))}",
+            where,
+            "leave them out: only new ones are added and trained",
+        )
+    size = len(tokenizer)
+    tokenizer = tokenizer.add_tokens(new)
+    ids = [tokenizer.hf.convert_tokens_to_ids(token) for token in new]
+    if ids != list(range(size, size + len(new))):
+        raise UserError(
+            f"the new tokens get the ids {ids}, not those behind the {size} known ones",
+            where,
+            "this tokenizer has gaps between its ids; add the tokens to the model folder itself",
+        )
+    return tokenizer
 
 
 def choose_precision(settings: Model) -> Precision:
@@ -71,7 +141,8 @@ def choose_precision(settings: Model) -> Precision:
     if settings.precision != "auto":
         return settings.precision
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # torch before 2.10 does not say what the processor can do.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
 
@@ -81,73 +152,102 @@ def load_model(
 ) -> PreTrainedModel | PeftModel:
     """The model as training starts with it (``training``), or as it came.
 
-    Weights are fp32 in either precision, so that small updates are never rounded away; ``bf16`` means that matrix
-    products take bf16 inputs and add up in fp32.
-
     Args:
         settings: The recipe's.
-        tokenizer_size: Tokens that the tokenizer knows; the embedding is enlarged when the recipe adds tokens.
+        tokenizer_size: Tokens that the tokenizer knows, new ones included, which are the last.
         training: Whether to add the adapter and freeze what is frozen.
-        seed: Decides the adapter's first weights.
+        seed: Set as torch's own, from which the adapter's first weights and later dropout are drawn.
 
     Raises:
         UserError: A model that cannot be loaded whole, or names that match nothing in it.
     """
-    torch.set_float32_matmul_precision("medium" if choose_precision(settings) == "bf16" else "highest")
+    bf16 = choose_precision(settings) == "bf16"
+    masters = training and settings.adapter is None
+    base = _pretrained(settings, torch.bfloat16 if bf16 and not masters else torch.float32)
     torch.manual_seed(seed)
-    model = _pretrained(settings)
-    if settings.new_tokens and tokenizer_size > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(tokenizer_size, mean_resizing=True)
-    if not training:
-        return model.eval()
-    if settings.adapter is None:
-        _freeze(model, settings.freeze)
-        return model.train()
-    added = (
-        list(range(tokenizer_size - len(settings.new_tokens), tokenizer_size))
-        if settings.new_tokens
-        else None
-    )
-    torch.manual_seed(seed)
-    adapted = get_peft_model(model, _lora(model, settings.adapter, added))
-    adapted.train()
-    return adapted
+    _fit_to_tokenizer(base, tokenizer_size, len(settings.new_tokens))
+    model: PreTrainedModel | PeftModel = base
+    if training:
+        if settings.adapter is not None:
+            new_ids = range(tokenizer_size - len(settings.new_tokens), tokenizer_size)
+            with _quiet_peft():
+                model = get_peft_model(base, _lora(base, settings.adapter, list(new_ids)))
+        _freeze(model, settings)
+    if bf16:
+        _compute_in_bf16(model)
+    return model.train(training)
 
 
 def load_trained(settings: Model, run: RunFolder, tokenizer_size: int) -> PreTrainedModel | PeftModel:
-    """The result of a run: its base with the adapter, or the model that it trained whole."""
+    """The result of a run, for evaluation: its base with the adapter, or the model that it trained whole.
+
+    Raises:
+        UserError: Nothing was trained, or the adapter was made for another model.
+    """
     result = run.result()
     if result is None:
         raise UserError(
             "this run has no adapter or model yet", str(run.path), "run `luthier train` with its recipe"
         )
     if result == run.model:
-        return load_model(
-            settings.model_copy(update={"name": str(result), "new_tokens": []}),
-            tokenizer_size,
-            training=False,
-            seed=0,
+        plain = settings.model_copy(update={"name": str(result), "revision": None, "new_tokens": []})
+        return load_model(plain, tokenizer_size, training=False, seed=0)
+    model = with_adapter(load_model(settings, tokenizer_size, training=False, seed=0), result)
+    if choose_precision(settings) == "bf16":
+        _compute_in_bf16(model)
+    return model
+
+
+def with_adapter(base: PreTrainedModel | PeftModel, adapter: Path) -> PeftModel:
+    """A base model with a saved adapter, every tensor of which is proven to have found its place.
+
+    Raises:
+        UserError: The adapter is damaged, or made for another model.
+    """
+    where, fix = str(adapter), "name the model that the adapter was trained on, or train it again"
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            saved = set(file.keys())
+        with _quiet_peft(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # named below
+            model = PeftModel.from_pretrained(base, str(adapter))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the adapter cannot be loaded: {_line(error)}", where, fix) from error
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if wrong := sorted(saved ^ wanted):
+        raise UserError(
+            f"{len(saved - wanted)} tensors of the adapter fit nothing in the model and {len(wanted - saved)} are "
+            f"lacking, first {wrong[0]}",
+            where,
+            fix,
         )
-    base = load_model(settings, tokenizer_size, training=False, seed=0)
-    return PeftModel.from_pretrained(base, str(result)).eval()
+    return model.eval()
 
 
 def save_trained(
     model: PreTrainedModel | PeftModel, tokenizer: TextTokenizer, run: RunFolder, settings: Model
 ) -> Path:
-    """Writes ``adapter/`` or ``model/``, which transformers and peft load as it is."""
+    """Writes ``adapter/`` or ``model/``, which transformers and peft load as it is.
+
+    New tokens are in the adapter as rows of the embedding: before it is loaded elsewhere, the base model needs
+    ``resize_token_embeddings(len(tokenizer))``. ``luthier merge`` writes a folder that needs nothing.
+    """
     path = run.adapter if isinstance(model, PeftModel) else run.model
     with new_folder(path) as folder:
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = resolve(settings)
-        model.save_pretrained(folder)
+            # "auto" would add the whole embedding to new rows that are saved already.
+            model.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's template, with nothing filled in
+        else:
+            model.save_pretrained(folder)
         tokenizer.hf.save_pretrained(folder)
     return path
 
 
 def chosen(model: PreTrainedModel | PeftModel, settings: Model) -> dict[str, Any]:
     """What ``auto`` became, for ``environment.json``."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_model(model)
     return {
         "model": resolve(settings),
         "precision": choose_precision(settings),
@@ -157,99 +257,230 @@ def chosen(model: PreTrainedModel | PeftModel, settings: Model) -> dict[str, Any
     }
 
 
-def coverage(model: PreTrainedModel | PeftModel) -> Iterator[str]:
-    """Lines that say what is trained: matches per adapter target, and parameters."""
-    if isinstance(model, PeftModel):
-        targets = Counter(name.rpartition(".")[2] for name in model.targeted_module_names)
-        for target, count in sorted(targets.items()):
-            yield f"adapter on {target}: {count} layers"
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    yield f"{trained:,} of {total:,} parameters are trained ({trained / total:.2%})"
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What of all layers of one name is trained.
+
+    Attributes:
+        name: Last part of the layers' names, such as ``q_proj``.
+        trained_layers, layers: How many of them have anything that is trained, and how many there are.
+        trained: Parameters that are trained, the adapter's own included.
+        total: Parameters of the layers themselves, without an adapter's.
+    """
+
+    name: str
+    trained_layers: int
+    layers: int
+    trained: int
+    total: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.trained_layers} of {self.layers} layers, "
+            f"{self.trained:,} trained parameters for {self.total:,} weights"
+        )
 
 
-def _pretrained(settings: Model) -> PreTrainedModel:
+def coverage(model: PreTrainedModel | PeftModel) -> list[Coverage]:
+    """One line for each name of a layer, and a last one (``all``) for the whole model; tied weights count once."""
+    layers: dict[str, dict[str, list[int]]] = {}
+    for name, parameter in model.named_parameters():
+        adapters = re.search(r"\.(lora_|trainable_tokens_)", name)
+        layer = name[: adapters.start()] if adapters else name.rpartition(".")[0]
+        layer = re.sub(r"(\.(base_layer|token_adapter|original_module))+$", "", layer)  # peft's wrappers
+        sums = layers.setdefault(layer.rpartition(".")[2], {}).setdefault(layer, [0, 0])
+        sums[0] += parameter.numel() if parameter.requires_grad else 0
+        sums[1] += 0 if adapters else parameter.numel()
+    rows = [
+        Coverage(
+            name, sum(t > 0 for t, _ in sums.values()), len(sums), *map(sum, zip(*sums.values(), strict=True))
+        )
+        for name, sums in sorted(layers.items())
+    ]
+    sums = [
+        sum(getattr(row, key) for row in rows) for key in ("trained_layers", "layers", "trained", "total")
+    ]
+    return [*rows, Coverage("all", *sums)]
+
+
+def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
     name = resolve(settings)
+    where = f"{_NAME} ({name})"
     attention = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     if settings.trust_remote_code:
         logger.warning("model.trust_remote_code: code that comes with %s is run", name)
     try:
-        AutoConfig.from_pretrained(
-            name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             **attention,
         )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        ImportError,
-        SafetensorError,
-        json.JSONDecodeError,
-    ) as error:
-        raise UserError(
-            f"the model cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            f"recipe key model.name ({name})",
-            "name a folder that save_pretrained wrote, or a Hub model that can be reached",
-        ) from error
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
-    if missing:
-        raise UserError(
-            f"{len(missing)} weights of the model are not in its files and would be random, first {missing[0]}",
-            f"recipe key model.name ({name})",
-            "name a causal language model with all its weights",
-        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        fix = "copy or download it again, or name another model"
+        if not Path(name).is_dir():
+            fix = (
+                "check the name; without a network (or behind HF_HUB_OFFLINE), name a local folder or embedded:smollm2-135m; "
+                "gated models need `hf auth login`"
+            )
+        elif isinstance(error, ImportError):
+            fix = "install what it names, or set model.attention=auto"
+        raise UserError(f"the model cannot be loaded: {_line(error)}", where, fix) from error
+    model: PreTrainedModel
+    model, info = loaded
+    # transformers fills what is missing with random numbers and leaves out what it does not know, with a warning.
+    for kind, meaning in (
+        ("missing_keys", "are not in its files and would be random"),
+        ("mismatched_keys", "have another shape in its files and would be random"),
+        ("unexpected_keys", "in its files fit nowhere and would be left out"),
+        ("error_msgs", "could not be read"),
+    ):
+        if keys := sorted(map(str, info.get(kind) or ())):
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UserError(
+                f"{len(keys)} weights of the model {meaning}: {', '.join(keys[:3])}{more}",
+                where,
+                f"name a causal language model whose weights belong to {type(model).__name__}",
+            )
     if torch.cuda.is_available():
-        model = model.to("cuda")
+        model.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     return model
 
 
-def _lora(model: PreTrainedModel, adapter: Adapter, added_tokens: list[int] | None) -> LoraConfig:
+@torch.no_grad()
+def _fit_to_tokenizer(model: PreTrainedModel, tokenizer_size: int, num_new: int) -> None:
+    """Makes room for new tokens, whose rows become the mean of all others.
+
+    The mean leaves what the model predicts nearly as it was; a random row would not.
+
+    Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
+    """
+    rows = _matrix(model.get_input_embeddings()).shape[0]
+    if tokenizer_size - num_new > rows:
+        raise UserError(
+            f"the tokenizer knows {tokenizer_size - num_new} tokens, but the model's embedding has {rows} rows",
+            _NAME,
+            "take the tokenizer that belongs to the model, or list the added tokens under model.new_tokens",
+        )
+    if not num_new:
+        return
+    if tokenizer_size > rows:
+        model.resize_token_embeddings(tokenizer_size, mean_resizing=False)
+    old = tokenizer_size - num_new
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer is not None:  # tied layers share one tensor: written twice, with the same mean
+            weight = _matrix(layer)
+            weight[old:tokenizer_size] = weight[:old].float().mean(0).to(weight.dtype)
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{type(layer).__name__} has no weight matrix")
+    return weight
+
+
+def _lora(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) -> LoraConfig:
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
     if adapter.targets != "all-linear":
-        names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-        kinds = sorted({name.rpartition(".")[2] for name in names})
-        for target in adapter.targets:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                near = difflib.get_close_matches(target, kinds, n=1)
-                raise UserError(
-                    f"the adapter target {target!r} matches no linear layer",
-                    "recipe key model.adapter.targets",
-                    f"did you mean {near[0]!r}?" if near else f"layers of this model: {', '.join(kinds)}",
-                )
+        _check_targets(model, adapter.targets, tied)
+    tokens: dict[str, list[int]] | None = None
+    if new_ids:
+        # Of a tied pair peft wraps the other one by itself.
+        trained = [model.get_input_embeddings(), *([] if tied or head is None else [head])]
+        tokens = {
+            name.rpartition(".")[2]: new_ids
+            for name, m in model.named_modules()
+            if any(m is t for t in trained)
+        }
     return LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type] # any number will do
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets,
         task_type=TaskType.CAUSAL_LM,
-        trainable_token_indices=added_tokens,
+        trainable_token_indices=tokens,
     )
 
 
-def _freeze(model: PreTrainedModel, patterns: list[str]) -> None:
-    for pattern in patterns:
+def _check_targets(model: PreTrainedModel, targets: list[str], tied: bool) -> None:
+    """Every entry must match: peft complains only if none of them does."""
+    where = "recipe key model.adapter.targets"
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, _LINEAR)}
+    kinds = sorted({name.rpartition(".")[2] for name in linear})
+    if not targets:
+        raise UserError("the adapter has no targets", where, f"all-linear, or some of: {', '.join(kinds)}")
+    for target in targets:
+        matches = [module for name, module in linear.items() if name == target or name.endswith(f".{target}")]
+        if not matches:
+            near = difflib.get_close_matches(target, kinds, n=1)
+            fix = f"did you mean {near[0]!r}?" if near else f"linear layers of this model: {', '.join(kinds)}"
+            raise UserError(f"the adapter target {target!r} matches no linear layer", where, fix)
+        if tied and any(module is model.get_output_embeddings() for module in matches):
+            raise UserError(
+                f"{target!r} is the output head, which shares its weights with the embedding: merging would change both",
+                where,
+                "leave it out, or train the whole model with model.adapter=null",
+            )
+
+
+def _freeze(model: PreTrainedModel | PeftModel, settings: Model) -> None:
+    where = "recipe key model.freeze"
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for pattern in settings.freeze:
         try:
             expression = re.compile(pattern)
         except re.error as error:
-            raise UserError(
-                f"{pattern!r} is no regular expression: {error}", "recipe key model.freeze", "mend it"
-            ) from error
-        matches = [p for name, p in model.named_parameters() if expression.search(name)]
+            raise UserError(f"{pattern!r} is no regular expression: {error}", where, "mend it") from error
+        matches = [name for name in trained if expression.search(name)]
         if not matches:
             raise UserError(
-                f"{pattern!r} matches no parameter",
-                "recipe key model.freeze",
-                "see the names with `luthier show`, or remove it",
+                f"{pattern!r} matches no parameter that would be trained",
+                where,
+                f"names look like {next(iter(trained))}; search is anywhere in the name",
             )
-        for parameter in matches:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise UserError("everything is frozen", "recipe key model.freeze", "leave something to train")
+        for name in matches:
+            trained[name].requires_grad_(False)
+    if not any(p.requires_grad for p in trained.values()):
+        raise UserError("everything is frozen", where, "leave something to train")
+    embedding = base_model(model).get_input_embeddings()
+    if settings.new_tokens and not any(p.requires_grad for p in embedding.parameters()):
+        raise UserError(
+            "the embedding is frozen, so that the new tokens would never be trained",
+            where,
+            "leave the embedding out",
+        )
+
+
+def _compute_in_bf16(model: PreTrainedModel | PeftModel) -> None:
+    """Puts the forward passes of the model, its decoder and its head under autocast, whoever calls them."""
+    base = base_model(model)
+    for module in (base, base.base_model, base.get_output_embeddings()):
+        if isinstance(module, nn.Module):
+            # Bound to the module, so that a copy of it calls itself and not the original.
+            module.forward = MethodType(_autocast(type(module)), module)
+
+
+def _autocast(kind: type[nn.Module]) -> Callable[..., Any]:
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
+            return kind.forward(self, *args, **kwargs)
+
+    return forward
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without peft's use of a transformers attribute that is deprecated (peft 0.21 with transformers 5.23)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

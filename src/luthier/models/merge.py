@@ -1,0 +1,152 @@
+"""An adapter put into its base model: a plain model folder, proven to say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.errors import Refused, UserError
+from luthier.models.load import load_model, load_tokenizer, with_adapter
+from luthier.recipe import Model
+from luthier.run_folder import RunFolder, logger, new_folder
+
+PROMPTS = (
+    "def mean(values):\n    return sum(values) /",
+    "import os\nfrom pathlib import Path\n\n\nclass Folder:\n    def __init__(self, path):\n",
+    "for (int i = 0; i < items.length; i++) {\n    total += items[i];\n",
+    "The function returns 1234 when the list is empty, and",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How much the merged folder, loaded anew, differs from base and adapter; in fp32, over all tokens of the prompts.
+
+    Attributes:
+        max_difference: Largest absolute difference of two logits.
+        max_logit: Largest absolute logit, to compare it with.
+        kl_nats: Largest Kullback-Leibler divergence of a token's distribution, in nats.
+        adapter_kl_nats: The same between base model and adapter: what the adapter changes at all.
+        num_tokens: Tokens compared.
+    """
+
+    max_difference: float
+    max_logit: float
+    kl_nats: float
+    adapter_kl_nats: float
+    num_tokens: int
+
+
+def merge(
+    settings: Model,
+    run: RunFolder,
+    out: str | Path,
+    *,
+    tolerance: float = 1e-3,
+    prompts: Sequence[str] = PROMPTS,
+) -> Proof:
+    """Writes base and adapter as one model folder with its tokenizer, which transformers loads alone.
+
+    Merged and saved in fp32: in bf16 a small update is rounded away.
+
+    Args:
+        settings: The model section of the run's recipe.
+        run: A trained run with ``adapter/``.
+        out: The folder to write; must not exist.
+        tolerance: Largest difference of two logits, as a share of the largest logit; also the largest KL divergence,
+            as a share of what the adapter changes (or 1e-6 nats, if that is more).
+        prompts: Texts that both are compared on.
+
+    Returns:
+        The figures of the comparison.
+
+    Raises:
+        UserError: No adapter, or ``out`` exists.
+        Refused: The merged model says something else; nothing is left at ``out``.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already", str(out), "name a folder that does not exist yet")
+    if not run.adapter.is_dir():
+        has_model = run.model.is_dir()
+        raise UserError(
+            f"{run.path} has no adapter to merge",
+            str(run.adapter),
+            f"use {run.model} as it is: it was trained whole"
+            if has_model
+            else "run `luthier train` with its recipe",
+        )
+    tokenizer = load_tokenizer(settings)
+    plain = settings.model_copy(update={"precision": "fp32"})
+    base = load_model(plain, len(tokenizer), training=False, seed=0)
+    batch = _ids(tokenizer, [*prompts, "".join(settings.new_tokens)], control=bool(settings.new_tokens))
+    model = with_adapter(base, run.adapter)
+    adapted = [_logits(model, ids) for ids in batch]
+    with model.disable_adapter():
+        before = [_logits(model, ids) for ids in batch]
+    merged = model.merge_and_unload(safe_merge=True)
+    with new_folder(out) as folder:
+        merged.save_pretrained(folder)
+        tokenizer.hf.save_pretrained(folder)
+        del model, merged, base
+        again = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
+        )
+        proof = _compare(adapted, before, [_logits(again.eval(), ids) for ids in batch])
+        allowed = max(tolerance * proof.adapter_kl_nats, 1e-6)
+        if not (proof.max_difference <= tolerance * proof.max_logit and proof.kl_nats <= allowed):
+            raise Refused(
+                f"the merged model differs from the adapter: logits by {proof.max_difference:.3g} of {proof.max_logit:.3g}, "
+                f"{proof.kl_nats:.3g} nats (the adapter itself changes {proof.adapter_kl_nats:.3g})",
+                str(run.adapter),
+                "use base and adapter together with peft; nothing was written",
+            )
+    logger.info(
+        "merge: %s; logits differ by at most %.2g of %.3g, %.2g nats; the adapter itself changes %.3g nats",
+        out,
+        proof.max_difference,
+        proof.max_logit,
+        proof.kl_nats,
+        proof.adapter_kl_nats,
+    )
+    return proof
+
+
+def _ids(tokenizer: TextTokenizer, texts: Sequence[str], *, control: bool) -> list[Tensor]:
+    rows = [
+        [*tokenizer.prefix_ids, *tokenizer.encode(text, first=True, control=control)]
+        for text in texts
+        if text
+    ]
+    return [torch.tensor([row]) for row in rows]
+
+
+@torch.inference_mode()
+def _logits(model: torch.nn.Module, ids_1T: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    logits: Tensor = model(input_ids=ids_1T.to(device), use_cache=False).logits[0]
+    return logits.double().cpu()
+
+
+def _compare(adapted: list[Tensor], before: list[Tensor], merged: list[Tensor]) -> Proof:
+    adapted_TV, before_TV, merged_TV = torch.cat(adapted), torch.cat(before), torch.cat(merged)
+    return Proof(
+        max_difference=float((adapted_TV - merged_TV).abs().max()),
+        max_logit=float(adapted_TV.abs().max()),
+        kl_nats=_kl(adapted_TV, merged_TV),
+        adapter_kl_nats=_kl(adapted_TV, before_TV),
+        num_tokens=len(adapted_TV),
+    )
+
+
+def _kl(p_TV: Tensor, q_TV: Tensor) -> float:
+    """Largest divergence of a token's distribution."""
+    p_TV, q_TV = functional.log_softmax(p_TV, -1), functional.log_softmax(q_TV, -1)
+    return max(0.0, float((p_TV.exp() * (p_TV - q_TV)).sum(-1).max()))

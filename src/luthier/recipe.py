@@ -283,9 +283,8 @@ def validate(
                     place_of(path, file, line),
                     f"one of: {', '.join(registry.registered(kind))}",
                 )
-            entry = registry.lookup(
-                kind, options["type"], place_of((*path, "type"), file, _line_of((*path, "type"), lines))
-            )
+            where = place_of((*path, "type"), file, _line_of((*path, "type"), lines))
+            entry = _options_class(kind, registry.lookup(kind, options["type"], where), where)
             built = entry(**{key: value for key, value in options.items() if key != "type"})
             options.update(built.model_dump(mode="json"))
             section = tree if len(path) == 1 else tree.setdefault(path[0], {})
@@ -298,6 +297,16 @@ def validate(
     if problems or recipe is None:
         raise UserErrors(problems)
     return Recipe.model_validate(tree)
+
+
+def _options_class(kind: str, entry: Any, where: str) -> type[Options]:
+    """A registered task or source, which has to be a class whose fields are its options."""
+    if not (isinstance(entry, type) and issubclass(entry, Options)):
+        base = f"luthier.{kind}s.{kind.capitalize()}"
+        raise UserError(
+            f"the {kind} {entry.__qualname__} is no class of options", where, f"derive it from {base}"
+        )
+    return entry
 
 
 def _line_of(path: tuple[str, ...], lines: Mapping[tuple[str, ...], int]) -> int | None:
@@ -392,7 +401,7 @@ def schema() -> dict[str, Any]:
     for path, kind in _TYPED.items():
         variants = []
         for name, entry in registry.registered(kind).items():
-            variant = entry.model_json_schema()
+            variant = _options_class(kind, entry, f"@{kind}({name!r})").model_json_schema()
             result["$defs"].update(variant.pop("$defs", {}))
             variant["properties"] = {
                 "type": {"const": name, "description": registry.summary(entry)},

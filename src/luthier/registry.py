@@ -90,7 +90,7 @@ def _load_plugins() -> None:
             point.load()
         except UserError:
             raise
-        except Exception as error:  # whatever a foreign module raises while it is imported
+        except (Exception, SystemExit) as error:  # whatever a foreign module raises while it is imported
             raise UserError(
                 f"the plug-in {point.name!r} does not import: {type(error).__name__}: {error}",
                 f"entry point {point.value} of the package {point.dist.name if point.dist else '?'}",
@@ -109,7 +109,7 @@ def _load_file(path: str, content_hash: str) -> None:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:  # whatever the user's file raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's file raises while it is imported
         raise UserError(
             f"{path} does not import: {type(error).__name__}: {error}", path, "mend that file"
         ) from error

@@ -43,6 +43,8 @@ def check_template(text: str, where: str) -> None:
     """
     try:
         _compiled(text)
+    except RecursionError as error:
+        raise UserError("the template is nested too deeply", where, "write it flatter") from error
     except TemplateSyntaxError as error:
         raise UserError(
             f"the template does not parse: {error.message}",

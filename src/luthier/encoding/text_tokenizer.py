@@ -54,13 +54,15 @@ class TextTokenizer:
         """
         from transformers import AutoTokenizer  # loads torch, which processes that only encode do without
 
+        generation = Path(folder) / "generation_config.json"
         try:
             hf = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError) as error:
+            stops = json.loads(generation.read_text()).get("eos_token_id", []) if generation.is_file() else []
+        except Exception as error:  # transformers and tokenizers raise anything at all over damaged files
             raise UserError(
-                f"no tokenizer can be loaded: {str(error).strip().partition(chr(10))[0]}",
+                f"no tokenizer can be loaded: {str(error).strip().partition(chr(10))[0] or type(error).__name__}",
                 str(folder),
-                "name a folder with tokenizer.json, or a Hub model that exists",
+                "name a folder with a whole tokenizer.json and config.json, or a Hub model that exists",
             ) from error
         if getattr(hf, "backend_tokenizer", None) is None:
             raise UserError(
@@ -68,8 +70,6 @@ class TextTokenizer:
                 str(folder),
                 "convert it to a tokenizer.json",
             )
-        generation = Path(folder) / "generation_config.json"
-        stops = json.loads(generation.read_text()).get("eos_token_id", []) if generation.is_file() else []
         return cls(hf, stops if isinstance(stops, list) else [stops])
 
     def add_tokens(self, tokens: Sequence[str]) -> TextTokenizer:

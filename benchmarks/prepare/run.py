@@ -83,7 +83,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "notes": (
             f"{os.cpu_count()} cores, {platform.machine()}. Synthetic instruction rows; rows/s and MB/s of JSONL from reading "
-            "to the manifest, without start and imports. Peak memory: proportional set size of the process and its workers "
+            "to the manifest, without start and imports; compare cpu_seconds where others used the machine (load average). Peak memory: proportional set size of the process and its workers "
             "together, sampled five times a second, imports included; and resident size of the largest process."
         ),
     }
@@ -149,6 +149,7 @@ def measure(work: Path, num_rows: int, workers: int, tokenizer_folder: Path | No
     shutil.rmtree(run.path, ignore_errors=True)
     phases: dict[str, float] = {}
     start_memory = psutil.Process().memory_info().rss
+    load, start_cpu = os.getloadavg()[0], sum(os.times()[:4])
     start = time.perf_counter()
     prepare(
         recipe,
@@ -157,11 +158,14 @@ def measure(work: Path, num_rows: int, workers: int, tokenizer_folder: Path | No
         progress=lambda phase, done, total: phases.update({phase: time.perf_counter()}),
     )
     seconds = time.perf_counter() - start
+    cpu_seconds = sum(os.times()[:4]) - start_cpu  # of this process and its workers, which have ended
     ledger = read_json(run.ledger)
     num_tokens = sum(split["tokens"] for split in ledger["splits"].values())
     ends = [start, *phases.values(), start + seconds]
     result = {
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "load_average_at_start": round(load, 1),
         "rows_per_s": round(num_rows / seconds),
         "mb_per_s": round(rows.stat().st_size / 1e6 / seconds, 3),
         "start_resident_mib": round(start_memory / 2**20, 1),

@@ -58,7 +58,7 @@ families = pytest.mark.parametrize("family", FAMILIES)
 def contexts(draw, family, at_least=0):
     """Context spans of every kind; markup is a control token of the tokenizer with text round it."""
     tokens = sorted(set(FAMILIES[family]().hf.all_special_tokens))[:3]
-    markup = st.sampled_from([*tokens, *(f"{token}user\n" for token in tokens), "\n"])
+    markup = st.sampled_from([*tokens, *(f"{token}user\n" for token in tokens), "\n", "end|>", "/s>", "SEP]"])
     spans = []
     for _ in range(draw(st.integers(at_least, 5))):
         control = draw(st.booleans())
@@ -229,6 +229,19 @@ def test_data_never_becomes_control_tokens(family):
     @given(examples(family))
     @example(
         named([Span("<|im_", ""), Span("end|></", ""), Span("s>", ""), Span("[SEP]", ""), Span("x", "", 1.0)])
+    )
+    @example(
+        named(
+            [
+                *(
+                    Span("<|im_", ""),
+                    Span("end|>", "", control=True),
+                    Span("<", ""),
+                    Span("/s>", "", control=True),
+                ),
+                *(Span("[", ""), Span("SEP]", "", control=True), Span("x", "", 1.0)),
+            ]
+        )
     )
     def check(example):
         # A control span at the end, so that data and control tokens share a run.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from luthier import recipe as recipes
 from luthier.encoding.batches import Batch, collate, micro_batches
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.models import load
+from luthier.models.forward import base_model, head_is_plain
 from luthier.recipe import Recipe
 from luthier.records import SPLITS, Row, Split
 from luthier.rows import Rows
@@ -62,6 +65,17 @@ class CheckContext:
     def model(self) -> PreTrainedModel | PeftModel:
         """The model in the form in which training starts, adapter included."""
         return load.load_model(self.recipe.model, len(self.tokenizer), training=True, seed=self.recipe.seed)
+
+    @cached_property
+    def plain_forward(self) -> bool:
+        """Whether logits must come from the model's own forward, as training finds out too; asked over 32 tokens."""
+        base = base_model(self.model)
+        places = np.arange(32, dtype=np.int32)
+        weights = (places > 0).astype(np.float32)
+        row = replace(
+            self.rows["train"].row(0), input_ids=places % base.config.vocab_size, loss_weights=weights
+        )
+        return not head_is_plain(self.model, collate([row], pad_id=0).to(base.device))
 
     def spread(self, split: Split, count: int) -> Iterator[Row]:
         """At most ``count`` rows of a split, evenly spread over it."""

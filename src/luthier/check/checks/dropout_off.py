@@ -6,7 +6,7 @@ import torch
 
 from luthier.check.context import CheckContext
 from luthier.check.model_rows import batch_of, evaluating, short_rows
-from luthier.models.forward import head_is_plain, token_scores
+from luthier.models.forward import token_scores
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -33,10 +33,11 @@ def dropout_off(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 79
     """
     batch = batch_of(context, short_rows(context, NUM_ROWS, MAX_TOKENS))
-    plain = not head_is_plain(context.model, batch)
     devices = [batch.input_ids_BT.device] if batch.input_ids_BT.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), evaluating(context.model):
-        first, second = (token_scores(context.model, batch, plain=plain).nll_N for _ in range(2))
+        first, second = (
+            token_scores(context.model, batch, plain=context.plain_forward).nll_N for _ in range(2)
+        )
     difference = float((first - second).abs().max())
     if not difference <= MOST_DIFFERENCE:
         yield Finding(

@@ -8,7 +8,7 @@ import torch
 
 from luthier.check.context import CheckContext
 from luthier.check.model_rows import batch_of, cut, short_rows
-from luthier.models.forward import base_model, head_is_plain, token_scores
+from luthier.models.forward import base_model, token_scores
 from luthier.records import Finding, Row
 from luthier.registry import check
 
@@ -40,13 +40,15 @@ def gradients(context: CheckContext) -> Iterator[Finding]:
     rows = short_rows(context, NUM_ROWS, MAX_TOKENS) + _row_with_new_token(context)
     parameters = dict(model.named_parameters())
     batch = batch_of(context, rows)
-    plain = not head_is_plain(model, batch)
     devices = [base_model(model).device] if base_model(model).device.type == "cuda" else []
     was_training = model.training
     with torch.random.fork_rng(devices=devices), _without_zeros(parameters), torch.enable_grad():
         model.train()  # what is special to training (checkpointing, dropout) is what may cut a gradient off
         if any(p.requires_grad for p in parameters.values()):
-            (token_scores(model, batch, plain=plain).weighted_sum() / batch.loss_weights_BT.sum()).backward()
+            (
+                token_scores(model, batch, plain=context.plain_forward).weighted_sum()
+                / batch.loss_weights_BT.sum()
+            ).backward()
     found = {name: None if p.grad is None else p.grad.detach() for name, p in parameters.items()}
     model.zero_grad(set_to_none=True)
     model.train(was_training)

@@ -7,7 +7,7 @@ import torch
 
 from luthier.check.context import CheckContext
 from luthier.check.model_rows import batch_of, embedding_rows, evaluating, short_rows
-from luthier.models.forward import head_is_plain, token_scores
+from luthier.models.forward import token_scores
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -44,16 +44,15 @@ def initial_loss(context: CheckContext) -> Iterator[Finding]:
         [context.tokenizer.hf.convert_tokens_to_ids(t) for t in context.recipe.model.new_tokens]
     )
     with evaluating(model):
-        plain = not head_is_plain(model, batch_of(context, rows[:1]))
         nll = []
         for row in rows:
             batch = batch_of(context, [row])
             labels_N = batch.input_ids_BT[:, 1:][batch.loss_weights_BT[:, 1:] != 0].cpu()
-            scores = token_scores(model, batch, plain=plain)
+            scores = token_scores(model, batch, plain=context.plain_forward)
             nll.append(scores.nll_N.cpu()[~torch.isin(labels_N, new)])
         loss = float(torch.cat(nll).mean()) if sum(map(len, nll)) else 0.0
         first = batch_of(context, rows[:1])
-        ours = float(token_scores(model, first, plain=plain).nll_N.mean())
+        ours = float(token_scores(model, first, plain=context.plain_forward).nll_N.mean())
         labels_BT = first.input_ids_BT.masked_fill(first.loss_weights_BT == 0, -100)
         theirs = model(input_ids=first.input_ids_BT, labels=labels_BT).loss
     if not loss <= MOST_OF_UNIFORM * uniform:

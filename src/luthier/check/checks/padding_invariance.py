@@ -8,7 +8,7 @@ import torch
 from luthier.check.context import CheckContext
 from luthier.check.model_rows import cut, evaluating, is_fp32, short_rows
 from luthier.encoding.batches import collate
-from luthier.models.forward import base_model, head_is_plain, token_scores
+from luthier.models.forward import base_model, token_scores
 from luthier.records import Finding, Row
 from luthier.registry import check
 
@@ -44,10 +44,9 @@ def padding_invariance(context: CheckContext) -> Iterator[Finding]:
         rows.append(cut(rows[0], max(2, len(rows[0].input_ids) // 2)))
     limit = MOST_DIFFERENCE[is_fp32(context)]
     with evaluating(model):
-        plain = not head_is_plain(model, collate(rows[:1], 0).to(base_model(model).device))
-        alone = torch.cat([_losses(context, [row], "right", plain) for row in rows])
+        alone = torch.cat([_losses(context, [row], "right") for row in rows])
         sides: tuple[Literal["right", "left"], ...] = ("right", "left")
-        padded = {side: _losses(context, rows, side, plain) for side in sides}
+        padded = {side: _losses(context, rows, side) for side in sides}
     for side, losses in padded.items():
         differences = ((losses - alone).abs() / alone.abs().clamp(min=1e-3)).tolist()
         worst = max(differences)
@@ -64,11 +63,9 @@ def padding_invariance(context: CheckContext) -> Iterator[Finding]:
             )
 
 
-def _losses(
-    context: CheckContext, rows: list[Row], side: Literal["right", "left"], plain: bool
-) -> torch.Tensor:
+def _losses(context: CheckContext, rows: list[Row], side: Literal["right", "left"]) -> torch.Tensor:
     """Mean loss of each row, fp32, shape (num_rows,)."""
     batch = collate(rows, context.tokenizer.eos_id or 0, side).to(base_model(context.model).device)
-    scores = token_scores(context.model, batch, plain=plain)
+    scores = token_scores(context.model, batch, plain=context.plain_forward)
     sums = torch.zeros(len(rows), device=scores.nll_N.device).index_add_(0, scores.rows_N, scores.nll_N)
     return (sums / torch.bincount(scores.rows_N, minlength=len(rows))).cpu()

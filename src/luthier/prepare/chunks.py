@@ -180,7 +180,10 @@ def encode_chunks(
     try:
         waiting: deque[Future[Chunk]] = deque()
         for job in jobs:
+            # Workers inherit what is blocked: one that is still starting would answer Ctrl-C with a traceback.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             waiting.append(pool.submit(_encode, *job))
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if len(waiting) > 2 * workers:  # results that wait for their turn take memory
                 yield waiting.popleft().result()
         while waiting:

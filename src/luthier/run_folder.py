@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -67,11 +68,15 @@ def user_disk_errors(path: Path) -> Iterator[None]:
     """Turns a full disk or a folder without permission into an error that says so."""
     try:
         yield
-    except OSError as error:
-        # pyarrow and tokenizers raise plain OSErrors whose errno may be missing but whose text is not.
+    except UserError:
+        raise
+    except Exception as error:
+        # safetensors and tokenizers are written in Rust: their errors are no OSErrors, but name the system's.
+        if not isinstance(error, OSError) and not re.search(r"\(os error \d+\)", str(error)):
+            raise
         raise UserError(
-            f"cannot write: {error.strerror or error}",
-            str(error.filename or path),
+            f"cannot write: {getattr(error, 'strerror', None) or error}",
+            str(getattr(error, "filename", None) or path),
             "free some space, or name another folder with --run; finished stages are kept and not done again",
         ) from error
 

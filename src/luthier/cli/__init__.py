@@ -292,7 +292,8 @@ def generate(
     from luthier.evaluate.prompt import complete
 
     output = complete(recipe, place, text, base=base, max_new_tokens=max_new_tokens)
-    sys.stdout.write(screen.safe(output.text).removesuffix("\n") + "\n")
+    text = screen.safe(output.text) if sys.stdout.isatty() else output.text
+    sys.stdout.write(text.removesuffix("\n") + "\n")
     if not output.ended:
         screen.err().print(Text("(cut off: --max-new-tokens)", "dim"))
 
@@ -396,8 +397,10 @@ def merge(
     """
     recipe, place = _opened(str(run), None, None)
     from luthier.models.merge import merge as merge_into
+    from luthier.run_folder import user_disk_errors
 
-    merge_into(recipe.model, place, out)
+    with user_disk_errors(out):
+        merge_into(recipe.model, place, out)
 
 
 class _Kinds(StrEnum):

@@ -85,7 +85,7 @@ def _print_defect(error: BaseException, console: Console) -> None:
     log = next(filter(None, logs), None)
     console.print(Text("this is a defect of luthier, not of your input", "bold red"))
     console.print(Text(safe(f"  what:  {type(error).__name__}: {error}".rstrip(": "))), soft_wrap=True)
-    place = f"the traceback is in {os.path.relpath(log)}" if log else "there is no run folder yet"
+    place = f"the traceback is in {log}" if log else "there is no run folder yet"
     console.print(Text(safe(f"  where: {place}")), soft_wrap=True)
     console.print(
         "  fix:   run `luthier --debug ...` to see the traceback, and send it to the project", soft_wrap=True

@@ -178,8 +178,9 @@ def verdict(metric: Mapping[str, Any]) -> Text:
 def _figure(value: float | None, share: bool, *, sign: bool = False) -> str:
     if value is None:
         return "-"
-    plus = "+" if sign else ""
-    return f"{100 * value:{plus}.1f}%" if share else f"{value:{plus}.4f}"
+    text = f"{100 * value:+.1f}%" if share else f"{value:+.4f}"
+    zero = not any(digit in text for digit in "123456789")
+    return text if sign and not zero else text.lstrip("+" if not zero else "+-")
 
 
 def listing(rows: Iterable[tuple[str, str, str]], console: Console) -> None:

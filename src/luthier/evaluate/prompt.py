@@ -13,7 +13,7 @@ from luthier.models.generate import Output, generate
 from luthier.models.load import load_model, load_tokenizer, load_trained
 from luthier.recipe import Recipe
 from luthier.records import Example
-from luthier.run_folder import RunFolder
+from luthier.run_folder import RunFolder, logger
 from luthier.tasks import Task
 
 
@@ -40,7 +40,12 @@ def complete(
         )
     tokenizer = load_tokenizer(recipe.model)
     task: Task = recipes.build("task", recipe.task, "recipe key task")
-    example = Example("prompt", task.prompt(text, tokenizer), "prompt")
+    spans = task.prompt(text, tokenizer)
+    if not any(span.text for span in spans):
+        raise UserError("the prompt is empty", "--prompt, --prompt-file or standard input", "give it some text")
+    if not any(text in span.text for span in spans):
+        logger.info("the white space at the end of the prompt is left to the model, which has learned to write it")
+    example = Example("prompt", spans, "prompt")
     try:
         ids = encode_prompt(example, tokenizer, recipe.data.max_length)
     except ValueError as error:

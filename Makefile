@@ -1,4 +1,8 @@
 # The commands of the project. `make demo` and `make test` work on a fresh clone; everything they need goes into .venv.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
 PYTHON ?= python3
 # The torch that requirements.lock pins. Asked for by exact version everywhere: a range may bring a GPU build of several GB.
 TORCH := 2.13.0
@@ -49,10 +53,11 @@ schema: $(SETUP)  ## the schema file that editors read beside the recipes
 lock:  ## requirements.lock anew, from the newest versions that pyproject.toml allows
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet torch==$(TORCH) '.[docs,dev]'
+	build/lock/bin/python -m pip install --quiet --no-compile torch==$(TORCH) '.[docs,dev]'
 	{ echo "# Exact versions for Python 3.11, made by \`make lock\`. Install: pip install -r requirements.lock"; \
 	  build/lock/bin/python -m pip freeze --exclude luthier \
-	  | sed -E 's/^(torch==[^+]*)\+.*/\1/' | grep -vE '^(nvidia|cuda|triton)'; } > requirements.lock
+	  | sed -E 's/^(torch==[^+]*)\+.*/\1/' | { grep -vE '^(nvidia|cuda|triton)' || true; }; } > build/requirements.lock
+	mv build/requirements.lock requirements.lock
 	rm -rf build/lock
 
 golden: $(SETUP)  ## the golden loss curves anew; read the diff before you commit it

@@ -140,6 +140,22 @@ def test_healthy_run_has_no_findings(healthy: CheckContext) -> None:
     assert healthy.model.training
 
 
+def test_model_that_cannot_be_loaded_is_said_once(context: CheckContext) -> None:
+    context = with_recipe(context, "model.adapter.targets=[no_such_layer]")
+    del context.model
+    result = runner.check(context)
+    assert ["matches no linear layer" in f["what"] for f in result["findings"]] == [True]
+    assert not result["ok"]
+    assert {s["check"] for s in result["skipped"]} == {
+        "gradients",
+        "initial-loss",
+        "padding-invariance",
+        "positions",
+        "vocabulary",
+    }
+    assert len(result["skipped"]) + len(result["passed"]) + 1 == len(registry.registered("check"))
+
+
 def test_every_check_has_a_planted_defect_here() -> None:
     source = Path(__file__).read_text()
     assert [
@@ -603,7 +619,7 @@ def test_gradient_is_not_finite(context: CheckContext) -> None:
 
 def test_new_token_that_nothing_trains(context: CheckContext) -> None:
     context = with_recipe(context, "model.new_tokens=[<|new|>]")
-    context.tokenizer = context.tokenizer.add_tokens(["<|new|>"])
+    context.tokenizer = TextTokenizer(make_tokenizer()).add_tokens(["<|new|>"])
     load(context)
     finding = only(context, "gradients")
     assert finding.measured > 0 and "token" in finding.where

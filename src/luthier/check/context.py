@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from luthier import recipe as recipes
 from luthier.encoding.batches import Batch, collate, micro_batches
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.errors import UserError
 from luthier.models import load
 from luthier.models.forward import base_model, head_is_plain
 from luthier.recipe import Recipe
@@ -38,6 +39,7 @@ class CheckContext:
 
     recipe: Recipe
     run: RunFolder
+    _model_failed: bool = field(default=False, init=False, repr=False)
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
@@ -63,8 +65,21 @@ class CheckContext:
 
     @cached_property
     def model(self) -> PreTrainedModel | PeftModel:
-        """The model in the form in which training starts, adapter included."""
-        return load.load_model(self.recipe.model, len(self.tokenizer), training=True, seed=self.recipe.seed)
+        """The model in the form in which training starts, adapter included.
+
+        Raises:
+            UserError: It cannot be loaded; the first check that asks says so.
+            Skip: It could not be, said to each one after that.
+        """
+        if self._model_failed:
+            raise Skip("the model cannot be loaded, see the errors")
+        try:
+            return load.load_model(
+                self.recipe.model, len(self.tokenizer), training=True, seed=self.recipe.seed
+            )
+        except UserError:
+            self._model_failed = True
+            raise
 
     @cached_property
     def plain_forward(self) -> bool:

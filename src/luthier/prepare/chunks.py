@@ -173,6 +173,7 @@ def encode_chunks(
         for job in jobs:
             yield here.encode(*job)
         return
+    others = set(multiprocessing.active_children())
     # Forking a process that has loaded torch is unsafe: its threads' locks would stay locked.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(raw, *encoder)
@@ -194,6 +195,10 @@ def encode_chunks(
             "recipe key data.num_workers",
             'set data.num_workers: 1; a script of yours that calls luthier needs `if __name__ == "__main__":` as well',
         ) from error
+    except BaseException:  # Ctrl-C, a full disk, a task's fault: nobody waits for what the workers are at
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -10,7 +10,7 @@ from luthier.check.context import CheckContext
 from luthier.records import Finding
 from luthier.registry import check
 
-# A pattern is matched in Python, about 20 us a row: two seconds a split at most.
+# A pattern is matched in Python, about 20 us a row: two seconds at most.
 NUM_PATTERN_ROWS = 100_000
 
 
@@ -20,7 +20,7 @@ def stop_token(context: CheckContext) -> Iterator[Finding]:
 
     What it does: in all rows of all splits, the last trained token is one of the tokenizer's stop ids; or the task's
     stop pattern matches at the end of the target, up to its last visible character or beyond. The pattern is tried on
-    100,000 rows of each split at most.
+    100,000 rows at most.
 
     Why is this bad: a model that never sees an end never ends. It writes on until the token limit, and every metric of
     generated text is about something else.

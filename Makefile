@@ -61,10 +61,10 @@ lock:  ## requirements.lock anew, from the newest versions that pyproject.toml a
 	rm -rf build/lock
 
 golden: $(SETUP)  ## the golden loss curves anew; read the diff before you commit it
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/golden --regenerate
+	LUTHIER_REGENERATE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/golden
 
-bench: $(SETUP)  ## the benchmarks
-	$(BIN)/python benchmarks/run.py
+bench: $(SETUP)  ## the benchmarks, one after the other
+	for benchmark in benchmarks/*/run.py; do $(BIN)/python $$benchmark; done
 
 docs: $(SETUP)  ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

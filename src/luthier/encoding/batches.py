@@ -54,7 +54,8 @@ def collate(rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "
         place = slice(0, length) if side == "right" else slice(longest - length, longest)
         ids[i, place] = row.input_ids
         mask[i, place] = 1
-        positions[i, place] = np.arange(length)
+        # Over padding on the right positions count on: where they restart, transformers sees a second packed row.
+        positions[i, place.start :] = np.arange(longest - place.start)
         weights[i, place] = row.loss_weights
     padded_left = side == "left" and bool((mask == 0).any())
     return Batch(*map(torch.from_numpy, (ids, mask, positions, weights)), left_padded=padded_left)

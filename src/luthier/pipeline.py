@@ -218,7 +218,7 @@ def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None
         if not place.environment.is_file():
             write_json(place.environment, environment(recipe.seed))
         if not any(getattr(h, "baseFilename", "") == str(place.log.resolve()) for h in logger.handlers):
-            handler = logging.FileHandler(place.log.resolve(), encoding="utf-8")
+            handler = logging.FileHandler(place.log.resolve(), encoding="utf-8", errors="backslashreplace")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
             logger.setLevel(logging.INFO)

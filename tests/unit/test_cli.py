@@ -185,11 +185,12 @@ def test_mistakes_inside_mistakes_are_all_told():
     assert [error.what for error in nested.errors] == ["a", "d", "g"]
 
 
-def test_text_from_data_cannot_steer_the_terminal(luthier, stage, recipe_yaml, tmp_path):
+def test_text_from_data_cannot_steer_the_terminal(luthier, stage, recipe_yaml, tmp_path, caplog):
     stage("run", fail(UserError("row \x1b[31m\x07[bold]x[/nope]\ud800", "w", "f")))
     done = luthier("run", recipe_yaml, "--run", tmp_path / "out")
     assert done.exit_code == 2
     assert done.stderr.startswith("row \\x1b[31m\\x07[bold]x[/nope]\\ud800\n")
+    assert "row \\x1b[31m" in caplog.text and "\x1b" not in caplog.text, "nor whoever reads the log"
 
 
 # Messages

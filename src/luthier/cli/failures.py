@@ -48,7 +48,7 @@ def tell(error: BaseException, console: Console, *, debug: bool) -> int:
     for note in getattr(error, "__notes__", ()):
         log += f"\n{note}"
         console.print(Text(safe(note)), soft_wrap=True)
-    logger.error("%s", log, extra={"only_log": True})
+    logger.error("%s", safe(log), extra={"only_log": True})
     return code
 
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from tests.fixtures.tiny_model import make_model, make_tokenizer, random_rows
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.models.forward import head_is_plain, token_scores
-from luthier.models.generate import generate
+from luthier.models.generate import generate, score_and_generate
 
 
 def test_loss_equals_transformers_own_with_labels() -> None:
@@ -61,6 +61,35 @@ def test_batched_generation_equals_one_at_a_time(batch_size: int) -> None:
     assert together == alone
     # Rows leave the batch at different times, else this would not test the dropping of finished rows.
     assert len({len(output.ids) for output in alone}) > 3
+
+
+def test_one_pass_over_the_prompt_scores_and_generates_like_two() -> None:
+    model, tokenizer, rows = make_model(), TextTokenizer(make_tokenizer()), random_rows(12, seed=7)
+    prompts = [[int(i) for i in row.input_ids[: row.num_prompt_tokens]] for row in rows]
+    apart = generate(model, tokenizer, prompts, max_new_tokens=16, batch_size=1)
+    for indices, scores, outputs in score_and_generate(
+        model, tokenizer, rows, max_new_tokens=16, batch_size=5
+    ):
+        assert outputs == [apart[i] for i in indices]
+        expected = token_scores(model, collate([rows[i] for i in indices], 2))
+        torch.testing.assert_close(scores.nll_N, expected.nll_N, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_longer_than_a_sliding_window_are_generated_alone() -> None:
+    config = MistralConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=8, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, tokenizer = MistralForCausalLM(config).eval(), TextTokenizer(make_tokenizer())
+    prompts = [[3 + (7 * i + j) % 290 for j in range(10 + i)] for i in range(4)]
+    together = generate(model, tokenizer, prompts, max_new_tokens=12)
+    for prompt, output in zip(prompts, together, strict=True):
+        ids = torch.tensor([prompt])
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=2
+        )[0, len(prompt) :].tolist()
+        assert output.ids == [i for i in expected if i != 2]
 
 
 def test_generation_equals_transformers_generate() -> None:

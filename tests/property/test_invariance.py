@@ -10,6 +10,7 @@ from luthier.encoding.batches import collate, micro_batches, shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate import runner as evaluation
 from luthier.models.forward import token_scores
+from luthier.models.generate import score_and_generate
 from luthier.recipe import Recipe, Train
 from luthier.run_folder import RunFolder
 from luthier.train.checkpoint import Progress
@@ -101,12 +102,17 @@ def test_evaluation_loss_does_not_depend_on_batch_size(tmp_path: Path) -> None:
     for micro_batch_tokens in (1, 3 * 40, 8 * 40):
         loop = _loop(tmp_path, ROWS, micro_batch_tokens=micro_batch_tokens)
         assert evaluate(loop, Progress())["loss"] == pytest.approx(expected_loss, rel=1e-5)
-        sums = {"weighted_nats": 0.0, "weight": 0.0}
-        for _, results in evaluation._losses(loop.model, ROWS, micro_batch_tokens):
-            for result in results:
-                for key in sums:
-                    sums[key] += result[key]
-        assert sums["weighted_nats"] / sums["weight"] == pytest.approx(expected_loss, rel=1e-5)
+        tokenizer = TextTokenizer(make_tokenizer())
+        for batch_size in (1, 3, 8):
+            sums = [
+                row
+                for indices, scores, _ in score_and_generate(
+                    loop.model, tokenizer, ROWS, max_new_tokens=1, batch_size=batch_size
+                )
+                for row in evaluation.row_sums(scores, len(indices))
+            ]
+            total = sum(row["weighted_nats"] for row in sums) / sum(row["weight"] for row in sums)
+            assert total == pytest.approx(expected_loss, rel=1e-5)
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget() -> None:

@@ -17,7 +17,7 @@ from luthier.encoding.batches import collate, micro_batches
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate.significance import compare
 from luthier.models.forward import TokenScores, head_is_plain, token_scores
-from luthier.models.generate import generate
+from luthier.models.generate import Output, score_and_generate
 from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.rows import Rows
@@ -50,9 +50,7 @@ def evaluate(
     """
     examples = [rows.row(i) for i in range(len(rows))]
     names = list(task.metrics) if recipe.evaluate.metrics == "auto" else recipe.evaluate.metrics
-    metrics = {
-        name: registry.lookup("metric", name, "recipe key evaluate.metrics") for name in names
-    }
+    metrics = {name: registry.lookup("metric", name, "recipe key evaluate.metrics") for name in names}
     results: dict[str, list[dict[str, Any]]] = {}
     seconds: dict[str, float] = {}
     for which, lend in models.items():
@@ -73,7 +71,11 @@ def evaluate(
         }
         for i, row in enumerate(examples)
     ]
-    scores = {"split": "test", **compare(predictions, recipe.evaluate.num_bootstrap, recipe.seed), "seconds": seconds}
+    scores = {
+        "split": "test",
+        **compare(predictions, recipe.evaluate.num_bootstrap, recipe.seed),
+        "seconds": seconds,
+    }
     write_text(run.predictions, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
     write_json(run.scores, scores)
     return scores
@@ -98,55 +100,63 @@ def _judge(
 ) -> list[dict[str, Any]]:
     """One result a row: its losses, and with ``evaluate.generate`` its output and scores."""
     results: list[dict[str, Any]] = [{} for _ in rows]
+    outputs: list[Output | None] = [None] * len(rows)
     done = 0
-    for group, result in _losses(model, rows, recipe.train.micro_batch_tokens):
-        for i, value in zip(group, result, strict=True):
-            results[i] |= value
-        done += len(group)
+    if recipe.evaluate.generate:
+        passes = score_and_generate(
+            model,
+            tokenizer,
+            rows,
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            stop_pattern=task.stop_pattern,
+            batch_size=recipe.evaluate.batch_size,
+        )
+    else:
+        passes = (
+            (indices, scores, []) for indices, scores in _scores(model, rows, recipe.train.micro_batch_tokens)
+        )
+    for indices, scores, texts in passes:
+        for index, sums in zip(indices, row_sums(scores, len(indices)), strict=True):
+            results[index] |= sums
+        for index, output in zip(indices, texts, strict=False):
+            outputs[index] = output
+        done += len(indices)
         if progress:
-            progress(f"{label}: losses", done, len(rows))
-    if not recipe.evaluate.generate:
-        return results
-    outputs = generate(
-        model,
-        tokenizer,
-        [row.input_ids[: row.num_prompt_tokens].tolist() for row in rows],
-        max_new_tokens=recipe.evaluate.max_new_tokens,
-        stop_pattern=task.stop_pattern,
-        batch_size=recipe.evaluate.batch_size,
-        progress=(lambda done: progress(f"{label}: generation", done, len(rows))) if progress else None,
-    )
-    answers = [task.answer(output.text) for output in outputs]
-    targets = [task.answer(row.target) for row in rows]
-    values = {name: metric(answers, targets) for name, metric in metrics.items()}
-    for i, output in enumerate(outputs):
-        results[i] |= {
-            "output": output.text,
-            "ended": output.ended,
-            "scores": {name: value[i] for name, value in values.items()},
-        }
+            progress(label, done, len(rows))
+    if recipe.evaluate.generate:
+        answers = [task.answer(output.text if output else "") for output in outputs]
+        targets = [task.answer(row.target) for row in rows]
+        values = {name: metric(answers, targets) for name, metric in metrics.items()}
+        for i, output in enumerate(outputs):
+            if output:
+                results[i] |= {"output": output.text, "ended": output.ended}
+            results[i]["scores"] = {name: value[i] for name, value in values.items()}
     return results
 
 
 @torch.no_grad()
-def _losses(
+def _scores(
     model: PreTrainedModel | PeftModel, rows: Sequence[Row], max_tokens: int
-) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-    """Sums over the trained tokens of each row; batches of similar length, whose make-up changes nothing."""
+) -> Iterator[tuple[list[int], TokenScores]]:
+    """Scores without generating, in batches of similar length."""
     plain: bool | None = None
-    for group in micro_batches([len(row.input_ids) for row in rows], max_tokens):
-        batch = collate([rows[i] for i in group], pad_id=0).to(model.device)
+    for indices in micro_batches([len(row.input_ids) for row in rows], max_tokens):
+        batch = collate([rows[i] for i in indices], pad_id=0).to(model.device)
         if plain is None:
-            plain = not head_is_plain(model, collate([rows[group[0]]], pad_id=0).to(model.device))
-        scores = token_scores(model, batch, plain=plain)
-        columns = {
-            "loss_nats": _by_row(scores.nll_N, scores, len(group)),
-            "weighted_nats": _by_row(scores.nll_N * scores.weights_N, scores, len(group)),
-            "weight": _by_row(scores.weights_N, scores, len(group)),
-            "num_tokens": [int(n) for n in _by_row(torch.ones_like(scores.nll_N), scores, len(group))],
-            "num_correct": [int(n) for n in _by_row(scores.correct_N, scores, len(group))],
-        }
-        yield group, [{name: column[i] for name, column in columns.items()} for i in range(len(group))]
+            plain = not head_is_plain(model, collate([rows[indices[0]]], pad_id=0).to(model.device))
+        yield indices, token_scores(model, batch, plain=plain)
+
+
+def row_sums(scores: TokenScores, num_rows: int) -> list[dict[str, Any]]:
+    """Sums over the trained tokens of each row, in double precision: whatever shares its batch changes nothing."""
+    columns = {
+        "loss_nats": _by_row(scores.nll_N, scores, num_rows),
+        "weighted_nats": _by_row(scores.nll_N * scores.weights_N, scores, num_rows),
+        "weight": _by_row(scores.weights_N, scores, num_rows),
+        "num_tokens": [int(n) for n in _by_row(torch.ones_like(scores.nll_N), scores, num_rows)],
+        "num_correct": [int(n) for n in _by_row(scores.correct_N, scores, num_rows)],
+    }
+    return [{name: column[i] for name, column in columns.items()} for i in range(num_rows)]
 
 
 def _by_row(values_N: torch.Tensor, scores: TokenScores, num_rows: int) -> list[float]:

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from luthier.encoding.batches import Batch
 
@@ -26,12 +26,14 @@ class TokenScores:
         nll_N: Negative log-likelihood in nats, fp32, with its gradient graph.
         weights_N: Loss weights.
         rows_N: Index of each token's row in the batch.
-        correct_N: Whether the token was the most likely one.
+        best_N: The most likely token.
+        correct_N: Whether that is the token.
     """
 
     nll_N: Tensor
     weights_N: Tensor
     rows_N: Tensor
+    best_N: Tensor
     correct_N: Tensor
 
     def weighted_sum(self) -> Tensor:
@@ -39,7 +41,9 @@ class TokenScores:
         return (self.nll_N * self.weights_N).sum()
 
 
-def token_scores(model: PreTrainedModel | PeftModel, batch: Batch, *, plain: bool = False) -> TokenScores:
+def token_scores(
+    model: PreTrainedModel | PeftModel, batch: Batch, *, plain: bool = False, cache: Cache | None = None
+) -> TokenScores:
     """Scores of all trained tokens of a batch; logits exist only where a token is trained.
 
     Args:
@@ -47,21 +51,24 @@ def token_scores(model: PreTrainedModel | PeftModel, batch: Batch, *, plain: boo
         batch: On the model's device.
         plain: Go through the model's own forward and cut out the logits afterwards: slower, and the reference for
             models whose head does more than one matrix product (see ``head_is_plain``).
+        cache: An empty one, to be filled with the batch's keys and values.
     """
     targets_BS = batch.loss_weights_BT[:, 1:] != 0
     base = base_model(model)
     if plain:
-        logits_NV = model(**_inputs(base, batch)).logits[:, :-1][targets_BS]
+        logits_NV = model(**_inputs(base, batch, cache)).logits[:, :-1][targets_BS]
     else:
-        hidden_BTD = base.base_model(**_inputs(base.base_model, batch)).last_hidden_state
+        hidden_BTD = base.base_model(**_inputs(base.base_model, batch, cache)).last_hidden_state
         logits_NV = base.get_output_embeddings()(hidden_BTD[:, :-1][targets_BS])
     logits_NV = logits_NV.float()
     labels_N = batch.input_ids_BT[:, 1:][targets_BS]
+    best_N = logits_NV.detach().argmax(dim=-1)
     return TokenScores(
         nll_N=functional.cross_entropy(logits_NV, labels_N, reduction="none"),
         weights_N=batch.loss_weights_BT[:, 1:][targets_BS],
         rows_N=targets_BS.nonzero()[:, 0],
-        correct_N=logits_NV.detach().argmax(dim=-1) == labels_N,
+        best_N=best_N,
+        correct_N=best_N == labels_N,
     )
 
 
@@ -81,8 +88,10 @@ def head_is_plain(model: PreTrainedModel | PeftModel, batch: Batch) -> bool:
     return torch.allclose(fast.nll_N, own.nll_N, rtol=1e-2, atol=1e-2)
 
 
-def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": False}
+def _inputs(model: torch.nn.Module, batch: Batch, cache: Cache | None) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": cache is not None}
+    if cache is not None:
+        inputs["past_key_values"] = cache
     # Behind the rows padding needs no mask: a causal model never looks ahead, and attention is faster without.
     if batch.left_padded:
         inputs["attention_mask"] = batch.attention_mask_BT

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.models.forward import base_model
+from luthier.models.forward import TokenScores, base_model, head_is_plain, token_scores
+from luthier.records import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,6 @@ class Output:
     ended: bool
 
 
-@torch.no_grad()
 def generate(
     model: PreTrainedModel | PeftModel,
     tokenizer: TextTokenizer,
@@ -43,71 +46,99 @@ def generate(
     max_new_tokens: int,
     stop_pattern: str | None = None,
     batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
 ) -> list[Output]:
-    """The most likely continuation of each prompt, token by token.
+    """The most likely continuation of each prompt, token by token; arguments as in ``score_and_generate``."""
+    # A token of any kind in the target's place: what the model would rather have there is the first one generated.
+    rows = [_row([*prompt, 0], len(prompt)) for prompt in prompts]
+    outputs: list[Output | None] = [None] * len(rows)
+    for indices, _, found in score_and_generate(
+        model,
+        tokenizer,
+        rows,
+        max_new_tokens=max_new_tokens,
+        stop_pattern=stop_pattern,
+        batch_size=batch_size,
+    ):
+        for index, output in zip(indices, found, strict=True):
+            outputs[index] = output
+    return [output for output in outputs if output is not None]
 
-    Prompts of similar length share a batch, padded on the left by length; a row that has ended leaves the batch, so
-    that nothing is computed for it any more.
+
+@torch.no_grad()
+def score_and_generate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: TextTokenizer,
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int,
+    stop_pattern: str | None = None,
+    batch_size: int = 32,
+) -> Iterator[tuple[list[int], TokenScores, list[Output]]]:
+    """Scores of each row's target, and what the model itself writes in its place, from one pass over the prompt.
+
+    Rows of similar length share a batch. Padding stands behind the rows; keys and values of targets and padding are
+    masked out, and positions go on from each prompt's own end, so that the company of a row changes nothing. A row
+    that has ended leaves the batch.
 
     Args:
         model: In any mode; it is in evaluation mode meanwhile.
         tokenizer: The model's.
-        prompts: Token ids, each at least one: exactly what training had before the target.
+        rows: Each with a prompt of at least one token: exactly what training had before the target.
         max_new_tokens: Where a row is cut off.
         stop_pattern: A row ends once this matches its text (the text keeps the match).
         batch_size: Rows at once.
-        progress: Called with the number of rows that have ended.
 
-    Returns:
-        One output a prompt, in their order.
+    Yields:
+        Indices of some rows, the scores of their trained tokens, and their outputs.
     """
     was_training = model.training
     model.eval()
     stop = re.compile(stop_pattern) if stop_pattern else None
-    outputs: list[Output | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    done = 0
+    longest = max((len(row.input_ids) for row in rows), default=0) + max_new_tokens
+    window = getattr(base_model(model).config, "sliding_window", None)
+    if window and longest > window:
+        batch_size = 1  # a window counts places in the cache, masked ones included; alone, a row has none
+    plain = not head_is_plain(model, collate([_row([1, 1], 1)], 0).to(base_model(model).device))
+    order = sorted(range(len(rows)), key=lambda i: -rows[i].num_prompt_tokens)
     try:
         for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = _generate_batch(model, tokenizer, [prompts[i] for i in rows], max_new_tokens, stop)
-            for row, output in zip(rows, batch, strict=True):
-                outputs[row] = output
-            done += len(rows)
-            if progress:
-                progress(done)
+            indices = order[start : start + batch_size]
+            batch = collate([rows[i] for i in indices], pad_id=0).to(base_model(model).device)
+            cache = DynamicCache(config=base_model(model).config)
+            cache.activate_past_recording()  # for layers with a window, so that they can be cut back below
+            scores = token_scores(model, batch, plain=plain, cache=cache)
+            lengths_B = torch.tensor(
+                [rows[i].num_prompt_tokens for i in indices], device=batch.input_ids_BT.device
+            )
+            cache.crop(int(lengths_B.max()) - batch.input_ids_BT.shape[1])  # by so many tokens
+            firsts_B = scores.best_N[
+                torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=lengths_B.device))
+            ]
+            yield (
+                indices,
+                scores,
+                _continue(model, tokenizer, cache, lengths_B, firsts_B, max_new_tokens, stop),
+            )
     finally:
         model.train(was_training)
-    return [output for output in outputs if output is not None]
 
 
-def _generate_batch(
+def _continue(
     model: PreTrainedModel | PeftModel,
     tokenizer: TextTokenizer,
-    prompts: Sequence[Sequence[int]],
+    cache: DynamicCache,
+    lengths_B: Tensor,
+    next_B: Tensor,
     max_new_tokens: int,
     stop: re.Pattern[str] | None,
 ) -> list[Output]:
-    base = base_model(model)
-    device = base.device
-    longest = max(map(len, prompts))
-    pads = [longest - len(prompt) for prompt in prompts]
-    ids_BT = torch.tensor([[0] * pad + list(p) for pad, p in zip(pads, prompts, strict=True)], device=device)
-    mask_BT = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads], device=device)
-    takes_positions = "position_ids" in inspect.signature(base.forward).parameters
-    cache = DynamicCache(config=base.config)
-    running = list(range(len(prompts)))
-    new_ids: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    step_ids = ids_BT
-    for _ in range(max_new_tokens):
-        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        if any(pads[i] for i in running):
-            inputs["attention_mask"] = mask_BT
-        if takes_positions:
-            inputs["position_ids"] = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
-        next_B = model(input_ids=step_ids, **inputs).logits[:, -1].argmax(-1)
+    """The outputs of rows whose prompts are in the cache and whose first new tokens are known."""
+    takes_positions = "position_ids" in inspect.signature(base_model(model).forward).parameters
+    mask_BT = (torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None]).long()
+    running = list(range(len(lengths_B)))
+    new_ids: list[list[int]] = [[] for _ in running]
+    ended = [False] * len(running)
+    for length in range(1, max_new_tokens + 1):
         going = []
         for place, (row, token) in enumerate(zip(running, next_B.tolist(), strict=True)):
             if token in tokenizer.stop_ids:
@@ -118,15 +149,29 @@ def _generate_batch(
                 ended[row] = True
             else:
                 going.append(place)
-        if not going:
+        if not going or length == max_new_tokens:
             break
         if len(going) < len(running):
-            kept = torch.tensor(going, device=device)
+            kept = torch.tensor(going, device=lengths_B.device)
             cache.batch_select_indices(kept)
-            mask_BT, next_B = mask_BT[kept], next_B[kept]
+            mask_BT, next_B, lengths_B = mask_BT[kept], next_B[kept], lengths_B[kept]
             running = [running[place] for place in going]
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(running), 1)], dim=1)
-        step_ids = next_B[:, None]
-    return [
-        Output(ids, tokenizer.decode(ids), stopped) for ids, stopped in zip(new_ids, ended, strict=True)
-    ]
+        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        if not mask_BT.all():
+            inputs["attention_mask"] = mask_BT
+        if takes_positions:
+            inputs["position_ids"] = (lengths_B + length - 1)[:, None]
+        next_B = model(input_ids=next_B[:, None], **inputs).logits[:, -1].argmax(-1)
+    return [Output(ids, tokenizer.decode(ids), stopped) for ids, stopped in zip(new_ids, ended, strict=True)]
+
+
+def _row(ids: Sequence[int], num_prompt_tokens: int) -> Row:
+    """A row whose only trained token is the one behind the prompt."""
+    weights = np.zeros(len(ids), dtype=np.float32)
+    weights[num_prompt_tokens] = 1
+    return Row(
+        id="", group="", input_ids=np.array(ids, dtype=np.int32), loss_weights=weights,
+        span_ids=np.zeros(len(ids), dtype=np.int16), span_names=[""],
+        num_prompt_tokens=num_prompt_tokens, target="", target_bytes=0,
+    )  # fmt: skip

@@ -636,6 +636,49 @@ def test_bad_input_ends_in_words(name, start, end, model, tmp_path, monkeypatch)
     assert not problems, f"{len(problems)} of {end - start}:\n\n" + "\n\n".join(problems)
 
 
+def test_the_judge_sees_what_it_is_there_for(tmp_path):
+    words = "a\n  where: b\n  fix:   c\n"
+    case = Case([], (2,))
+    assert verdict(case, 2, "", words, tmp_path) is None
+    assert verdict(case, 3, "", words, tmp_path)
+    assert verdict(case, 2, "", words + "Traceback (most recent call last)", tmp_path)
+    assert verdict(case, 2, "", "it did not work", tmp_path)
+    data = tmp_path / "run/data"
+    data.mkdir(parents=True)
+    assert verdict(case, 2, "", words, tmp_path), "data without a manifest"
+    (data / "train.arrow").write_text("rows")
+    manifest = {"files": {"train.arrow": hash_file(data / "train.arrow")}}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert verdict(case, 2, "", words, tmp_path) is None
+    (data / "train.arrow").write_text("half")
+    assert verdict(case, 2, "", words, tmp_path), "data that is not what the manifest says"
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("config.json", lambda good: b"[]"),
+        ("config.json", lambda good: b"{}"),
+        ("config.json", lambda good: good.replace(b"llama", b"nosuch")),
+        ("config.json", lambda good: good.replace(b'"hidden_size": 32', b'"hidden_size": 48')),
+        ("config.json", lambda good: good.replace(b'"num_hidden_layers": 2', b'"num_hidden_layers": 3')),
+        ("model.safetensors", lambda good: b""),
+        ("model.safetensors", lambda good: good[: len(good) // 2]),
+        ("model.safetensors", lambda good: b"\xff" * 200),
+    ],
+    ids=["list", "empty", "architecture", "size", "layers", "no-weights", "half", "noise"],
+)
+def test_damaged_models_are_refused_before_training(name, spoil, model, tmp_path):
+    kit = Kit(model, tmp_path)
+    shutil.copytree(model, tmp_path / "model")
+    file = tmp_path / "model" / name
+    file.write_bytes(spoil(file.read_bytes()))
+    tree = kit.tree(model={"name": str(tmp_path / "model")}, check={"waive": ["initial-loss"]})
+    code, out, err = run(["train", str(kit.write(tree)), "--run", str(tmp_path / "run")])
+    assert verdict(Case([], (1, 2)), code, out, err, tmp_path) is None, out + err
+    assert not (tmp_path / "run/adapter").exists() and not (tmp_path / "run/checkpoints").exists()
+
+
 # Lines broken in part
 
 

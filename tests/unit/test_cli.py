@@ -393,7 +393,7 @@ def test_show_without_colour_has_brackets(luthier, prepared):
     first, second = done.stdout.split("train[1]")
     assert "train[0]  a.py#0  64 tokens" in first and re.search(r"cut: \d+ tokens of context", first)
     assert "[ret|urn| |x|⏎\n]" in first
-    
+
     assert "\x1b" not in done.stdout and "\\x1b" in second.replace("|", ""), "data cannot steer the terminal"
     assert "c.py#0" not in done.stdout
 

@@ -264,7 +264,7 @@ def show(
     token_view.legend(console)
     for index in indices:
         one = data.row(index)
-        token_view.row(f"{split}[{index}]", one, tokenizer.pieces(one.input_ids), console)
+        token_view.row(f"{split}[{index}]", one, tokenizer.pieces(one.input_ids.tolist()), console)
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -503,7 +503,9 @@ def explain(
 
     entry = registry.lookup("check", check, "luthier explain")
     text = inspect.getdoc(entry) or "It has no documentation."
-    screen.out().print(Text(f"{check}\n\n", "bold") + Text(screen.safe(text).replace("``", "`")), soft_wrap=True)
+    screen.out().print(
+        Text(f"{check}\n\n", "bold") + Text(screen.safe(text).replace("``", "`")), soft_wrap=True
+    )
 
 
 @app.command(hidden=True)

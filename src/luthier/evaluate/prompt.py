@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from peft import PeftModel
+
 from luthier import recipe as recipes
 from luthier.encoding.encode import encode_prompt
 from luthier.errors import UserError
@@ -42,9 +44,13 @@ def complete(
     task: Task = recipes.build("task", recipe.task, "recipe key task")
     spans = task.prompt(text, tokenizer)
     if not any(span.text for span in spans):
-        raise UserError("the prompt is empty", "--prompt, --prompt-file or standard input", "give it some text")
+        raise UserError(
+            "the prompt is empty", "--prompt, --prompt-file or standard input", "give it some text"
+        )
     if not any(text in span.text for span in spans):
-        logger.info("the white space at the end of the prompt is left to the model, which has learned to write it")
+        logger.info(
+            "the white space at the end of the prompt is left to the model, which has learned to write it"
+        )
     example = Example("prompt", spans, "prompt")
     try:
         ids = encode_prompt(example, tokenizer, recipe.data.max_length)
@@ -57,7 +63,7 @@ def complete(
         lent: AbstractContextManager[Any] = nullcontext(untrained)
     else:
         tuned = load_trained(recipe.model, run, len(tokenizer))
-        lent = without_adapter(tuned) if base else nullcontext(tuned)
+        lent = without_adapter(tuned) if base and isinstance(tuned, PeftModel) else nullcontext(tuned)
     with lent as model:
         (output,) = generate(
             model,

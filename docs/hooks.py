@@ -143,7 +143,9 @@ def text_of(entry: Any) -> str:
     """A docstring as Markdown: its sections in Google style become paragraphs."""
     text = inspect.getdoc(entry) or ""
     text = re.sub(r"^(Args|Returns|Raises|Source|Attributes):", r"\n**\1.**", text, flags=re.MULTILINE)
-    text = re.sub(r"^(What it does|Why is this bad|Example|Fix|Catalogue):", r"**\1:**", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^(What it does|Why is this bad|Example|Fix|Catalogue):", r"**\1:**", text, flags=re.MULTILINE
+    )
     return re.sub(r"^    +(\w+): ", r"- `\1`: ", text, flags=re.MULTILINE).replace("``", "`")
 
 

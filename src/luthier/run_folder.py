@@ -114,7 +114,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path.name} is not there yet", str(path), "run the stage that writes it") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path.name} is damaged: {error}", str(path), "delete it and run the stage again") from error
+        raise UserError(
+            f"{path.name} is damaged: {error}", str(path), "delete it and run the stage again"
+        ) from error
 
 
 @contextlib.contextmanager

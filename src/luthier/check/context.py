@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from luthier import recipe as recipes
-from luthier.encoding.batches import Batch, collate, micro_batches
-from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
-from luthier.models import load
-from luthier.models.forward import base_model, head_is_plain
 from luthier.recipe import Recipe
 from luthier.records import SPLITS, Row, Split
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, read_json
 from luthier.tasks import Task
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a plug-in's check is imported whenever names are looked up, which must not load torch
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from luthier.encoding.text_tokenizer import TextTokenizer
 
 
 class Skip(Exception):
@@ -44,7 +42,9 @@ class CheckContext:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The model's tokenizer, with the recipe's new tokens."""
-        return load.load_tokenizer(self.recipe.model)
+        from luthier.models.load import load_tokenizer
+
+        return load_tokenizer(self.recipe.model)
 
     @cached_property
     def task(self) -> Task:
@@ -71,12 +71,12 @@ class CheckContext:
             UserError: It cannot be loaded; the first check that asks says so.
             Skip: It could not be, said to each one after that.
         """
+        from luthier.models.load import load_model
+
         if self._model_failed:
             raise Skip("the model cannot be loaded, see the errors")
         try:
-            return load.load_model(
-                self.recipe.model, len(self.tokenizer), training=True, seed=self.recipe.seed
-            )
+            return load_model(self.recipe.model, len(self.tokenizer), training=True, seed=self.recipe.seed)
         except UserError:
             self._model_failed = True
             raise
@@ -84,6 +84,9 @@ class CheckContext:
     @cached_property
     def plain_forward(self) -> bool:
         """Whether logits must come from the model's own forward, as training finds out too; asked over 32 tokens."""
+        from luthier.encoding.batches import collate
+        from luthier.models.forward import base_model, head_is_plain
+
         base = base_model(self.model)
         places = np.arange(32, dtype=np.int32)
         weights = (places > 0).astype(np.float32)
@@ -98,9 +101,3 @@ class CheckContext:
         step = max(1, len(rows) // count)
         for index in range(0, len(rows), step)[:count]:
             yield rows.row(index)
-
-    def batch(self, count: int = 4) -> Batch:
-        """The first micro-batch that a training step over ``count`` rows would put through the model."""
-        rows = list(self.spread("train", count))
-        group = micro_batches([len(row.input_ids) for row in rows], self.recipe.train.micro_batch_tokens)[0]
-        return collate([rows[i] for i in group], pad_id=0).to(self.model.device)

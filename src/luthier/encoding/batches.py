@@ -58,7 +58,13 @@ def collate(rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "
         positions[i, place.start :] = np.arange(longest - place.start)
         weights[i, place] = row.loss_weights
     padded_left = side == "left" and bool((mask == 0).any())
-    return Batch(*map(torch.from_numpy, (ids, mask, positions, weights)), left_padded=padded_left)
+    return Batch(
+        input_ids_BT=torch.from_numpy(ids),
+        attention_mask_BT=torch.from_numpy(mask),
+        position_ids_BT=torch.from_numpy(positions),
+        loss_weights_BT=torch.from_numpy(weights),
+        left_padded=padded_left,
+    )
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -40,7 +40,9 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
     """
     for span in example.spans:
         if span.weight and span.trim in ("left", "right"):
-            raise ValueError(f"span {span.name!r} of {example.id} is trained and may not be trimmed {span.trim}")
+            raise ValueError(
+                f"span {span.name!r} of {example.id} is trained and may not be trimmed {span.trim}"
+            )
     tokens = _tokenize(example.spans, tokenizer)
     weights = np.array([span.weight for span in example.spans] + [0.0], dtype=np.float32)[tokens.owners]
     if not weights.any():
@@ -49,12 +51,16 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
     if (over := int(keep.sum()) - max_length) > 0:
         needed = int((weights != 0).sum())
         reason = "target-too-long" if needed > max_length else "too-long"
-        return Dropped(example.id, reason, f"{over} tokens over max_length {max_length} when all that may go is gone")
+        return Dropped(
+            example.id, reason, f"{over} tokens over max_length {max_length} when all that may go is gone"
+        )
     ids, owners, weights = tokens.ids[keep], tokens.owners[keep], weights[keep]
     if not weights.any():
         return Dropped(example.id, "target-too-long", f"no trained span fits into max_length {max_length}")
     if weights[0]:
-        return Dropped(example.id, "no-context", "nothing stands before the first trained token to predict it from")
+        return Dropped(
+            example.id, "no-context", "nothing stands before the first trained token to predict it from"
+        )
 
     present = sorted(set(owners.tolist()) - {-1})
     names = [example.spans[i].name for i in present]
@@ -88,7 +94,9 @@ def encode_prompt(example: Example, tokenizer: TextTokenizer, max_length: int) -
     # A one-token target keeps this on the very path of training rows, and is cut off again.
     ending = Span("x", "target", weight=1.0)
     context = list(takewhile(lambda span: not span.weight, example.spans))
-    row = encode(replace(example, spans=[*context, ending]), tokenizer, max_length + len(tokenizer.encode("x")))
+    row = encode(
+        replace(example, spans=[*context, ending]), tokenizer, max_length + len(tokenizer.encode("x"))
+    )
     if isinstance(row, Dropped):
         raise ValueError(f"the prompt of {row.id} does not fit: {row.detail}")
     return [int(i) for i in row.input_ids[: row.num_prompt_tokens]]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,9 @@ class TextTokenizer:
         self._next = Tokenizer.from_str(json.dumps(_without_prefix_space(settings)))
 
     @classmethod
-    def load(cls, folder: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> TextTokenizer:
+    def load(
+        cls, folder: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    ) -> TextTokenizer:
         """The tokenizer of a model folder or Hub name.
 
         Raises:
@@ -56,7 +59,9 @@ class TextTokenizer:
 
         generation = Path(folder) / "generation_config.json"
         try:
-            hf = AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=trust_remote_code)
+            hf = AutoTokenizer.from_pretrained(
+                str(folder), revision=revision, trust_remote_code=trust_remote_code
+            )
             stops = json.loads(generation.read_text()).get("eos_token_id", []) if generation.is_file() else []
         except Exception as error:  # transformers and tokenizers raise anything at all over damaged files
             raise UserError(
@@ -64,7 +69,7 @@ class TextTokenizer:
                 str(folder),
                 "name a folder with a whole tokenizer.json and config.json, or a Hub model that exists",
             ) from error
-        if getattr(hf, "backend_tokenizer", None) is None:
+        if not isinstance(hf, PreTrainedTokenizerFast):
             raise UserError(
                 f"{type(hf).__name__} has no fast implementation, and offsets come only with one",
                 str(folder),
@@ -137,16 +142,16 @@ class TextTokenizer:
     def boundaries(self, text: str) -> set[int]:
         """Character offsets at which one token ends and the next begins when the text is encoded whole."""
         offsets = self._encoding(text, first=True, control=False).offsets
-        inner = {end for (_, end), (start, _) in zip(offsets, offsets[1:], strict=False) if end == start}
+        inner = {end for (_, end), (start, _) in pairwise(offsets) if end == start}
         return inner | {0, len(text)}
 
-    def decode(self, ids: Sequence[int], *, first: bool = False) -> str:
+    def decode(self, ids: Iterable[int], *, first: bool = False) -> str:
         """The text of ids; ``first`` says that they begin a row."""
         backend = self._first if first else self._next
         text: str = backend.decode([int(i) for i in ids], skip_special_tokens=False)
         return text
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each id, so that they join to the whole; bytes of a split character go to its last id."""
         texts, pending = [], []
         for index in ids:
@@ -163,7 +168,11 @@ class TextTokenizer:
 
     def hash(self) -> str:
         """SHA-256 of all that decides what ids a text gets, the chat template included."""
-        parts = [self.hf.backend_tokenizer.to_str(), json.dumps(self.hf.chat_template), repr(sorted(self.stop_ids))]
+        parts = [
+            self.hf.backend_tokenizer.to_str(),
+            json.dumps(self.hf.chat_template),
+            repr(sorted(self.stop_ids)),
+        ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -82,9 +82,9 @@ def evaluate(
 
 
 @contextmanager
-def without_adapter(model: PeftModel) -> Iterator[PeftModel]:
-    """The model as it was before its adapter."""
-    with model.disable_adapter():
+def without_adapter(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedModel | PeftModel]:
+    """The model as it was before its adapter, if it has one."""
+    with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
         yield model
 
 
@@ -100,8 +100,9 @@ def _judge(
 ) -> list[dict[str, Any]]:
     """One result a row: its losses, and with ``evaluate.generate`` its output and scores."""
     results: list[dict[str, Any]] = [{} for _ in rows]
-    outputs: list[Output | None] = [None] * len(rows)
+    texts = [""] * len(rows)
     done = 0
+    passes: Iterable[tuple[list[int], TokenScores, list[Output]]]
     if recipe.evaluate.generate:
         passes = score_and_generate(
             model,
@@ -115,21 +116,20 @@ def _judge(
         passes = (
             (indices, scores, []) for indices, scores in _scores(model, rows, recipe.train.micro_batch_tokens)
         )
-    for indices, scores, texts in passes:
+    for indices, scores, outputs in passes:
         for index, sums in zip(indices, row_sums(scores, len(indices)), strict=True):
             results[index] |= sums
-        for index, output in zip(indices, texts, strict=False):
-            outputs[index] = output
+        for index, output in zip(indices, outputs, strict=False):
+            texts[index] = output.text
+            results[index] |= {"output": output.text, "ended": output.ended}
         done += len(indices)
         if progress:
             progress(label, done, len(rows))
     if recipe.evaluate.generate:
-        answers = [task.answer(output.text if output else "") for output in outputs]
+        answers = [task.answer(text) for text in texts]
         targets = [task.answer(row.target) for row in rows]
         values = {name: metric(answers, targets) for name, metric in metrics.items()}
-        for i, output in enumerate(outputs):
-            if output:
-                results[i] |= {"output": output.text, "ended": output.ended}
+        for i in range(len(rows)):
             results[i]["scores"] = {name: value[i] for name, value in values.items()}
     return results
 
@@ -149,7 +149,7 @@ def _scores(
 
 def row_sums(scores: TokenScores, num_rows: int) -> list[dict[str, Any]]:
     """Sums over the trained tokens of each row, in double precision: whatever shares its batch changes nothing."""
-    columns = {
+    columns: dict[str, list[Any]] = {
         "loss_nats": _by_row(scores.nll_N, scores, num_rows),
         "weighted_nats": _by_row(scores.nll_N * scores.weights_N, scores, num_rows),
         "weight": _by_row(scores.weights_N, scores, num_rows),

@@ -74,8 +74,10 @@ def token_scores(
 
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The transformers model inside, whose layers hold the adapter's, if there is one."""
-    inner = getattr(model, "module", model)  # DistributedDataParallel
-    return inner.get_base_model() if isinstance(inner, PeftModel) else inner
+    if not isinstance(model, PeftModel):
+        return model
+    inner: PreTrainedModel = model.get_base_model()  # type: ignore[assignment] # typed as any module
+    return inner
 
 
 @torch.no_grad()

@@ -102,7 +102,12 @@ class LineCompletion(Task):
             return
         lines = self._lines(text, tokenizer.boundaries(text))
         if not any(line.eligible for line in lines[1:]):
-            yield Dropped(record.id, "no-eligible-line", "every line is blank, a comment, too short or too long", budgeted=False)
+            yield Dropped(
+                record.id,
+                "no-eligible-line",
+                "every line is blank, a comment, too short or too long",
+                budgeted=False,
+            )
             return
         draw = random.Random(f"{seed} {record.id}")
         if split == "train":
@@ -176,7 +181,10 @@ class LineCompletion(Task):
                 place = draw.choice(inside)
             yield (
                 place,
-                [Span(text[:place], "context", trim="left"), Span(text[place : line.stop], "target", weight=1.0)],
+                [
+                    Span(text[:place], "context", trim="left"),
+                    Span(text[place : line.stop], "target", weight=1.0),
+                ],
             )
 
 

@@ -50,6 +50,10 @@ def save(
     """Writes ``checkpoints/step-N``; an interrupted write leaves nothing under that name.
 
     Args:
+        run: The run's folder.
+        progress: Where it stands.
+        model: Only what is trained is saved.
+        optimizer: Its state is saved by parameter name.
         key: Hash of what the run trains on; a checkpoint of other data or settings is not resumed from.
     """
     path = run.checkpoints / f"step-{progress.step}"

@@ -55,7 +55,10 @@ class TextTokenizer:
         Raises:
             UserError: There is none, or it has no fast implementation.
         """
-        from transformers import AutoTokenizer  # loads torch, which processes that only encode do without
+        from transformers import (
+            AutoTokenizer,
+            PreTrainedTokenizerFast,
+        )  # loads torch, which processes that only encode do without
 
         generation = Path(folder) / "generation_config.json"
         try:

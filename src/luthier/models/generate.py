@@ -5,6 +5,8 @@ Shapes: B rows still running, T tokens so far, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import inspect
 import re
 from collections.abc import Iterator, Sequence
@@ -114,11 +116,10 @@ def score_and_generate(
             firsts_B = scores.best_N[
                 torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=lengths_B.device))
             ]
-            yield (
-                indices,
-                scores,
-                _continue(model, tokenizer, cache, lengths_B, firsts_B, max_new_tokens, stop),
-            )
+            outputs = _continue(model, tokenizer, cache, lengths_B, firsts_B, max_new_tokens, stop)
+            del cache, batch
+            _give_memory_back()
+            yield indices, scores, outputs
     finally:
         model.train(was_training)
 
@@ -164,6 +165,12 @@ def _continue(
             inputs["position_ids"] = (lengths_B + length - 1)[:, None]
         next_B = model(input_ids=next_B[:, None], **inputs).logits[:, -1].argmax(-1)
     return [Output(ids, tokenizer.decode(ids), stopped) for ids, stopped in zip(new_ids, ended, strict=True)]
+
+
+def _give_memory_back() -> None:
+    """Hands freed memory back to the system: a cache that grows token by token leaves holes that glibc would keep."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _row(ids: Sequence[int], num_prompt_tokens: int) -> Row:

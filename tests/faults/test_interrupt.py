@@ -37,18 +37,22 @@ class Slow(Task):
 
 def interrupt(arguments, folder, begun):
     """Starts luthier with its workers in a group of their own, as a terminal does, and interrupts the group."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "luthier", *map(str, arguments)],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not begun() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    before = time.monotonic()
-    _, err = process.communicate(timeout=120)
-    return process.returncode, err, time.monotonic() - before
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while not begun() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            before = time.monotonic()
+            _, err = process.communicate(timeout=120)
+            return process.returncode, err, time.monotonic() - before
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -113,7 +113,8 @@ def train(
     key = _train_key(place, recipe)
     if _done(place, "train", key, place.result()):
         return place
-    _refuse_other_training(place, recipe, key)
+    if place.result() and _stages(place).get("train") is not None:  # a result without a note was cut off here
+        raise _other_training(place, "data")
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, len(tokenizer), training=True, seed=recipe.seed)
     write_json(place.environment, read_json(place.environment) | chosen(model, recipe.model))
@@ -129,9 +130,7 @@ def train(
         recipes.build("task", recipe.task).stop_pattern,
     )
     with user_disk_errors(place.path):
-        end = training.train(
-            loop, key, (lambda text, step, total: progress(text, step, total)) if progress else None
-        )
+        end = training.train(loop, key, progress)
         save_trained(model, tokenizer, place, recipe.model)
         _note_done(place, "train", key)
     logger.info("train: %d steps, best at step %s", end.step, end.best_step)
@@ -213,6 +212,7 @@ def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None
     recipe = read(recipe, *overrides)
     place = RunFolder(folder or Path("runs") / recipe.name)
     place.create()
+    _refuse_other_recipe(place, recipe)
     with user_disk_errors(place.path):
         write_text(place.recipe, recipe_file.dump(recipe))
         if not place.environment.is_file():
@@ -240,25 +240,38 @@ def _train_key(place: RunFolder, recipe: Recipe) -> str:
 
 
 def _done(place: RunFolder, stage: str, key: str, result: Path | None) -> bool:
-    stages = read_json(place.stages) if place.stages.is_file() else {}
-    done = stages.get(stage) == key and result is not None and result.exists()
+    done = _stages(place).get(stage) == key and result is not None and result.exists()
     if done:
         logger.info("%s: skipped, nothing has changed", stage)
     return done
 
 
 def _note_done(place: RunFolder, stage: str, key: str) -> None:
-    stages = read_json(place.stages) if place.stages.is_file() else {}
-    write_json(place.stages, stages | {stage: key})
+    write_json(place.stages, _stages(place) | {stage: key})
 
 
-def _refuse_other_training(place: RunFolder, recipe: Recipe, key: str) -> None:
-    """Training of other settings or data is not overwritten in silence."""
-    stages = read_json(place.stages) if place.stages.is_file() else {}
-    if stages.get("training", key) != key and (place.result() or any(place.checkpoints.glob("step-*"))):
-        raise UserError(
-            "this run folder holds training with other settings or data",
-            str(place.path),
-            f"name another folder with --run, or delete {place.checkpoints} and {place.result() or place.adapter}",
-        )
-    _note_done(place, "training", key)
+def _stages(place: RunFolder) -> dict[str, str]:
+    """The key with which each finished stage ran."""
+    stages: dict[str, str] = read_json(place.stages) if place.stages.is_file() else {}
+    return stages
+
+
+def _refuse_other_recipe(place: RunFolder, recipe: Recipe) -> None:
+    """A folder that holds training belongs to its recipe: nothing in it is replaced by what another one asks for."""
+    if not place.recipe.is_file() or not (place.result() or any(place.checkpoints.glob("step-*"))):
+        return
+    old = recipe_file.load(place.recipe).model_dump(mode="json")
+    new = recipe.model_dump(mode="json")
+    for tree in (old, new):
+        tree["data"].pop("num_workers")  # changes no row
+    differing = [part for part in ("task", "model", "data", "train", "seed") if old[part] != new[part]]
+    if differing:
+        raise _other_training(place, ", ".join(differing))
+
+
+def _other_training(place: RunFolder, differing: str) -> UserError:
+    return UserError(
+        f"this run folder holds training with other settings or data ({differing})",
+        str(place.path),
+        f"name another folder with --run, or delete {place.checkpoints} and {place.result() or place.adapter}",
+    )

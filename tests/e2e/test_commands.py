@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.fixtures.tiny_run import write_recipe
@@ -106,6 +107,9 @@ def test_a_failed_stage_says_how_to_go_on(luthier):
     done = luthier("train", "run", "train.learning_rate=0.5")
     assert done.exit_code == 2
     assert "other settings" in done.stderr and "saved in run: rows (data/manifest.json)" in done.stderr
+    # ... and leaves the folder as it was: the recipe in it is still that of the training in it.
+    assert "learning_rate: 0.5" not in Path("run/recipe.yaml").read_text()
+    assert luthier("evaluate", "run").exit_code == 0
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def _render_marked(
             detail = detail or "the template leaves out or repeats a message's content"
             continue
         contents = [message["content"] for message in tried]
-        given = re.sub(rf"x{key}n(\d+)x", lambda match, contents=contents: contents[int(match[1])], text)  # type: ignore[misc]
+        given = re.sub(rf"x{key}n(\d+)x", lambda match, contents=contents: contents[int(match[1])], text)  # type: ignore[misc]  # a default that mypy cannot infer
         if given == wanted:
             return _Chat(tried, marked, text, {int(m[1]): m.span() for m in found}, tokenizer, options)
         detail = detail or f"the template gives {_difference(wanted, given)}"

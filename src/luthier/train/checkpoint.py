@@ -110,16 +110,21 @@ def steps(run: RunFolder) -> list[int]:
 
 
 def latest(run: RunFolder, key: str) -> Path | None:
-    """The newest checkpoint of the same run, or None.
+    """The newest checkpoint, or None.
 
     Raises:
-        UserError: It is damaged; the error names the one before.
+        UserError: It is damaged (the error names the one before), or was made with other settings or data.
     """
-    for step in reversed(steps(run)):
-        path = run.checkpoints / f"step-{step}"
-        if _check_whole(path)["key"] == key:
-            return path
-    return None
+    if not steps(run):
+        return None
+    path = run.checkpoints / f"step-{steps(run)[-1]}"
+    if _check_whole(path)["key"] != key:
+        raise UserError(
+            f"the checkpoint {path.name} was made with other settings or data",
+            str(path),
+            f"name another folder with --run, or delete {run.checkpoints} to start over",
+        )
+    return path
 
 
 def remove_old(run: RunFolder, keep: int, best_step: int | None) -> None:
@@ -127,11 +132,6 @@ def remove_old(run: RunFolder, keep: int, best_step: int | None) -> None:
     for step in steps(run)[:-keep]:
         if step != best_step:
             shutil.rmtree(run.checkpoints / f"step-{step}")
-
-
-def clear(run: RunFolder) -> None:
-    """Deletes every checkpoint: what they were made from has changed."""
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
 def _check_whole(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from luthier.encoding.batches import collate, micro_batches, shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Refused
+from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
 from luthier.models.forward import head_is_plain, token_scores
 from luthier.models.generate import generate
 from luthier.recipe import Recipe
@@ -65,7 +66,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
 
     Args:
         loop: Model in training form; rows as prepared.
-        key: Hash of everything that decides the result; checkpoints of another key are deleted.
+        key: Hash of everything that decides the result; a checkpoint of another key is refused.
         on_step: Called with a line of figures, the step and the number of steps.
 
     Returns:
@@ -82,11 +83,10 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
         logger.info("resuming from %s", resumed)
     else:
         progress = Progress(next_eval_tokens=settings.eval_every_tokens or 0)
-        checkpoint.clear(run)
     history = History(run.history, progress.step if resumed else None)
     first_batch = collate([loop.train_rows.row(0)], 0).to(loop.accelerator.device)
     loop.plain_head = not head_is_plain(loop.model, first_batch)
-    if not resumed:
+    if not resumed and len(loop.eval_rows):
         evaluation = evaluate(loop, progress)
         history.append({"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluation})
     total = loop.total_steps
@@ -95,13 +95,14 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
         while progress.step < total and not _stopped_early(progress, settings.early_stop_patience):
             row = _step(loop, optimizer, progress)
             progress.seconds = time.perf_counter() - started
-            if _eval_due(progress, total, loop.recipe):
+            due = _eval_due(progress, total, loop.recipe)
+            if due and len(loop.eval_rows):
                 row["eval"] = evaluate(loop, progress)
                 progress.seconds = time.perf_counter() - started
             history.append(row | {"seconds": round(progress.seconds, 3)})
             if on_step:
                 on_step(_figures(row), progress.step, total)
-            if _checkpoint_due(progress, row, total, loop.recipe) or interrupted.is_set():
+            if _checkpoint_due(progress, row, due, total, loop.recipe) or interrupted.is_set():
                 checkpoint.save(run, progress, loop.model, optimizer, key)
                 checkpoint.remove_old(run, settings.keep_checkpoints, progress.best_step)
             if interrupted.is_set():
@@ -198,9 +199,9 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
     num_bytes = sum(row.target_bytes for row in rows)
     result = {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": sums["nats"] / math.log(2) / max(1, num_bytes),
-        "token_accuracy": sums["correct"] / sums["tokens"],
+        "perplexity": perplexity(min(loss, 700.0)),  # infinity is no JSON
+        "bits_per_byte": bits_per_byte(sums["nats"], max(1, num_bytes)),
+        "token_accuracy": token_accuracy(int(sums["correct"]), int(sums["tokens"])),
         "num_tokens": int(sums["tokens"]),
     }
     return result | {
@@ -258,9 +259,11 @@ def _eval_due(progress: Progress, total: int, recipe: Recipe) -> bool:
     return due or progress.step == total
 
 
-def _checkpoint_due(progress: Progress, row: dict[str, Any], total: int, recipe: Recipe) -> bool:
+def _checkpoint_due(
+    progress: Progress, row: dict[str, Any], eval_due: bool, total: int, recipe: Recipe
+) -> bool:
     every = recipe.train.checkpoint_every_steps
-    planned = progress.step % every == 0 if every else "eval" in row
+    planned = progress.step % every == 0 if every else eval_due
     return planned or progress.step == total or bool(row.get("eval", {}).get("best"))
 
 

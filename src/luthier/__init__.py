@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from luthier import registry as registry
+    from luthier.check.audit import audit as audit
+    from luthier.check.runner import Report as Report
     from luthier.errors import Refused as Refused
     from luthier.errors import UserError as UserError
     from luthier.pipeline import check as check
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 # Name -> module that it is loaded from when first asked for, so that `import luthier` itself costs nothing.
 _EXPORTS = {
     **dict.fromkeys(("run", "prepare", "check", "train", "evaluate", "report"), "luthier.pipeline"),
+    "audit": "luthier.check.audit",
+    "Report": "luthier.check.runner",
     "Recipe": "luthier.recipe",
     "load": "luthier.recipe_file",
     "RunFolder": "luthier.run_folder",
@@ -48,8 +52,8 @@ _EXPORTS = {
     **dict.fromkeys(("task", "source", "metric", "model"), "luthier.registry"),
 }
 __all__ = [
-    "Dropped", "Example", "Finding", "Recipe", "Record", "Refused", "RunFolder", "Span", "UserError", "__version__",
-    "check", "evaluate", "load", "metric", "model", "prepare", "registry", "report", "run", "source", "task", "train",
+    "Dropped", "Example", "Finding", "Recipe", "Record", "Refused", "Report", "RunFolder", "Span", "UserError", "__version__",
+    "audit", "check", "evaluate", "load", "metric", "model", "prepare", "registry", "report", "run", "source", "task", "train",
 ]  # fmt: skip
 
 

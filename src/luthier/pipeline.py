@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier import recipe as recipes
 from luthier import recipe_file, registry
@@ -26,6 +26,10 @@ from luthier.run_folder import (
     write_json,
     write_text,
 )
+
+if TYPE_CHECKING:
+    from luthier.check.context import RunContext
+    from luthier.train.rehearsal import Rehearsal
 
 Progress = Callable[[str, int, int | None], None]
 AnyRecipe = Recipe | str | Path | Mapping[str, Any]
@@ -68,10 +72,17 @@ def prepare(
 
 
 def check(
-    recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
+    recipe: AnyRecipe,
+    *overrides: str,
+    folder: str | Path | None = None,
+    quick: bool = False,
+    progress: Progress | None = None,
 ) -> RunFolder:
-    """The findings of every check; prepares first if that is not done."""
-    from luthier.check.context import CheckContext
+    """The findings of every check; prepares first if that is not done.
+
+    ``quick`` leaves out what needs the model; training will not start from such findings, but check again.
+    """
+    from luthier.check.context import RunContext
     from luthier.check.runner import check as run_checks
 
     place = prepare(recipe, *overrides, folder=folder, progress=progress)
@@ -81,11 +92,19 @@ def check(
     )
     if _done(place, "check", key, place.findings):
         return place
+    context = RunContext(recipe, place, _rehearsal, quick=quick)
     with user_disk_errors(place.path):
-        findings = run_checks(CheckContext(recipe, place), progress)
-        _note_done(place, "check", key)
-    logger.info("check: %d findings, %d passed", len(findings["findings"]), len(findings["passed"]))
+        report = run_checks(context, waived=recipe.check.waive, progress=progress)
+        write_json(place.findings, report.to_dict())
+        _note_done(place, "check", "quick" if quick else key)
+    logger.info("check: %d findings, %d passed", len(report.findings), len(report.passed))
     return place
+
+
+def _rehearsal(context: RunContext) -> Rehearsal:
+    from luthier.train.rehearsal import Rehearsal
+
+    return Rehearsal(context.recipe, context.run, lambda: context.model, lambda: context.tokenizer)
 
 
 def train(

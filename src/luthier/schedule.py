@@ -13,6 +13,11 @@ def total_steps(settings: Train, num_rows: int) -> int:
     return min(steps, settings.max_steps or steps)
 
 
+def eval_interval(settings: Train, total_steps: int) -> int:
+    """Steps from one evaluation to the next: as given, or ten evaluations a run."""
+    return settings.eval_every_steps or max(1, math.ceil(total_steps / 10))
+
+
 def num_warmup_steps(settings: Train, total_steps: int) -> int:
     """Warm-up steps of a run: as given, or as a share of all steps."""
     if settings.warmup_steps is not None:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from luthier import recipe_file, registry
 from luthier.check import runner
 from luthier.check.checks import padding as padding_check
-from luthier.check.context import CheckContext, Skip
+from luthier.check.context import RunContext, Skip
 from luthier.encoding.batches import collate
 from luthier.encoding.encode import encode
 from luthier.encoding.text_tokenizer import TextTokenizer
@@ -31,6 +31,7 @@ from luthier.records import Example, Finding, Row, Span
 from luthier.rows import Rows, RowWriter, to_batch
 from luthier.run_folder import RunFolder, read_json, write_json
 from luthier.tasks.instruction import Instruction
+from luthier.train.rehearsal import Rehearsal
 
 # peft 0.21 asks transformers 5.23 by a name that is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -40,8 +41,12 @@ BUILT_IN = [
 ]
 
 
+def rehearsal(context: RunContext) -> Rehearsal:
+    return Rehearsal(context.recipe, context.run, lambda: context.model, lambda: context.tokenizer)
+
+
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> CheckContext:
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     """A prepared run over generated code, and a model that has learned a little."""
     folder = tmp_path_factory.mktemp("healthy")
     recipe = recipe_file.load(write_recipe(folder))
@@ -49,7 +54,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> CheckContext:
     run.create()
     tokenizer = TextTokenizer(make_tokenizer())
     prepare(recipe, run, tokenizer)
-    context = CheckContext(recipe, run)
+    context = RunContext(recipe, run, rehearsal)
     teach(Path(recipe.model.name), context.rows["train"])
     return context
 
@@ -66,29 +71,29 @@ def teach(folder: Path, rows: Rows) -> None:
     model.save_pretrained(folder)
 
 
-def load(context: CheckContext) -> Any:
+def load(context: RunContext) -> Any:
     """The taught model of its own, with a fresh adapter, to damage."""
     context.model = load_model(context.recipe.model, len(context.tokenizer), training=True, seed=0)
     return context.model
 
 
 @pytest.fixture
-def context(healthy: CheckContext, tmp_path: Path) -> CheckContext:
+def context(healthy: RunContext, tmp_path: Path) -> RunContext:
     """The healthy run in a folder of its own, to plant a defect in."""
     shutil.copytree(healthy.run.path, tmp_path / "run")
-    copy = CheckContext(healthy.recipe, RunFolder(tmp_path / "run"))
+    copy = RunContext(healthy.recipe, RunFolder(tmp_path / "run"), rehearsal)
     copy.tokenizer, copy.model = healthy.tokenizer, healthy.model
     return copy
 
 
-def with_recipe(context: CheckContext, *overrides: str) -> CheckContext:
+def with_recipe(context: RunContext, *overrides: str) -> RunContext:
     recipe = recipe_file.with_overrides(context.recipe.model_dump(mode="json"), overrides)
-    changed = CheckContext(recipe, context.run)
+    changed = RunContext(recipe, context.run, rehearsal)
     changed.tokenizer, changed.model = context.tokenizer, context.model
     return changed
 
 
-def rewrite(context: CheckContext, split: str, rows: Iterable[Row]) -> None:
+def rewrite(context: RunContext, split: str, rows: Iterable[Row]) -> None:
     """Puts these rows in the place of a split's file."""
     batch = to_batch(list(rows))
     with RowWriter(context.run.data / "new.arrow") as writer:
@@ -97,7 +102,7 @@ def rewrite(context: CheckContext, split: str, rows: Iterable[Row]) -> None:
     context.__dict__.pop("rows", None)
 
 
-def change(context: CheckContext, split: str, index: int, **values: Any) -> str:
+def change(context: RunContext, split: str, index: int, **values: Any) -> str:
     """Changes one row on disk; its id."""
     rows = list(context.rows[split])
     rows[index] = dataclasses.replace(rows[index], **values)
@@ -105,13 +110,13 @@ def change(context: CheckContext, split: str, index: int, **values: Any) -> str:
     return rows[index].id
 
 
-def found(context: CheckContext, name: str) -> list[Finding]:
+def found(context: RunContext, name: str) -> list[Finding]:
     findings = list(registry.lookup("check", name, "test")(context))
     assert all(finding.check == name and finding.fix and finding.where for finding in findings)
     return findings
 
 
-def only(context: CheckContext, name: str, severity: str = "error") -> Finding:
+def only(context: RunContext, name: str, severity: str = "error") -> Finding:
     """The one finding there must be."""
     (finding,) = found(context, name)
     assert finding.severity == severity, finding
@@ -124,14 +129,14 @@ def encoded(spans: list[Span], tokenizer: TextTokenizer, name: str = "planted") 
     return row
 
 
-def test_healthy_run_has_no_findings(healthy: CheckContext) -> None:
+def test_healthy_run_has_no_findings(healthy: RunContext) -> None:
     before = {name: p.detach().clone() for name, p in healthy.model.named_parameters()}
     random_state = torch.get_rng_state()
-    result = runner.check(healthy)
-    assert [f for f in result["findings"] if f["severity"] != "note"] == []
-    assert result["ok"]
-    assert [s["check"] for s in result["skipped"]] == []
-    assert set(BUILT_IN) <= set(result["passed"])
+    report = runner.check(healthy)
+    assert [f for f in report.findings if f.severity != "note"] == []
+    assert report.ok
+    assert [s["check"] for s in report.skipped] == []
+    assert set(BUILT_IN) <= set(report.passed) == set(report.seen)
     # A check leaves the model as it found it, to the bit, gradients and generator included.
     after = dict(healthy.model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -140,20 +145,20 @@ def test_healthy_run_has_no_findings(healthy: CheckContext) -> None:
     assert healthy.model.training
 
 
-def test_model_that_cannot_be_loaded_is_said_once(context: CheckContext) -> None:
+def test_model_that_cannot_be_loaded_is_said_once(context: RunContext) -> None:
     context = with_recipe(context, "model.adapter.targets=[no_such_layer]")
     del context.model
-    result = runner.check(context)
-    assert ["matches no linear layer" in f["what"] for f in result["findings"]] == [True]
-    assert not result["ok"]
-    assert {s["check"] for s in result["skipped"]} == {
+    report = runner.check(context)
+    assert ["matches no linear layer" in f.what for f in report.findings] == [True]
+    assert not report.ok
+    assert {s["check"] for s in report.skipped} == {
         "gradients",
         "initial-loss",
         "padding-invariance",
         "positions",
         "vocabulary",
     }
-    assert len(result["skipped"]) + len(result["passed"]) + 1 == len(registry.registered("check"))
+    assert len(report.skipped) + len(report.passed) + 1 == len(registry.registered("check"))
 
 
 def test_every_check_has_a_planted_defect_here() -> None:
@@ -176,7 +181,7 @@ def test_docstring_documents_the_check_like_a_rule(name: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["", " \n\t\u00a0"])
-def test_empty_target(context: CheckContext, target: str) -> None:
+def test_empty_target(context: RunContext, target: str) -> None:
     name = change(context, "eval", 2, target=target)
     finding = only(context, "empty-target")
     total = sum(map(len, context.rows.values()))
@@ -184,7 +189,7 @@ def test_empty_target(context: CheckContext, target: str) -> None:
     assert finding.where == f"data/eval.arrow: {name}"
 
 
-def test_untrained_row(context: CheckContext) -> None:
+def test_untrained_row(context: RunContext) -> None:
     rows = list(context.rows["train"])
     nothing = np.zeros(len(rows[0].input_ids), np.float32)
     first_only = nothing.copy()
@@ -199,7 +204,7 @@ def test_untrained_row(context: CheckContext) -> None:
     assert finding.where == "data/train.arrow: c, a, b"
 
 
-def test_target_cut_at_its_end(context: CheckContext) -> None:
+def test_target_cut_at_its_end(context: RunContext) -> None:
     row = context.rows["eval"].row(0)
     name = change(
         context,
@@ -214,7 +219,7 @@ def test_target_cut_at_its_end(context: CheckContext) -> None:
     assert finding.where == f"data/eval.arrow: {name}"
 
 
-def test_mask_that_spills_into_the_prompt(context: CheckContext) -> None:
+def test_mask_that_spills_into_the_prompt(context: RunContext) -> None:
     row = context.rows["eval"].row(0)
     weights = row.loss_weights.copy()
     weights[row.num_prompt_tokens - 1] = 1.0
@@ -222,7 +227,7 @@ def test_mask_that_spills_into_the_prompt(context: CheckContext) -> None:
     assert only(context, "target-whole").measured == 1
 
 
-def test_target_whole_knows_control_tokens_and_lossy_rows(context: CheckContext) -> None:
+def test_target_whole_knows_control_tokens_and_lossy_rows(context: RunContext) -> None:
     chat = Instruction(format="chat")
     record = {
         "messages": [
@@ -243,13 +248,13 @@ def test_target_whole_knows_control_tokens_and_lossy_rows(context: CheckContext)
         found(context, "target-whole")
 
 
-def test_target_without_an_end(context: CheckContext) -> None:
+def test_target_without_an_end(context: RunContext) -> None:
     name = change(context, "test", 1, target=context.rows["test"].row(1).target.rstrip())
     finding = only(context, "stop-token")
     assert finding.measured == 1 and finding.where == f"data/test.arrow: {name}"
 
 
-def test_stop_token_where_only_a_token_ends(context: CheckContext) -> None:
+def test_stop_token_where_only_a_token_ends(context: RunContext) -> None:
     context.task = Instruction(format="plain")
     total = sum(map(len, context.rows.values()))
     assert only(context, "stop-token").measured == total  # no row of line completion ends with EOS
@@ -264,7 +269,7 @@ def test_stop_token_where_only_a_token_ends(context: CheckContext) -> None:
     assert only(context, "stop-token").measured == 1
 
 
-def test_bos_is_missing_or_doubled(context: CheckContext) -> None:
+def test_bos_is_missing_or_doubled(context: RunContext) -> None:
     hf = make_tokenizer()
     hf.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
@@ -287,7 +292,7 @@ def test_bos_is_missing_or_doubled(context: CheckContext) -> None:
     assert finding.measured == 1 and "twice" in finding.what
 
 
-def test_stored_ids_are_stale(context: CheckContext) -> None:
+def test_stored_ids_are_stale(context: RunContext) -> None:
     ids = context.rows["test"].row(0).input_ids.copy()
     ids[0] += 1
     name = change(context, "test", 0, input_ids=ids)
@@ -297,13 +302,13 @@ def test_stored_ids_are_stale(context: CheckContext) -> None:
     assert other_ids.where == f"data/test.arrow: {name}"
 
 
-def test_task_has_changed_since_preparing(context: CheckContext) -> None:
+def test_task_has_changed_since_preparing(context: RunContext) -> None:
     context = with_recipe(context, "task.min_chars=20")
     finding = found(context, "prompt-parity")[-1]
     assert finding.severity == "error" and finding.measured > 0
 
 
-def test_source_has_changed_since_preparing(context: CheckContext, tmp_path: Path) -> None:
+def test_source_has_changed_since_preparing(context: RunContext, tmp_path: Path) -> None:
     code = Path(context.recipe.data.source["path"])
     shutil.copytree(code, tmp_path / "code")
     context = with_recipe(context, f"data.source.path={tmp_path / 'code'}")
@@ -314,7 +319,7 @@ def test_source_has_changed_since_preparing(context: CheckContext, tmp_path: Pat
     assert "are made of no record of the sources any more" in finding.what
 
 
-def test_tokenizer_changes_when_it_is_saved(context: CheckContext) -> None:
+def test_tokenizer_changes_when_it_is_saved(context: RunContext) -> None:
     hf = make_tokenizer()
     context.tokenizer = TextTokenizer(hf)
     # What is encoded with was made before this token was added; what is saved has it.
@@ -324,7 +329,7 @@ def test_tokenizer_changes_when_it_is_saved(context: CheckContext) -> None:
     assert "have other ids" in finding.what
 
 
-def test_own_sources_of_splits_are_met(context: CheckContext, tmp_path: Path) -> None:
+def test_own_sources_of_splits_are_met(context: RunContext, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"{i} plus 1 is", "response": f"{i + 1} of course", "when": "2026-01-01"}
         for i in range(90)
@@ -347,7 +352,7 @@ def test_own_sources_of_splits_are_met(context: CheckContext, tmp_path: Path) ->
         },
         [],
     )
-    own = CheckContext(recipe, RunFolder(tmp_path / "own"))
+    own = RunContext(recipe, RunFolder(tmp_path / "own"))
     own.tokenizer = context.tokenizer
     own.run.create()
     prepare(recipe, own.run, own.tokenizer)
@@ -358,7 +363,7 @@ def test_own_sources_of_splits_are_met(context: CheckContext, tmp_path: Path) ->
     }
 
 
-def test_prompt_ends_before_the_indent(context: CheckContext) -> None:
+def test_prompt_ends_before_the_indent(context: RunContext) -> None:
     cut = [
         encoded(
             [Span(f"def f{i}(a):\n", "context"), Span("    return a\n", "target", weight=1.0)],
@@ -387,7 +392,7 @@ def test_prompt_ends_before_the_indent(context: CheckContext) -> None:
     ],
 )  # fmt: skip
 def test_collator_is_wrong(
-    context: CheckContext, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], dict[str, Any]], said: str
+    context: RunContext, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], dict[str, Any]], said: str
 ) -> None:
     stop = Span("<|im_end|>", "stop", weight=1.0, control=True)
     texts = ["a", "b\nc = a + 1\n"]
@@ -409,7 +414,7 @@ def test_collator_is_wrong(
     assert any(said in f.what for f in findings), findings
 
 
-def test_tokenizer_that_loses_text(context: CheckContext, tmp_path: Path) -> None:
+def test_tokenizer_that_loses_text(context: RunContext, tmp_path: Path) -> None:
     hf = make_tokenizer()
     hf.backend_tokenizer.normalizer = normalizers.Lowercase()
     hf.save_pretrained(tmp_path / "tokenizer")
@@ -423,7 +428,7 @@ def test_tokenizer_that_loses_text(context: CheckContext, tmp_path: Path) -> Non
     assert "'A' (U+0041)" in only(context, "tokenizer-loss", "warning").what
 
 
-def test_id_without_embedding(context: CheckContext) -> None:
+def test_id_without_embedding(context: RunContext) -> None:
     ids = context.rows["train"].row(3).input_ids.copy()
     ids[5] = 9999
     name = change(context, "train", 3, input_ids=ids)
@@ -435,7 +440,7 @@ def test_id_without_embedding(context: CheckContext) -> None:
             found(context, check)
 
 
-def test_tokenizer_is_larger_than_the_model(context: CheckContext) -> None:
+def test_tokenizer_is_larger_than_the_model(context: RunContext) -> None:
     context.tokenizer = TextTokenizer(make_tokenizer()).add_tokens(["<|new|>"])
     size = len(context.tokenizer)
     finding = only(context, "vocabulary")
@@ -445,7 +450,7 @@ def test_tokenizer_is_larger_than_the_model(context: CheckContext) -> None:
     )
 
 
-def test_rows_are_longer_than_the_model(context: CheckContext) -> None:
+def test_rows_are_longer_than_the_model(context: RunContext) -> None:
     context.model = make_model(max_position_embeddings=64)
     findings = found(context, "positions")
     assert {f.severity for f in findings} == {"error"}
@@ -458,7 +463,7 @@ def test_rows_are_longer_than_the_model(context: CheckContext) -> None:
     assert finding.measured == 101
 
 
-def test_group_and_row_in_two_splits(context: CheckContext) -> None:
+def test_group_and_row_in_two_splits(context: RunContext) -> None:
     train, test = (list(context.rows[split]) for split in ("train", "test"))
     rewrite(context, "test", [*test, dataclasses.replace(test[0], id="leak", group=train[0].group)])
     group, row = found(context, "split-overlap"), None
@@ -471,7 +476,7 @@ def test_group_and_row_in_two_splits(context: CheckContext) -> None:
     )
 
 
-def test_copies_in_train(context: CheckContext) -> None:
+def test_copies_in_train(context: RunContext) -> None:
     rows = list(context.rows["train"])
     copies = [dataclasses.replace(rows[0], id=f"copy{i}") for i in range(7)]
     rewrite(context, "train", [*rows, *copies])
@@ -480,7 +485,7 @@ def test_copies_in_train(context: CheckContext) -> None:
     assert finding.where == "data/train.arrow: copy0, copy1, copy2, copy3, copy4"
 
 
-def test_too_much_was_dropped(context: CheckContext, tmp_path: Path) -> None:
+def test_too_much_was_dropped(context: RunContext, tmp_path: Path) -> None:
     shutil.copytree(context.recipe.data.source["path"], tmp_path / "code")
     for i in range(6):
         (tmp_path / "code" / f"latin_{i}.py").write_bytes(b"name = '\xe9t\xe9'\n" * (i + 3))
@@ -492,7 +497,7 @@ def test_too_much_was_dropped(context: CheckContext, tmp_path: Path) -> None:
     assert found(with_recipe(context, "data.drop_budget=0.2"), "drop-budget") == []
 
 
-def test_rows_disappeared(context: CheckContext) -> None:
+def test_rows_disappeared(context: RunContext) -> None:
     rows = list(context.rows["train"])
     rewrite(context, "train", rows[:-2])
     kept = context.ledger["rows"]["kept"]
@@ -505,7 +510,7 @@ def test_rows_disappeared(context: CheckContext) -> None:
     assert only(context, "drop-budget").what.startswith("25 records came in, but 24 kept + 0 dropped")
 
 
-def test_most_rows_are_trimmed(context: CheckContext) -> None:
+def test_most_rows_are_trimmed(context: RunContext) -> None:
     rows = list(context.rows["train"])
     half = len(rows) // 2 + 1
     trimmed = [dataclasses.replace(row, trimmed={"context": 5000}) for row in rows[:half]]
@@ -517,7 +522,7 @@ def test_most_rows_are_trimmed(context: CheckContext) -> None:
     )
 
 
-def test_special_strings_in_data(context: CheckContext) -> None:
+def test_special_strings_in_data(context: RunContext) -> None:
     spans = [Span("a <|im_start|> b", "context"), Span("ends <|im_end|>\n", "target", weight=1.0)]
     rows = [encoded(spans, context.tokenizer, "x")]
     rows.append(encoded([spans[0], Span(" c\n", "target", weight=1.0)], context.tokenizer, "y"))
@@ -532,24 +537,24 @@ def test_special_strings_in_data(context: CheckContext) -> None:
     ("overrides", "severity", "said"),
     [
         (["train.warmup_steps=120"], "error", "rises to 0.0025 only, 25% of 0.01: warm-up takes 120 steps, and the run has 30"),
-        (["train.eval_every_steps=31"], "warning", "eval_every_steps is 31, and the run has about 30"),
-        (["train.eval_every_steps=null", "train.eval_every_tokens=9000000"], "warning", "eval_every_tokens is 9,000,000"),
+        (["train.eval_every_steps=31"], "warning", "of 30 steps is evaluated at its end only: the first evaluation is planned after step 31"),
+        (["train.eval_every_steps=null", "train.eval_every_tokens=9000000"], "warning", "evaluated at its end only"),
         (["train.batch_size=4000", "train.eval_every_steps=1"], "warning", "a step takes 4000 rows"),
     ],
 )  # fmt: skip
 def test_schedule_does_not_fit_the_run(
-    context: CheckContext, overrides: list[str], severity: str, said: str
+    context: RunContext, overrides: list[str], severity: str, said: str
 ) -> None:
     assert said in only(with_recipe(context, *overrides), "schedule", severity).what
 
 
-def test_schedule_without_eval_rows(context: CheckContext) -> None:
+def test_schedule_without_eval_rows(context: RunContext) -> None:
     with RowWriter(context.run.rows("eval")):
         pass
     assert "0 eval rows" in only(context, "schedule").what
 
 
-def test_one_target_for_most_rows(context: CheckContext) -> None:
+def test_one_target_for_most_rows(context: RunContext) -> None:
     rows = list(context.rows["train"])
     half = len(rows) // 2 + 1
     rewrite(context, "train", [dataclasses.replace(row, target="N/A") for row in rows[:half]] + rows[half:])
@@ -560,14 +565,14 @@ def test_one_target_for_most_rows(context: CheckContext) -> None:
     assert found(context, "constant-target") == []  # two classes, two to one: usual
 
 
-def test_random_weights(context: CheckContext) -> None:
+def test_random_weights(context: RunContext) -> None:
     context.model = make_model(initializer_range=0.02)
     finding = only(context, "initial-loss")
     measured = float(re.search(r"is ([\d.]+),", finding.what).group(1))  # type: ignore[union-attr]
     assert measured == pytest.approx(np.log(len(context.tokenizer)), rel=0.05)
 
 
-def test_loss_that_is_scaled(context: CheckContext) -> None:
+def test_loss_that_is_scaled(context: RunContext) -> None:
     load(context)
     base = context.model.get_base_model()
     whole = base.loss_function
@@ -577,7 +582,7 @@ def test_loss_that_is_scaled(context: CheckContext) -> None:
     assert theirs / ours == pytest.approx(12, rel=1e-3)
 
 
-def test_loss_is_not_finite(context: CheckContext) -> None:
+def test_loss_is_not_finite(context: RunContext) -> None:
     load(context)
     with torch.no_grad():
         context.model.get_base_model().lm_head.weight[7, 3] = torch.nan
@@ -586,7 +591,7 @@ def test_loss_is_not_finite(context: CheckContext) -> None:
     json.dumps([dataclasses.asdict(f) for f in findings], allow_nan=False)
 
 
-def test_gradient_is_cut_off(context: CheckContext) -> None:
+def test_gradient_is_cut_off(context: RunContext) -> None:
     load(context)
     layers = context.model.get_base_model().model.layers
     layers[0].register_forward_hook(lambda module, inputs, output: output.detach())
@@ -597,19 +602,19 @@ def test_gradient_is_cut_off(context: CheckContext) -> None:
     assert "layers.0" in finding.where
 
 
-def test_nothing_is_trainable(context: CheckContext) -> None:
+def test_nothing_is_trainable(context: RunContext) -> None:
     context.model = load(context).requires_grad_(False)
     assert only(context, "gradients").what.startswith("none of the model's ")
 
 
-def test_frozen_parameter_gets_a_gradient(context: CheckContext) -> None:
+def test_frozen_parameter_gets_a_gradient(context: RunContext) -> None:
     load(context)
     embedding = context.model.get_base_model().model.embed_tokens.weight
     embedding.grad = torch.ones_like(embedding)
     assert only(context, "gradients").what == "1 frozen parameters get a gradient"
 
 
-def test_gradient_is_not_finite(context: CheckContext) -> None:
+def test_gradient_is_not_finite(context: RunContext) -> None:
     context.model = make_model()
     with torch.no_grad():
         context.model.model.norm.weight[0] = torch.inf
@@ -617,7 +622,7 @@ def test_gradient_is_not_finite(context: CheckContext) -> None:
     assert "not finite" in finding.what and finding.measured > 0
 
 
-def test_new_token_that_nothing_trains(context: CheckContext) -> None:
+def test_new_token_that_nothing_trains(context: RunContext) -> None:
     context = with_recipe(context, "model.new_tokens=[<|new|>]")
     context.tokenizer = TextTokenizer(make_tokenizer()).add_tokens(["<|new|>"])
     load(context)
@@ -631,7 +636,7 @@ def test_new_token_that_nothing_trains(context: CheckContext) -> None:
     assert found(context, "gradients") == []
 
 
-def test_dropout_that_stays_on(context: CheckContext) -> None:
+def test_dropout_that_stays_on(context: RunContext) -> None:
     load(context)
     norm = context.model.get_base_model().model.norm
     norm.register_forward_hook(lambda module, inputs, output: functional.dropout(output, 0.2, training=True))
@@ -640,7 +645,7 @@ def test_dropout_that_stays_on(context: CheckContext) -> None:
 
 
 @pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
-def test_model_that_ignores_the_mask_or_the_positions(context: CheckContext, ignored: str) -> None:
+def test_model_that_ignores_the_mask_or_the_positions(context: RunContext, ignored: str) -> None:
     context.model = make_model()
 
     def drop(module: torch.nn.Module, arguments: Any, inputs: dict[str, Any]) -> Any:

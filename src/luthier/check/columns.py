@@ -20,6 +20,7 @@ _IDS_SHOWN = 5
 class Offenders:
     """How many of the rows looked at a check objects to, and the first five by name."""
 
+    context: CheckContext
     num_rows: int = 0
     count: int = 0
     ids: dict[Split, list[str]] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class Offenders:
     @property
     def where(self) -> str:
         """Files and row ids."""
-        return "; ".join(f"data/{split}.arrow: {', '.join(ids)}" for split, ids in self.ids.items())
+        return "; ".join(f"{self.context.place(split)}: {', '.join(ids)}" for split, ids in self.ids.items())
 
     def __str__(self) -> str:
         return f"{self.count:,} of {self.num_rows:,} rows ({self.share:.2%})"
@@ -48,6 +49,7 @@ class Offenders:
 
 def batches(context: CheckContext, *columns: str) -> Iterator[tuple[Split, pa.RecordBatch]]:
     """Those columns of all rows of all splits, about a thousand rows at a time, so that memory stays flat."""
+    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
     for split, rows in context.rows.items():
         for batch in read_batches(rows.path, columns):
             yield split, batch
@@ -77,11 +79,11 @@ def text_hashes(rows: Rows, column: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def marked(rows: Rows, split: Split, bad: np.ndarray) -> Offenders:
+def marked(context: CheckContext, split: Split, bad: np.ndarray) -> Offenders:
     """The offenders of one split, by a mask over all of its rows, bool, shape (num_rows,)."""
-    found = Offenders()
+    found = Offenders(context)
     start = 0
-    for batch in read_batches(rows.path, ["id"]):
+    for batch in read_batches(context.rows[split].path, ["id"]):
         found.add(split, batch.column("id"), bad[start : start + batch.num_rows])
         start += batch.num_rows
     return found

@@ -1,11 +1,15 @@
-"""What a check may look at, and how it says that it could not look."""
+"""What a check may look at, and how it says that it could not look or how much it saw.
+
+One interface for three things that can be checked: a prepared run of ours (here), a live transformers ``Trainer``
+(``trainer.py``) and tokenised rows that any framework wrote (``tokenised.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,46 +26,77 @@ if TYPE_CHECKING:  # a plug-in's check is imported whenever names are looked up,
     from transformers import PreTrainedModel
 
     from luthier.encoding.text_tokenizer import TextTokenizer
+    from luthier.plan import Training
+
+_NO_RECIPE = "only a recipe's run has this, and this is none"
 
 
 class Skip(Exception):
     """Raised by a check that does not apply or could not run; its text says why, and ends up in the report."""
 
 
-@dataclass
 class CheckContext:
-    """The prepared run, read-only; what is costly is loaded when first asked for and shared by all checks.
+    """What is checked, read-only; what is costly is loaded when first asked for and shared by all checks.
 
-    A check leaves everything as it found it: it restores what it changes in the model.
+    What is not there raises ``Skip`` when it is asked for, so that a check need not know what it is looking at. A check
+    leaves everything as it found it: it restores what it changes in the model.
+
+    Attributes:
+        objective: What the model is trained to give: ``tokens`` (causal language model), ``classes`` (a label for each
+            row, in ``meta["label"]``) or ``tags`` (a label for each token).
+        quick: Whether the model is left out.
+        seen: How much each check looked at, as it said.
     """
 
-    recipe: Recipe
-    run: RunFolder
-    _model_failed: bool = field(default=False, init=False, repr=False)
+    objective: Literal["tokens", "classes", "tags"] = "tokens"
+
+    def __init__(self, *, quick: bool = False) -> None:
+        self.quick = quick
+        self.seen: list[str] = []
+        self._model_failed = False
+
+    def looked_at(self, what: str) -> None:
+        """Notes how much the running check looked at: ``1,204 rows``, ``4 batches``, ``30 steps``."""
+        self.seen.append(what)
+
+    # What a run of Luthier has
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        raise Skip(_NO_RECIPE)
+
+    @property
+    def run(self) -> RunFolder:
+        """The run folder."""
+        raise Skip(_NO_RECIPE)
+
+    @property
+    def task(self) -> Task:
+        """The recipe's task."""
+        raise Skip(_NO_RECIPE)
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        """``ledger.json``."""
+        raise Skip(_NO_RECIPE)
+
+    # What all have
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, for messages."""
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> Mapping[Split, Rows]:
+        """The rows of each split that has any."""
+        raise NotImplementedError
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The model's tokenizer, with the recipe's new tokens."""
-        from luthier.models.load import load_tokenizer
-
-        return load_tokenizer(self.recipe.model)
-
-    @cached_property
-    def task(self) -> Task:
-        """The recipe's task."""
-        task: Task = recipes.build("task", self.recipe.task, "recipe key task")
-        return task
-
-    @cached_property
-    def ledger(self) -> dict[str, Any]:
-        """``ledger.json``."""
-        ledger: dict[str, Any] = read_json(self.run.ledger)
-        return ledger
-
-    @cached_property
-    def rows(self) -> Mapping[Split, Rows]:
-        """The rows of each split that has any."""
-        return {split: Rows(self.run.rows(split)) for split in SPLITS if self.run.rows(split).is_file()}
+        raise Skip("there is no tokenizer")
 
     @cached_property
     def model(self) -> PreTrainedModel | PeftModel:
@@ -69,17 +104,54 @@ class CheckContext:
 
         Raises:
             UserError: It cannot be loaded; the first check that asks says so.
-            Skip: It could not be, said to each one after that.
+            Skip: It could not be, said to each one after that; or it is left out.
         """
-        from luthier.models.load import load_model
-
+        if self.quick:
+            raise Skip("it needs the model, which --quick leaves out")
         if self._model_failed:
             raise Skip("the model cannot be loaded, see the errors")
         try:
-            return load_model(self.recipe.model, len(self.tokenizer), training=True, seed=self.recipe.seed)
+            return self._load_model()
         except UserError:
             self._model_failed = True
             raise
+
+    def _load_model(self) -> PreTrainedModel | PeftModel:
+        raise Skip("there is no model")
+
+    @property
+    def training(self) -> Training:
+        """The training that would be done: its plan, its step and its optimizer."""
+        raise Skip("rows and a model alone say nothing of the training")
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """Ids that were added to the vocabulary and that the model cannot know yet."""
+        return []
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether the model computes in 32 bits throughout, so that only rounding of the last digits may differ."""
+        import torch
+
+        return all(p.dtype == torch.float32 for p in self.model.parameters() if p.is_floating_point())
+
+    def place(self, split: Split) -> str:
+        """Where a split's rows lie, for messages."""
+        return f"data/{split}.arrow"
+
+    def fix(self, run: str, other: str) -> str:
+        """What to do about a finding: in a recipe's run, and in anything else."""
+        return other
+
+    def only_tokens(self) -> None:
+        """Ends a check of target tokens where there are none.
+
+        Raises:
+            Skip: The model is trained to give labels.
+        """
+        if self.objective != "tokens":
+            raise Skip("the model is trained to give labels, so there are no target tokens")
 
     @cached_property
     def plain_forward(self) -> bool:
@@ -101,3 +173,93 @@ class CheckContext:
         step = max(1, len(rows) // count)
         for index in range(0, len(rows), step)[:count]:
             yield rows.row(index)
+
+
+class RunContext(CheckContext):
+    """A prepared run of a recipe.
+
+    Args:
+        recipe: The recipe.
+        run: Its folder, prepared.
+        training: Makes the training that would be done of the context; without it, checks of training are skipped.
+        quick: Leave out what needs the model.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        training: Callable[[RunContext], Training] | None = None,
+        *,
+        quick: bool = False,
+    ) -> None:
+        super().__init__(quick=quick)
+        self._recipe, self._run, self._make_training = recipe, run, training
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self._recipe
+
+    @property
+    def run(self) -> RunFolder:
+        """The run folder."""
+        return self._run
+
+    @cached_property
+    def task(self) -> Task:
+        """The recipe's task."""
+        task: Task = recipes.build("task", self.recipe.task, "recipe key task")
+        return task
+
+    @cached_property
+    def ledger(self) -> dict[str, Any]:
+        """``ledger.json``."""
+        ledger: dict[str, Any] = read_json(self.run.ledger)
+        return ledger
+
+    @property
+    def model_name(self) -> str:
+        """As the recipe says."""
+        return self.recipe.model.name
+
+    @cached_property
+    def rows(self) -> Mapping[Split, Rows]:
+        """The rows of each split that has any."""
+        return {split: Rows(self.run.rows(split)) for split in SPLITS if self.run.rows(split).is_file()}
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The model's tokenizer, with the recipe's new tokens."""
+        from luthier.models.load import load_tokenizer
+
+        return load_tokenizer(self.recipe.model)
+
+    def _load_model(self) -> PreTrainedModel | PeftModel:
+        from luthier.models.load import load_model
+
+        return load_model(self.recipe.model, len(self.tokenizer), training=True, seed=self.recipe.seed)
+
+    @cached_property
+    def training(self) -> Training:
+        """The recipe's training."""
+        if self._make_training is None:
+            raise Skip("there is no training to look at")
+        return self._make_training(self)
+
+    @cached_property
+    def new_tokens(self) -> list[int]:
+        """Those of ``model.new_tokens``."""
+        size, count = len(self.tokenizer), len(self.recipe.model.new_tokens)
+        return list(range(size - count, size))
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether model and matrix products are in 32 bits."""
+        from luthier.models.load import choose_precision
+
+        return choose_precision(self.recipe.model) == "fp32" and super().is_exact
+
+    def fix(self, run: str, other: str) -> str:
+        """The recipe's way."""
+        return run

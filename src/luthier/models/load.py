@@ -23,7 +23,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier import registry
@@ -176,6 +176,26 @@ def load_model(
     if bf16:
         _compute_in_bf16(model)
     return model.train(training)
+
+
+def load_classifier(settings: Model) -> PreTrainedModel:
+    """A model with a head that labels rows, in fp32, to look at.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    name = resolve(settings)
+    try:
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            name, trust_remote_code=settings.trust_remote_code, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"the model cannot be loaded: {_line(error)}",
+            f"{_NAME} ({name})",
+            "name a model that labels rows",
+        ) from error
+    return model
 
 
 def load_trained(settings: Model, run: RunFolder, tokenizer_size: int) -> PreTrainedModel | PeftModel:

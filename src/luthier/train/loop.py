@@ -32,7 +32,7 @@ from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, logger
-from luthier.schedule import learning_rate, total_steps
+from luthier.schedule import eval_interval, learning_rate, total_steps
 from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress, trainable
 from luthier.train.history import History
@@ -150,17 +150,24 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
     }
 
 
-def accumulate_gradients(loop: Loop, rows: Sequence[Row]) -> float:
+def accumulate_gradients(
+    loop: Loop, rows: Sequence[Row], groups: Sequence[Sequence[int]] | None = None
+) -> float:
     """Adds the gradients of a step's rows and returns its loss: the weighted mean over all of their tokens.
 
     Ranks take rows in turn. Dividing once, by the weight of the whole step, is what makes the result independent of
     micro-batches and ranks; gradients of ranks are therefore added, not averaged.
+
+    Args:
+        loop: Model and settings.
+        rows: Of the whole step.
+        groups: Indices into this rank's rows of each micro-batch; as they fit, if not given.
     """
     accelerator, settings = loop.accelerator, loop.recipe.train
     total_weight = float(sum(row.loss_weights.sum() for row in rows))
     own = rows[accelerator.process_index :: accelerator.num_processes]
     loss = torch.zeros((), device=accelerator.device)
-    for group in micro_batches([len(row.input_ids) for row in own], settings.micro_batch_tokens):
+    for group in groups or micro_batches([len(row.input_ids) for row in own], settings.micro_batch_tokens):
         batch = collate([own[i] for i in group], pad_id=0).to(accelerator.device)
         part = token_scores(loop.model, batch, plain=loop.plain_head).weighted_sum() / total_weight
         accelerator.backward(part)
@@ -255,7 +262,7 @@ def _eval_due(progress: Progress, total: int, recipe: Recipe) -> bool:
         while progress.tokens >= progress.next_eval_tokens:
             progress.next_eval_tokens += settings.eval_every_tokens
     else:
-        due = progress.step % (settings.eval_every_steps or max(1, math.ceil(total / 10))) == 0
+        due = progress.step % eval_interval(settings, total) == 0
     return due or progress.step == total
 
 

@@ -26,11 +26,12 @@ def bos(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 7, 8
     """
+    context.only_tokens()
     tokenizer = context.tokenizer
     prefix = np.array(tokenizer.prefix_ids, dtype=np.int64)
     if not len(prefix) and tokenizer.bos_id is None:
         raise Skip("the tokenizer has no BOS and puts nothing before a text")
-    without, twice = Offenders(), Offenders()
+    without, twice = Offenders(context), Offenders(context)
     for split, batch in batches(context, "id", "input_ids"):
         offsets, ids = flat(batch.column("input_ids"))
         lengths = np.diff(offsets)
@@ -50,7 +51,10 @@ def bos(context: CheckContext) -> Iterator[Finding]:
             "error",
             f"{without} do not begin with {tokenizer.decode(prefix.tolist())!r}, which the tokenizer puts before a text",
             without.where,
-            "prepare anew (delete data/): the tokenizer has changed since",
+            context.fix(
+                "prepare anew (delete data/): the tokenizer has changed since",
+                "encode with add_special_tokens=True, or with a template that writes it",
+            ),
             measured=without.count,
             expected=0,
         )

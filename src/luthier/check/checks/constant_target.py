@@ -34,9 +34,10 @@ def constant_target(context: CheckContext) -> Iterator[Finding]:
     rows = context.rows.get("train")
     if not rows or len(rows) < 2:
         raise Skip("there are fewer than two training rows")
+    context.looked_at(f"all {len(rows):,} training rows")
     hashes = text_hashes(rows, "target")
     values, counts = np.unique(hashes, return_counts=True)
-    same = marked(rows, "train", hashes == values[np.argmax(counts)])
+    same = marked(context, "train", hashes == values[np.argmax(counts)])
     limit = MOST_SHARE_OF_TWO if len(values) == 2 else MOST_SHARE
     if same.share > limit:
         text = rows.row(int(np.argmax(hashes == values[np.argmax(counts)]))).target

@@ -24,6 +24,7 @@ def drop_budget(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 2, 18, 26
     """
+    context.looked_at("the ledger of all records and rows")
     ledger, budget = context.ledger, context.recipe.data.drop_budget
     if ledger["drop_share"] > budget:
         reasons = [

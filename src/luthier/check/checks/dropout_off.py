@@ -2,11 +2,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from luthier.check.context import CheckContext
-from luthier.check.model_rows import batch_of, evaluating, short_rows
-from luthier.models.forward import token_scores
+from luthier.check.model_rows import evaluating, losses, short_rows
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -32,19 +29,16 @@ def dropout_off(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 79
     """
-    batch = batch_of(context, short_rows(context, NUM_ROWS, MAX_TOKENS))
-    devices = [batch.input_ids_BT.device] if batch.input_ids_BT.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), evaluating(context.model):
-        first, second = (
-            token_scores(context.model, batch, plain=context.plain_forward).nll_N for _ in range(2)
-        )
+    rows = short_rows(context, NUM_ROWS, MAX_TOKENS)
+    with evaluating(context.model):
+        first, second = (losses(context, rows)[0] for _ in range(2))
     difference = float((first - second).abs().max())
     if not difference <= MOST_DIFFERENCE:
         yield Finding(
             "dropout-off",
             "error",
             f"a token's loss differs by {difference:.4f} nats between two evaluations of the same rows",
-            f"model {context.recipe.model.name}",
+            f"model {context.model_name}",
             "switch dropout and noise off in the model's evaluation mode",
             measured=round(difference, 6) if difference == difference else "nan",
             expected=f"at most {MOST_DIFFERENCE}",

@@ -31,17 +31,21 @@ def duplicate_rows(context: CheckContext) -> Iterator[Finding]:
     rows = context.rows.get("train")
     if not rows:
         raise Skip("there are no training rows")
+    context.looked_at(f"all {len(rows):,} training rows")
     hashes = row_hashes(rows)
     first = np.zeros(len(hashes), dtype=bool)
     first[np.unique(hashes, return_index=True)[1]] = True
-    copies = marked(rows, "train", ~first)
+    copies = marked(context, "train", ~first)
     if copies.share > MOST_SHARE:
         yield Finding(
             "duplicate-rows",
             "warning",
             f"{copies} are copies of an earlier training row, token for token",
             copies.where,
-            "use the columns in which the records differ in the task's templates, or drop the copies in the source",
+            context.fix(
+                "use the columns in which the records differ in the task's templates, or drop the copies in the source",
+                "drop the copies, or use the columns in which they differ",
+            ),
             measured=round(copies.share, 4),
             expected=f"at most {MOST_SHARE}",
         )

@@ -25,7 +25,7 @@ def empty_target(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 1
     """
-    empty = Offenders()
+    empty = Offenders(context)
     for split, batch in batches(context, "id", "target"):
         visible = pc.utf8_length(pc.utf8_trim_whitespace(batch.column("target")))
         empty.add(split, batch.column("id"), visible.to_numpy(zero_copy_only=False) == 0)
@@ -35,7 +35,10 @@ def empty_target(context: CheckContext) -> Iterator[Finding]:
             "error",
             f"{empty} have a target without a visible character",
             empty.where,
-            "correct the columns that data.source or task maps, or take these records out of the source",
+            context.fix(
+                "correct the columns that data.source or task maps, or take these records out of the source",
+                "take these rows out, or see which column the answers come from",
+            ),
             measured=empty.count,
             expected=0,
         )

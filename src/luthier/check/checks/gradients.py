@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from luthier.check.context import CheckContext
-from luthier.check.model_rows import batch_of, cut, short_rows
-from luthier.models.forward import base_model, token_scores
+from luthier.check.model_rows import cut, losses, short_rows, unchanged
 from luthier.records import Finding, Row
 from luthier.registry import check
 
@@ -39,19 +37,12 @@ def gradients(context: CheckContext) -> Iterator[Finding]:
     model = context.model
     rows = short_rows(context, NUM_ROWS, MAX_TOKENS) + _row_with_new_token(context)
     parameters = dict(model.named_parameters())
-    batch = batch_of(context, rows)
-    devices = [base_model(model).device] if base_model(model).device.type == "cuda" else []
-    was_training = model.training
-    with torch.random.fork_rng(devices=devices), _without_zeros(parameters), torch.enable_grad():
+    with unchanged(model):
+        _fill_zeros(parameters)
         model.train()  # what is special to training (checkpointing, dropout) is what may cut a gradient off
         if any(p.requires_grad for p in parameters.values()):
-            (
-                token_scores(model, batch, plain=context.plain_forward).weighted_sum()
-                / batch.loss_weights_BT.sum()
-            ).backward()
-    found = {name: None if p.grad is None else p.grad.detach() for name, p in parameters.items()}
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
+            losses(context, rows)[0].mean().backward()
+        found = {name: None if p.grad is None else p.grad.detach() for name, p in parameters.items()}
 
     trained = [name for name, p in parameters.items() if p.requires_grad]
     if not trained:
@@ -85,35 +76,25 @@ def _finding(what: str, names: list[str], parameters: dict[str, torch.nn.Paramet
         "gradients",
         "error",
         what.format(count=len(names), all=len(parameters)),
-        f"parameters {', '.join(names[:NAMES_SHOWN])}{more}" if names else "recipe key model",
+        f"parameters {', '.join(names[:NAMES_SHOWN])}{more}" if names else "the model",
         "see model.adapter.targets and model.freeze; for numbers that are not finite, model.precision=fp32",
         measured=len(names),
         expected=0,
     )
 
 
-@contextmanager
-def _without_zeros(parameters: dict[str, torch.nn.Parameter]) -> Iterator[None]:
-    """Trainable parameters that are all zero hold small noise meanwhile, and exactly what they held afterwards."""
-    zeros = {
-        name: p.detach().clone() for name, p in parameters.items() if p.requires_grad and not p.detach().any()
-    }
+@torch.no_grad()
+def _fill_zeros(parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Puts small noise into trainable parameters that are all zero."""
     generator = torch.Generator().manual_seed(0)
-    try:
-        with torch.no_grad():
-            for name, zero in zeros.items():
-                parameters[name].copy_(torch.randn(zero.shape, generator=generator) * NOISE)
-        yield
-    finally:
-        with torch.no_grad():
-            for name, zero in zeros.items():
-                parameters[name].copy_(zero)
+    for parameter in parameters.values():
+        if parameter.requires_grad and not parameter.any():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * NOISE)
 
 
 def _row_with_new_token(context: CheckContext) -> list[Row]:
     """The first training row that holds a new token, cut to the part around it; nothing if there is none."""
-    tokens = context.recipe.model.new_tokens
-    new = [context.tokenizer.hf.convert_tokens_to_ids(token) for token in tokens]
+    new = context.new_tokens
     for row in context.rows["train"] if new else ():
         places = np.flatnonzero(np.isin(row.input_ids, new))
         if len(places):

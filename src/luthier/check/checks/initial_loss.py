@@ -37,12 +37,11 @@ def initial_loss(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 30, 31, 32, 36, 59, 70, 71
     """
+    context.only_tokens()
     rows = short_rows(context, NUM_ROWS, MAX_TOKENS)
     model = context.model
     uniform = math.log(embedding_rows(model))
-    new = torch.tensor(
-        [context.tokenizer.hf.convert_tokens_to_ids(t) for t in context.recipe.model.new_tokens]
-    )
+    new = torch.tensor(context.new_tokens)
     with evaluating(model):
         nll = []
         for row in rows:
@@ -60,7 +59,7 @@ def initial_loss(context: CheckContext) -> Iterator[Finding]:
             "initial-loss",
             "error",
             f"the loss before training is {loss:.3f}, {loss / uniform:.2f} of ln V = {uniform:.3f}: are these random weights?",
-            f"model {context.recipe.model.name}",
+            f"model {context.model_name}",
             "see what loading it says about missing keys; to start from random weights: check.waive=[initial-loss]",
             measured=loss if math.isfinite(loss) else str(loss),
             expected=f"at most {MOST_OF_UNIFORM * uniform:.3f}",
@@ -70,7 +69,7 @@ def initial_loss(context: CheckContext) -> Iterator[Finding]:
             "initial-loss",
             "error",
             f"the loss of row {rows[0].id} is {ours:.4f} as trained, and {float(theirs):.4f} by transformers",
-            f"model {context.recipe.model.name}",
+            f"model {context.model_name}",
             "report this: loss scaling or the output head of this model is not what is assumed",
             measured=ours if math.isfinite(ours) else str(ours),
             expected=float(theirs) if math.isfinite(float(theirs)) else str(float(theirs)),

@@ -35,9 +35,11 @@ def natural_boundary(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 11, 14, 82
     """
+    context.only_tokens()
     for split in context.rows:
-        rows = list(context.spread(split, NUM_ROWS))
-        broken = Offenders()
+        rows = [row for row in context.spread(split, NUM_ROWS) if row.num_prompt_tokens]
+        context.looked_at(f"{len(rows):,} {split} rows")
+        broken = Offenders(context)
         broken.add(split, [row.id for row in rows], [_breaks(row, context.tokenizer) for row in rows])
         if broken.share > MOST_SHARE:
             yield Finding(

@@ -30,9 +30,11 @@ def padding(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 5, 51, 56
     """
+    context.only_tokens()
     rows = list(context.spread("train", NUM_ROWS))
     if not rows:
         raise Skip("there are no training rows")
+    context.looked_at(f"{len(rows)} training rows on either side")
     sides: tuple[Literal["left", "right"], ...] = ("right", "left")
     for side in sides:
         faults = _faults(rows, context.tokenizer.eos_id or 0, side)

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 
 from luthier.check.context import CheckContext
-from luthier.check.model_rows import cut, evaluating, is_fp32, short_rows
-from luthier.encoding.batches import collate
-from luthier.models.forward import base_model, token_scores
-from luthier.records import Finding, Row
+from luthier.check.model_rows import Side, cut, evaluating, row_losses, short_rows
+from luthier.records import Finding
 from luthier.registry import check
 
 # Of different lengths, so that there is something to pad.
@@ -42,30 +39,22 @@ def padding_invariance(context: CheckContext) -> Iterator[Finding]:
     ]
     if len({len(row.input_ids) for row in rows}) == 1:  # nothing to pad: add the beginning of one
         rows.append(cut(rows[0], max(2, len(rows[0].input_ids) // 2)))
-    limit = MOST_DIFFERENCE[is_fp32(context)]
+    limit = MOST_DIFFERENCE[context.is_exact]
     with evaluating(model):
-        alone = torch.cat([_losses(context, [row], "right") for row in rows])
-        sides: tuple[Literal["right", "left"], ...] = ("right", "left")
-        padded = {side: _losses(context, rows, side) for side in sides}
-    for side, losses in padded.items():
-        differences = ((losses - alone).abs() / alone.abs().clamp(min=1e-3)).tolist()
+        alone = torch.cat([row_losses(context, [row]) for row in rows])
+        sides: tuple[Side, ...] = ("right", "left")
+        padded = {side: row_losses(context, rows, side) for side in sides}
+    for side, beside in padded.items():
+        differences = ((beside - alone).abs() / alone.abs().clamp(min=1e-3)).tolist()
         worst = max(differences)
         if not worst <= limit:
             row = differences.index(worst)
             yield Finding(
                 "padding-invariance",
                 "error",
-                f"padded on the {side} the loss of a row is {losses[row]:.4f}, and alone {alone[row]:.4f} ({worst:.2%} apart)",
-                f"data/train.arrow: {rows[row].id}",
+                f"padded on the {side} the loss of a row is {beside[row]:.4f}, and alone {alone[row]:.4f} ({worst:.2%} apart)",
+                f"{context.place('train')}: {rows[row].id}",
                 "try model.attention=eager; else the model ignores position_ids or attention_mask",
                 measured=worst if worst == worst else "nan",
                 expected=f"at most {limit}",
             )
-
-
-def _losses(context: CheckContext, rows: list[Row], side: Literal["right", "left"]) -> torch.Tensor:
-    """Mean loss of each row, fp32, shape (num_rows,)."""
-    batch = collate(rows, context.tokenizer.eos_id or 0, side).to(base_model(context.model).device)
-    scores = token_scores(context.model, batch, plain=context.plain_forward)
-    sums = torch.zeros(len(rows), device=scores.nll_N.device).index_add_(0, scores.rows_N, scores.nll_N)
-    return (sums / torch.bincount(scores.rows_N, minlength=len(rows))).cpu()

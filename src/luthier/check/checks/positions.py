@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from luthier.check.columns import marked
-from luthier.check.context import CheckContext, Skip
+from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check
@@ -29,22 +29,23 @@ def positions(context: CheckContext) -> Iterator[Finding]:
     limit = _limit(base_model(context.model).config)
     if limit is None:
         raise Skip("the model's config names no number of positions")
+    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
     longest = 0
     for split, rows in context.rows.items():
         lengths = rows.lengths()
         longest = max(longest, int(lengths.max(initial=0)))
-        beyond = marked(rows, split, lengths > limit)
+        beyond = marked(context, split, lengths > limit)
         if beyond.count:
             yield Finding(
                 "positions",
                 "error",
                 f"{beyond} of the {split} split are longer than the model's {limit} positions, the longest has {lengths.max()}",
                 beyond.where,
-                f"data.max_length={limit}",
+                context.fix(f"data.max_length={limit}", f"cut or drop what is longer than {limit} tokens"),
                 measured=int(lengths.max()),
                 expected=f"at most {limit}",
             )
-    wanted = context.recipe.data.max_length
+    wanted = context.recipe.data.max_length if isinstance(context, RunContext) else 0
     if longest <= limit < wanted:
         yield Finding(
             "positions",

@@ -44,10 +44,11 @@ def prompt_parity(context: CheckContext) -> Iterator[Finding]:
     waiting = _first_rows(context)
     if not waiting:
         raise Skip("there are no rows")
+    context.looked_at(f"{sum(map(len, waiting.values()))} rows and their records")
     with TemporaryDirectory() as folder:
         context.tokenizer.hf.save_pretrained(folder)
         tokenizer = TextTokenizer.load(folder, trust_remote_code=context.recipe.model.trust_remote_code)
-    other_ids, other_prompts = Offenders(), Offenders()
+    other_ids, other_prompts = Offenders(context), Offenders(context)
     num_records = 0
     for split, record in islice(_records(context, waiting), MOST_RECORDS):
         num_records += 1
@@ -72,7 +73,7 @@ def prompt_parity(context: CheckContext) -> Iterator[Finding]:
                 measured=found.count,
                 expected=0,
             )
-    missing = Offenders()
+    missing = Offenders(context)
     for split, rows in waiting.items():
         missing.add(split, list(rows), [True] * len(rows))
     if missing.count and num_records < MOST_RECORDS:

@@ -36,13 +36,14 @@ def special_strings(context: CheckContext) -> Iterator[Finding]:
     if not names:
         return
     pattern = "|".join(re.escape(name) for name in names)
-    targets, texts = Offenders(), Offenders()
+    targets, texts = Offenders(context), Offenders(context)
     for split, batch in batches(context, "id", "target"):
         found = pc.match_substring_regex(batch.column("target"), pattern)
         targets.add(split, batch.column("id"), found.to_numpy(zero_copy_only=False))
     special = list(tokenizer.special_ids)
     for split in context.rows:
         rows = list(context.spread(split, NUM_ROWS))
+        context.looked_at(f"the whole text of {len(rows):,} {split} rows")
         ids = (np.asarray(row.input_ids) for row in rows)
         plain = [tokenizer.decode(i[~np.isin(i, special)].tolist()) for i in ids]
         texts.add(split, [row.id for row in rows], [tokenizer.has_special_string(text) for text in plain])

@@ -29,18 +29,34 @@ def split_overlap(context: CheckContext) -> Iterator[Finding]:
     """
     if len(context.rows) < 2:
         raise Skip("there is only one split")
+    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
     groups = {split: text_hashes(rows, "group") for split, rows in context.rows.items()}
+    unknown = np.array([hash("")], np.int64)
     ids = {split: row_hashes(rows) for split, rows in context.rows.items()}
     kinds = (
-        ("groups", groups, "give what belongs together one group in data.source, and prepare anew"),
-        ("rows", ids, "set data.near_duplicates=drop, or take the copies out of the source"),
+        (
+            "groups",
+            groups,
+            context.fix(
+                "give what belongs together one group in data.source, and prepare anew",
+                "split by group, and not by row",
+            ),
+        ),
+        (
+            "rows",
+            ids,
+            context.fix(
+                "set data.near_duplicates=drop, or take the copies out of the source",
+                "take the copies out of one of the two",
+            ),
+        ),
     )
     for kind, hashes, fix in kinds:
         for first, second in combinations(context.rows, 2):
-            shared = np.intersect1d(hashes[first], hashes[second])
+            shared = np.setdiff1d(np.intersect1d(hashes[first], hashes[second]), unknown)
             if not len(shared):
                 continue
-            found: Offenders = marked(context.rows[second], second, np.isin(hashes[second], shared))
+            found: Offenders = marked(context, second, np.isin(hashes[second], shared))
             yield Finding(
                 "split-overlap",
                 "error",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from luthier.check.columns import Offenders, batches, flat
-from luthier.check.context import CheckContext
+from luthier.check.context import CheckContext, RunContext
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -31,9 +31,10 @@ def stop_token(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 5, 6, 13, 16
     """
-    pattern = context.task.stop_pattern
+    context.only_tokens()
+    pattern = context.task.stop_pattern if isinstance(context, RunContext) else None
     stop_ids = sorted(context.tokenizer.stop_ids)
-    endless = Offenders()
+    endless = Offenders(context)
     num_tried = 0
     for split, batch in batches(context, "id", "input_ids", "loss_weights", "target"):
         offsets, ids = flat(batch.column("input_ids"))

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from luthier.check.columns import Offenders, batches
-from luthier.check.context import CheckContext
+from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -29,7 +29,9 @@ def tokenizer_loss(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 20
     """
-    lossy = Offenders()
+    if not isinstance(context, RunContext):
+        raise Skip("only ids are known here, not the text that was encoded")
+    lossy = Offenders(context)
     characters: set[str] = set()
     num_targets = 0
     for split, batch in batches(context, "id", "lossy", "target"):
@@ -45,7 +47,7 @@ def tokenizer_loss(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "tokenizer-loss",
             "warning",
-            f"{lossy} are not what they were after {type(context.tokenizer.hf).__name__} of {context.recipe.model.name}: "
+            f"{lossy} are not what they were after {type(context.tokenizer.hf).__name__} of {context.model_name}: "
             + (
                 f"{len(lost)} characters are lost, {shown}"
                 if lost

@@ -34,7 +34,9 @@ def trim_share(context: CheckContext) -> Iterator[Finding]:
     rows = context.rows.get("train")
     if not rows:
         raise Skip("there are no training rows")
-    trimmed, more_than_half = Offenders(), 0
+    max_length = context.recipe.data.max_length
+    context.looked_at(f"all {len(rows):,} training rows")
+    trimmed, more_than_half = Offenders(context), 0
     for batch in read_batches(rows.path, ["id", "input_ids", "trimmed"]):
         gone = np.array(
             [
@@ -48,7 +50,7 @@ def trim_share(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "trim-share",
             "note",
-            f"{trimmed} were trimmed to data.max_length {context.recipe.data.max_length}, "
+            f"{trimmed} were trimmed to data.max_length {max_length}, "
             f"{more_than_half:,} of them by more than half",
             trimmed.where,
             "raise data.max_length, if what is cut matters",

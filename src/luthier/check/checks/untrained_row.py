@@ -26,7 +26,8 @@ def untrained_row(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 2, 3, 4, 12
     """
-    untrained = Offenders()
+    context.only_tokens()
+    untrained = Offenders(context)
     for split, batch in batches(context, "id", "loss_weights"):
         offsets, weights = flat(batch.column("loss_weights"))
         counted = np.concatenate([[0], np.cumsum(weights != 0)])
@@ -38,7 +39,10 @@ def untrained_row(context: CheckContext) -> Iterator[Finding]:
             "error",
             f"{untrained} have no trained token behind their first token",
             untrained.where,
-            "look at one of them with `luthier show`: the task gives no span a weight, or trimming took it",
+            context.fix(
+                "look at one of them with `luthier show`: the task gives no span a weight, or trimming took it",
+                "drop them, and see why: the answer was cut off, or the mask did not find it",
+            ),
             measured=untrained.count,
             expected=0,
         )

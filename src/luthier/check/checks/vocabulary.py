@@ -27,7 +27,7 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 59
     """
     size = embedding_rows(context.model)
-    outside = Offenders()
+    outside = Offenders(context)
     largest = -1
     for split, batch in batches(context, "id", "input_ids"):
         offsets, ids = flat(batch.column("input_ids"))
@@ -41,7 +41,10 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
             "error",
             f"{outside} hold ids up to {largest}, but the model's embedding has {size} rows",
             outside.where,
-            "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
+            context.fix(
+                "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
+                "take the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))",
+            ),
             measured=largest,
             expected=f"at most {size - 1}",
         )
@@ -50,8 +53,11 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
             "vocabulary",
             "error",
             f"the tokenizer knows {len(context.tokenizer)} tokens, but the model's embedding has {size} rows",
-            "recipe key model.name",
-            "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
+            f"model {context.model_name}",
+            context.fix(
+                "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
+                "take the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))",
+            ),
             measured=len(context.tokenizer),
             expected=f"at most {size}",
         )

@@ -37,6 +37,7 @@ Precision = Literal["fp32", "bf16"]
 
 _NAME = "recipe key model.name"
 _LINEAR = (nn.Linear, Conv1D)
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 def resolve(settings: Model) -> str:
@@ -170,8 +171,15 @@ def load_model(
     if training:
         if settings.adapter is not None:
             new_ids = range(tokenizer_size - len(settings.new_tokens), tokenizer_size)
-            with _quiet_peft():
-                model = get_peft_model(base, _lora(base, settings.adapter, list(new_ids)))
+            try:
+                with _quiet_peft():
+                    model = get_peft_model(base, _lora(base, settings.adapter, list(new_ids)))
+            except ValueError as error:  # what peft cannot adapt
+                raise UserError(
+                    f"the adapter cannot be made: {_line(error)}",
+                    "recipe key model.adapter",
+                    "name other layers in model.adapter.targets",
+                ) from error
         _freeze(model, settings)
     if bf16:
         _compute_in_bf16(model)
@@ -406,6 +414,7 @@ def _matrix(layer: nn.Module) -> Tensor:
 def _lora(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) -> LoraConfig:
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
+    mamba = model.config.model_type in _MAMBA
     if adapter.targets != "all-linear":
         _check_targets(model, adapter.targets, tied)
     tokens: dict[str, list[int]] | None = None
@@ -422,6 +431,8 @@ def _lora(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) -> LoraC
         lora_alpha=adapter.alpha,  # type: ignore[arg-type] # any number will do
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets,
+        # The model's code reads the weights of these layers past any adapter, which would never be used.
+        exclude_modules=["out_proj", "dt_proj"] if adapter.targets == "all-linear" and mamba else None,
         task_type=TaskType.CAUSAL_LM,
         trainable_token_indices=tokens,
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tests.fixtures import tiny_trainer
 from tests.fixtures.tiny_model import save_model
 from transformers import AutoModelForCausalLM
 
@@ -306,3 +307,11 @@ def test_an_adapter_of_another_model_is_refused(folders: dict[bool, Path], tmp_p
     (run.adapter / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="adapter cannot be loaded"):
         load_trained(settings, run, len(tokenizer))
+
+
+def test_adapters_of_mamba_leave_out_the_layers_that_would_never_use_them(tmp_path: Path) -> None:
+    folder = tiny_trainer.save_folder(tmp_path / "mamba", tiny_trainer.model("mamba"))
+    rows = coverage(_load(_settings(folder)))
+    assert {row.name for row in rows if row.trained} == {"in_proj", "x_proj", "all"}
+    with pytest.raises(UserError, match=r"the adapter cannot be made: .*out_proj"):
+        _load(_settings(folder, adapter=Adapter(targets=["out_proj"])))

@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel check format schema lock golden bench docs clean
+.PHONY: demo test test-wheel check format schema lock golden faults bench docs clean
 .DEFAULT_GOAL := demo
 
 # Compiled on demand: Python does that faster for the few files that are imported than pip for all of them.
@@ -62,6 +62,9 @@ lock:  ## requirements.lock anew, from the newest versions that pyproject.toml a
 
 golden: $(SETUP)  ## the golden loss curves anew; read the diff before you commit it
 	LUTHIER_REGENERATE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/golden
+
+faults: $(SETUP)  ## the fault suite, and the table of it that the docs show
+	$(BIN)/python -m tests.faults.write_results
 
 bench: $(SETUP)  ## the benchmarks, one after the other
 	for benchmark in benchmarks/*/run.py; do $(BIN)/python $$benchmark; done

@@ -23,6 +23,7 @@ class Batch:
         position_ids_BT: Position of each token in its row, whatever the padding side.
         loss_weights_BT: Weight of each token as a target, fp32; 0 at context and padding.
         left_padded: Whether padding stands before the rows.
+        row_lengths: Tokens of each row, if the batch is one sequence of rows one after another (B = 1); else empty.
     """
 
     input_ids_BT: Tensor
@@ -30,6 +31,7 @@ class Batch:
     position_ids_BT: Tensor
     loss_weights_BT: Tensor
     left_padded: bool
+    row_lengths: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -64,6 +66,24 @@ def collate(rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "
         position_ids_BT=torch.from_numpy(positions),
         loss_weights_BT=torch.from_numpy(weights),
         left_padded=padded_left,
+    )
+
+
+def pack(rows: Sequence[Row]) -> Batch:
+    """The rows one after another in one sequence, without padding; the first token of each is no target."""
+    ids = np.concatenate([np.asarray(row.input_ids, np.int64) for row in rows])
+    weights = np.concatenate([np.asarray(row.loss_weights, np.float32) for row in rows])
+    lengths = tuple(len(row.input_ids) for row in rows)
+    starts = np.cumsum([0, *lengths[:-1]])
+    weights[starts] = 0
+    positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+    return Batch(
+        input_ids_BT=torch.from_numpy(ids)[None],
+        attention_mask_BT=torch.ones(1, len(ids), dtype=torch.int64),
+        position_ids_BT=torch.from_numpy(positions)[None],
+        loss_weights_BT=torch.from_numpy(weights)[None],
+        left_padded=False,
+        row_lengths=lengths,
     )
 
 

@@ -16,6 +16,8 @@ from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
 from luthier.encoding.batches import Batch
+from luthier.models import packed
+from luthier.models.packed import Pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,16 @@ def token_scores(
     else:
         hidden_BTD = base.base_model(**_inputs(base.base_model, batch, cache)).last_hidden_state
         logits_NV = base.get_output_embeddings()(hidden_BTD[:, :-1][targets_BS])
+    rows_N = targets_BS.nonzero()[:, 0]
+    if batch.row_lengths:
+        rows_N = Pack(batch.row_lengths, targets_BS.device).rows_N[1:][targets_BS[0]]
     logits_NV = logits_NV.float()
     labels_N = batch.input_ids_BT[:, 1:][targets_BS]
     best_N = logits_NV.detach().argmax(dim=-1)
     return TokenScores(
         nll_N=functional.cross_entropy(logits_NV, labels_N, reduction="none"),
         weights_N=batch.loss_weights_BT[:, 1:][targets_BS],
-        rows_N=targets_BS.nonzero()[:, 0],
+        rows_N=rows_N,
         best_N=best_N,
         correct_N=best_N == labels_N,
     )
@@ -97,6 +102,8 @@ def _inputs(model: torch.nn.Module, batch: Batch, cache: Cache | None) -> dict[s
     # Behind the rows padding needs no mask: a causal model never looks ahead, and attention is faster without.
     if batch.left_padded:
         inputs["attention_mask"] = batch.attention_mask_BT
+    if batch.row_lengths:
+        inputs |= packed.inputs(Pack(batch.row_lengths, batch.input_ids_BT.device))
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = batch.position_ids_BT
     return inputs

@@ -7,6 +7,7 @@ One interface for three things that can be checked: a prepared run of ours (here
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +47,7 @@ class CheckContext:
             row, in ``meta["label"]``) or ``tags`` (a label for each token).
         quick: Whether the model is left out.
         seen: How much each check looked at, as it said.
+        forward_failed: Whether a forward pass of the model has failed, which is said once.
     """
 
     objective: Literal["tokens", "classes", "tags"] = "tokens"
@@ -54,6 +56,7 @@ class CheckContext:
         self.quick = quick
         self.seen: list[str] = []
         self._model_failed = False
+        self.forward_failed = False
 
     def looked_at(self, what: str) -> None:
         """Notes how much the running check looked at: ``1,204 rows``, ``4 batches``, ``30 steps``."""
@@ -136,6 +139,10 @@ class CheckContext:
 
         return all(p.dtype == torch.float32 for p in self.model.parameters() if p.is_floating_point())
 
+    def computing(self) -> AbstractContextManager[Any]:
+        """The number format in which the training computes, where the model's own parameters leave that open."""
+        return nullcontext()
+
     def place(self, split: Split) -> str:
         """Where a split's rows lie, for messages."""
         return f"data/{split}.arrow"
@@ -165,7 +172,8 @@ class CheckContext:
         row = replace(
             self.rows["train"].row(0), input_ids=places % base.config.vocab_size, loss_weights=weights
         )
-        return not head_is_plain(self.model, collate([row], pad_id=0).to(base.device))
+        with self.computing():
+            return not head_is_plain(self.model, collate([row], pad_id=0).to(base.device))
 
     def spread(self, split: Split, count: int) -> Iterator[Row]:
         """At most ``count`` rows of a split, evenly spread over it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -156,6 +156,11 @@ class TrainerContext(CheckContext):
     def is_exact(self) -> bool:
         """Whether parameters are in 32 bits; the checks' own forward passes never cast."""
         return super().is_exact
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """The trainer's autocast, if parameters are of several formats, whose products fail without."""
+        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        return nullcontext() if len(kinds) == 1 else self.trainer.compute_loss_context_manager()
 
     @cached_property
     def training(self) -> TrainerTraining:

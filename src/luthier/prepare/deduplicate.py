@@ -1,9 +1,6 @@
 """Exact and near copies among records: found by hashes on disk, verified, and left out or kept together.
 
 Memory is flat but for some 60 bytes a record; signatures and 5-grams lie in files of a working folder.
-
-Source: Broder 1997, "On the resemblance and containment of documents" (MinHash); Leskovec, Rajaraman, Ullman 2020,
-"Mining of Massive Datasets", section 3.4 (banding).
 """
 
 from __future__ import annotations
@@ -20,11 +17,9 @@ from typing import Literal
 import numpy as np
 from rensa import RMinHash
 
+from luthier.encoding.minhash import band_keys, bands, candidates, signatures
+
 _NGRAM = 5
-_NUM_HASHES = 128
-_SEED = 1
-_RECALL = 0.999
-_FIRST_MEMBERS = 8
 _WORD = re.compile(r"\w+")
 _FACTORS = (
     np.array(  # odd constants: multiplying by them permutes 64-bit numbers, so the order of words counts
@@ -57,19 +52,6 @@ def normalise(text: str) -> str:
     """The text with newlines of one style and without trailing white space, of lines and of the whole."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join(line.rstrip() for line in lines).rstrip()
-
-
-def bands(threshold: float) -> tuple[int, int]:
-    """The number of bands and the hashes in each: the longest bands that still find a pair at the threshold.
-
-    A pair of similarity s shares at least one of b bands of r hashes with probability 1 - (1 - s^r)^b, here at
-    least 0.999 at the threshold.
-    """
-    for rows in range(_NUM_HASHES, 1, -1):
-        number = _NUM_HASHES // rows
-        if 1 - (1 - threshold**rows) ** number >= _RECALL:
-            return number, rows
-    return _NUM_HASHES, 1
 
 
 def shingles(texts: Sequence[str]) -> list[np.ndarray]:
@@ -131,13 +113,8 @@ class Deduplicator:
         flat = np.concatenate(sets)
         flat.tofile(self._grams)
         self._gram_ends.extend((ends[1:] + np.uint64(self._gram_ends[-1])).tolist())
-        signatures = RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, _NUM_HASHES, _SEED).to_rows()
-        matrix = np.array(signatures, np.uint64).reshape(len(texts), _NUM_HASHES)
-        for number, file in enumerate(self._files):
-            key = np.full(len(texts), number, np.uint64)
-            for column in range(number * self._band_rows, (number + 1) * self._band_rows):
-                key = (key ^ matrix[:, column]) * _FACTORS[0]
-                key ^= key >> np.uint64(32)
+        keys = band_keys(signatures(flat, ends), self._num_bands, self._band_rows)
+        for key, file in zip(keys, self._files, strict=True):
             key.tofile(file)
 
     def find(self, rank: np.ndarray, progress: Callable[[int, int], None] | None = None) -> Copies:
@@ -178,7 +155,7 @@ class Deduplicator:
         grams = np.memmap(self._folder / "grams", np.uint64, "r")
         rejected = np.empty(0, np.int64)
         for number in range(self._num_bands):
-            found = _candidates(np.fromfile(self._folder / f"band-{number}", np.uint64), alive)
+            found = candidates(np.fromfile(self._folder / f"band-{number}", np.uint64), alive)
             found = np.setdiff1d(found, rejected, assume_unique=True)
             failed = []
             for code in found.tolist():
@@ -202,26 +179,6 @@ def _similar(a: np.ndarray, b: np.ndarray, threshold: float) -> bool:
         return False  # the union is at least as large as the larger set
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return bool(shared >= threshold * (len(a) + len(b) - shared))
-
-
-def _candidates(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """Pairs of records with the same key, as first * num_records + second, sorted and unique.
-
-    All pairs of a large bucket would be quadratic, so each member is paired with the first members of its bucket and
-    with the one before it; another band may find what that misses.
-    """
-    indices = np.flatnonzero(alive)
-    order = indices[np.argsort(keys[indices], kind="stable")]
-    starts_bucket = np.concatenate([[True], np.diff(keys[order]) != 0])
-    places = np.arange(len(order))
-    start = np.maximum.accumulate(np.where(starts_bucket, places, 0))
-    codes = [np.empty(0, np.int64)]
-    for member in range(_FIRST_MEMBERS):
-        later = places - start > member
-        codes.append(order[start[later] + member] * len(keys) + order[later])
-    inner = places - start > _FIRST_MEMBERS
-    codes.append(order[places[inner] - 1] * len(keys) + order[inner])
-    return np.unique(np.concatenate(codes))
 
 
 def _label(high: np.ndarray, low: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from luthier.prepare.deduplicate import Copies, Deduplicator, bands, normalise, shingles
+from luthier.encoding.minhash import bands
+from luthier.prepare.deduplicate import Copies, Deduplicator, normalise, shingles
 
 
 def copies(

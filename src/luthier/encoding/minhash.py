@@ -47,7 +47,8 @@ def band_keys(matrix: np.ndarray, num_bands: int, band_rows: int) -> Iterator[np
 
     Args:
         matrix: Signatures, shape (num_sets, 128).
-        num_bands, band_rows: What ``bands`` says.
+        num_bands: What ``bands`` says first.
+        band_rows: And second.
     """
     for number in range(num_bands):
         key = np.full(len(matrix), number, np.uint64)

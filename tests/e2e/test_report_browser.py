@@ -8,8 +8,9 @@ import pytest
 from tests.e2e import chromium
 from tests.fixtures.synthetic_run import CLOSING, IMAGE, SCRIPT, write_run
 
+from luthier.check.runner import Report
 from luthier.recipe import Recipe
-from luthier.records import Row
+from luthier.records import Finding, Row
 from luthier.report import curves, page
 
 PROGRAM = chromium.find()
@@ -119,6 +120,23 @@ def test_an_unfinished_run_has_a_page_without_complaints(
     browser.open(page.write(write_run(tmp_path, stage=stage), Recipe()), width=390)
     assert complaints(browser.events) == []
     assert browser.run("document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_findings_alone(
+    browser: chromium.Browser, tmp_path: Path, width: int, dark: bool
+) -> None:
+    findings = [Finding("loss-scale", "error", SCRIPT, "x" * 300, IMAGE, measured=12.0), Finding("bos", "note", CLOSING, "", "")]  # fmt: skip
+    report = Report(findings, ["stop-token"], [{"check": "padding", "why": SCRIPT}], seconds={"bos": 0.1})
+    browser.open(report.write_html(tmp_path / "audit.html"), width=width, dark=dark)
+    assert complaints(browser.events) == []
+    assert browser.run("typeof window.harmed") == "undefined"
+    browser.run("document.querySelector('details').open = true")
+    assert browser.run(WIDER) == []
+    assert browser.run("document.documentElement.scrollWidth") == width
+    background = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 200) == dark
 
 
 def test_without_javascript_the_figure_stands_for_the_charts(

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.fixtures import tiny_trainer
 from tests.fixtures.synthetic_run import write_run
 from tests.fixtures.tiny_model import make_tokenizer
 from typer.testing import CliRunner
 
 from luthier import cli, pipeline, recipe, recipe_file, registry
-from luthier.cli import failures, screen, starter
+from luthier.check.catalogue import ENTRIES
+from luthier.cli import explained, failures, screen, starter
+from luthier.display.text import duration
 from luthier.encoding.encode import encode
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Refused, UserError, UserErrors
@@ -25,7 +28,7 @@ from luthier.run_folder import RunFolder, read_json, write_json, write_text
 
 STAGES = ("run", "prepare", "check", "train", "evaluate", "report")
 VERBS = (
-    *STAGES, "show", "generate", "merge", "compare", "list", "schema", "init", "status", "explain",
+    *STAGES, "audit", "show", "generate", "merge", "compare", "list", "schema", "init", "status", "explain",
 )  # fmt: skip
 
 
@@ -53,10 +56,10 @@ def stage(monkeypatch):
     """Puts a function in the place of a stage: it gets the recipe and the run folder."""
 
     def replace(name, function):
-        def stand_in(read, *overrides, folder, progress):
+        def stand_in(read, *overrides, folder, progress, **options):
             assert not overrides
             place = RunFolder(folder)
-            function(read, place)
+            function(read, place, **options)
             return place
 
         monkeypatch.setattr(pipeline, name, stand_in)
@@ -238,7 +241,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch)
 
 
 def test_durations():
-    assert [screen.duration(s) for s in (0.4, 59, 200, 3900)] == ["0 s", "59 s", "3:20", "1:05:00"]
+    assert [duration(s) for s in (0.4, 59, 200, 3900)] == ["0 s", "59 s", "3:20", "1:05:00"]
 
 
 # Stages
@@ -301,7 +304,7 @@ def test_check_prints_findings_and_counts(luthier, stage, recipe_yaml, tmp_path)
     done = luthier("check", recipe_yaml, "--run", tmp_path / "out")
     assert done.exit_code == 0
     assert "error (waived) target-boundary" in done.stdout
-    assert "ok: 1 errors, 1 warnings, 1 notes; 10 checks passed, 1 skipped" in done.stdout
+    assert "ok: 1 error, 1 warning, 1 note; 10 checks passed, 1 skipped" in done.stdout
 
 
 @pytest.mark.parametrize("ok", [True, False])
@@ -317,6 +320,69 @@ def test_check_json_is_one_object_and_decides_the_exit(luthier, stage, recipe_ya
     assert "said besides" in done.stderr
     result = json.loads(done.stdout)
     assert result["ok"] is ok and {"findings", "passed", "skipped"} <= set(result)
+
+
+def test_check_passes_on_quick_and_prints_what_was_looked_at(luthier, stage, recipe_yaml, tmp_path):
+    given = []
+
+    def found(read, place, **options):
+        given.append(options)
+        run = write_run(place.path, stage="check")
+        more = {"seconds": {"padding": 0.5}, "seen": {"padding": "16 rows"}, "quick": True}
+        write_json(run.findings, read_json(run.findings) | more)
+
+    stage("check", found)
+    done = luthier("check", recipe_yaml, "--quick", "-v", "--run", tmp_path / "out")
+    assert given == [{"quick": True}]
+    assert re.search(r"✓ padding +0.50 s  16 rows\n", done.stdout)
+    assert done.stdout.endswith("1 skipped in 0.5 s; quick: nothing that needs the model was checked\n")
+    luthier("check", recipe_yaml, "--run", tmp_path / "out")
+    assert given[1:] == [{}]
+
+
+@pytest.fixture
+def audited(tmp_path):
+    """A model folder and two files of tokenised rows, of which the second has no ends."""
+    tiny_trainer.save_folder(tmp_path / "model")
+    for name, stop in (("good", True), ("bad", False)):
+        lines = (json.dumps(item) + "\n" for item in tiny_trainer.items(40, stop=stop))
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    return tmp_path
+
+
+def test_audit_of_tokenised_rows(luthier, audited):
+    model = ("audit", "--model", audited / "model", "--rows")
+    done = luthier(*model, audited / "good.jsonl", "--quick", "--page", audited / "page.html")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"{audited / 'model'}: 40 training rows\n")
+    assert "it needs the model, which --quick leaves out (" in done.stdout
+    assert "  0/" in done.stderr, "progress"
+    assert "Nothing stands in the way" in (audited / "page.html").read_text(encoding="utf-8")
+    done = luthier(*model, audited / "bad.jsonl", "--only", "stop-token", "--only", "bos", "--json")
+    assert done.exit_code == 1
+    said = json.loads(done.stdout)
+    assert [f["check"] for f in said["findings"]] == ["stop-token"] and said["passed"] == ["bos"]
+    assert said["findings"][0]["where"].startswith(str(audited / "bad.jsonl"))
+    rows = (
+        "--rows",
+        audited / "good.jsonl",
+        "--eval-rows",
+        audited / "good.jsonl",
+        "--only",
+        "split-overlap",
+    )
+    done = luthier("audit", "--model", audited / "model", *rows)
+    assert done.exit_code == 1 and "✗ error split-overlap" in done.stdout
+
+
+def test_audit_of_nothing_is_a_mistake(luthier, audited):
+    assert luthier("audit", "--model", audited / "model").exit_code == 2
+    done = luthier("audit", "--model", audited / "model", "--rows", audited / "none.jsonl")
+    assert done.exit_code == 2 and "none.jsonl" in done.stderr and "  fix: " in done.stderr
+    done = luthier("audit", "--model", audited / "none", "--rows", audited / "good.jsonl")
+    assert done.exit_code == 2 and "  fix: " in done.stderr
+    done = luthier("audit", "--model", audited / "model", "--rows", audited / "good.jsonl", "--only", "bot")
+    assert done.exit_code == 2 and "did you mean 'bos'?" in done.stderr
 
 
 def test_train_prints_first_last_best(luthier, stage, recipe_yaml, tmp_path):
@@ -464,13 +530,29 @@ def test_list_has_a_line_for_each(luthier, kind):
     assert all(len(line.split()) > 3 for line in lines), "each says what it is"
 
 
-def test_explain_prints_the_documentation(luthier):
-    name, entry = next(iter(registry.registered("check").items()))
+@pytest.mark.parametrize("name", registry.registered("check"))
+def test_explain_prints_the_whole_page(luthier, name):
+    entry = registry.registered("check")[name]
     done = luthier("explain", name)
-    assert done.stdout.startswith(name)
-    assert registry.summary(entry).replace("``", "`") in done.stdout
+    assert done.stdout.startswith(f"{name}\n\n")
+    said = " ".join(done.stdout.split())
+    assert all(f" {heading} " in said for heading in ("What it does", "Why is this bad", "Example", "Fix"))
+    page, _, numbers = entry.__doc__.replace("``", "").replace("`", "").partition("Catalogue:")
+    rest = said.replace("Catalogue", "")
+    for paragraph in page.split("\n\n"):
+        assert " ".join(paragraph.split()).partition(": ")[2] in rest
+    for number in numbers.replace(",", " ").split():
+        assert f"{number} {ENTRIES[int(number)]}" in said
+
+
+def test_explain_of_anything_else(luthier):
     done = luthier("explain", "no-such-check")
     assert done.exit_code == 2 and "there is no check named 'no-such-check'" in done.stderr
+
+    def short(context):
+        """Sums are even."""
+
+    assert [line.plain for line in explained.lines("sums", short, 80)] == ["sums", "", "Sums are even."]
 
 
 def test_schema_is_json(luthier):

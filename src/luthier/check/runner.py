@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from luthier import registry
 from luthier.check.context import CheckContext, Skip
 from luthier.errors import UserError
 from luthier.records import Finding
+from luthier.run_folder import write_text
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.text import Text
 
 Progress = Callable[[str, int, int | None], None]
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
+_WIDEST = 110  # columns of printed text; longer lines are hard to read
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
-    """What all checks have to say.
+    """What all checks have to say. It prints itself, and shows itself in a notebook.
+
+        print(report)
+        report.show(verbose=True)  # with colours, and with what each check looked at and cost
+        report.write_html("report.html")
 
     Attributes:
         findings: Worst first.
@@ -29,6 +43,7 @@ class Report:
         seconds: What each check cost.
         seen: How much each check looked at.
         quick: Whether checks of the model were left out.
+        subject: What was checked: the model, and how many rows.
     """
 
     findings: Sequence[Finding] = ()
@@ -38,6 +53,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     seen: Mapping[str, str] = field(default_factory=dict)
     quick: bool = False
+    subject: str = ""
 
     @property
     def ok(self) -> bool:
@@ -45,17 +61,79 @@ class Report:
         return not any(f.severity == "error" and f.check not in self.waived for f in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of ``findings.json``."""
-        return {
+        """The content of ``findings.json``: plain values alone, so that JSON takes them."""
+        plain: dict[str, Any] = _plain({
             "ok": self.ok,
             "findings": [asdict(finding) for finding in self.findings],
-            "passed": list(self.passed),
-            "skipped": [dict(skip) for skip in self.skipped],
-            "waived": list(self.waived),
-            "seconds": dict(self.seconds),
-            "seen": dict(self.seen),
+            "passed": self.passed,
+            "skipped": self.skipped,
+            "waived": self.waived,
+            "seconds": self.seconds,
+            "seen": self.seen,
             "quick": self.quick,
-        }
+            "subject": self.subject,
+        })  # fmt: skip
+        return plain
+
+    def to_json(self) -> str:
+        """The same as one JSON object."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write_html(self, path: str | Path) -> Path:
+        """Writes a page that needs no other file and no network; returns its path."""
+        from luthier.display import pages
+
+        write_text(Path(path), pages.findings_page(self.to_dict()))
+        return Path(path)
+
+    def show(self, *, verbose: bool = False) -> None:
+        """Prints it, with colours where there is a terminal.
+
+        Args:
+            verbose: Also what each check looked at and what it cost.
+        """
+        from rich.console import Console
+
+        from luthier.display import findings
+
+        findings.show(self.to_dict(), Console(highlight=False), verbose=verbose)
+
+    def __str__(self) -> str:
+        from luthier.display import findings
+
+        width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
+        return "\n".join(line.plain for line in findings.lines(self.to_dict(), width))
+
+    def __repr__(self) -> str:
+        from luthier.display import findings
+
+        return f"<Report {findings.verdict(self.to_dict()).plain}>"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        from luthier.display import findings
+
+        yield from findings.lines(self.to_dict(), options.max_width)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))  # IPython's terminal asks for this
+
+    def _repr_html_(self) -> str:
+        from luthier.display import pages
+
+        return pages.findings_piece(self.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it: numpy's and torch's numbers as Python's, NaN and infinity by name."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def check(
@@ -113,4 +191,15 @@ def check(
         seconds=seconds,
         seen=seen,
         quick=context.quick,
+        subject=_subject(context),
     )
+
+
+def _subject(context: CheckContext) -> str:
+    """The model and its rows, as far as they can be told."""
+    try:
+        names = {"train": "training", "eval": "evaluation", "test": "test"}
+        counts = [f"{len(rows):,} {names[split]} rows" for split, rows in context.rows.items()]
+        return f"{context.model_name}: {', '.join(counts)}"
+    except (Skip, UserError):
+        return ""

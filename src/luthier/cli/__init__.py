@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from luthier.cli import screen
+from luthier.display.text import safe
 from luthier.errors import UserError
 from luthier.run_folder import RunFolder, write_text
 
@@ -110,7 +111,9 @@ def _opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> t
     return recipe, RunFolder(run or Path("runs") / recipe.name)
 
 
-def _stage(name: str, target: str, overrides: Sequence[str] | None, run: Path | None) -> RunFolder:
+def _stage(
+    name: str, target: str, overrides: Sequence[str] | None, run: Path | None, **options: Any
+) -> RunFolder:
     """Runs a stage of the pipeline with progress; a failure says what is saved."""
     recipe, place = _opened(target, overrides, run)
     from luthier import pipeline
@@ -118,7 +121,7 @@ def _stage(name: str, target: str, overrides: Sequence[str] | None, run: Path | 
     stage: Callable[..., RunFolder] = getattr(pipeline, name)
     try:
         with screen.progress() as progress:
-            return stage(recipe, folder=place.path, progress=progress)
+            return stage(recipe, folder=place.path, progress=progress, **options)
     except BaseException as error:
         from luthier.cli.failures import saved
 
@@ -157,14 +160,23 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption 
     tables.prepared(_stage("prepare", recipe, overrides, run), screen.out())
 
 
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object: ok, findings, passed, skipped.")
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Only what needs no model: the data checks.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also what each check looked at and what it cost.")
+]
+
+
 @app.command(rich_help_panel=_STAGES)
 def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     run: RunOption = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object: ok, findings, passed, skipped.")
-    ] = False,
+    quick: QuickOption = False,
+    verbose: VerboseOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Say before any training whether the run can work. Exit code 1 if not.
 
@@ -175,12 +187,72 @@ def check(
     from luthier.cli import tables
     from luthier.run_folder import read_json
 
-    place = _stage("check", recipe, overrides, run)
+    place = _stage("check", recipe, overrides, run, **({"quick": True} if quick else {}))
     if json:
         sys.stdout.write(place.findings.read_text(encoding="utf-8"))
     else:
-        tables.checked(place, screen.out())
+        tables.checked(place, screen.out(), verbose=verbose)
     if not read_json(place.findings)["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=_STAGES)
+def audit(
+    model: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder or Hub name of the model, with its tokenizer.")
+    ],
+    rows: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Tokenised rows: JSON lines, Parquet, or the prepared folder of axolotl or LLaMA-Factory.",
+        ),
+    ],
+    eval_rows: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Those evaluated on.", show_default=False)
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CHECK", help="Run this check alone; can be repeated.", show_default=False),
+    ] = None,
+    quick: QuickOption = False,
+    verbose: VerboseOption = False,
+    json: JsonOption = False,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page (HTML) besides.", show_default=False),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+) -> None:
+    """Check a model and tokenised rows that another framework will train on. Exit code 1 if it should not.
+
+    [dim]$[/] luthier audit --model Qwen/Qwen3-0.6B --rows last_run_prepared/3f2a
+
+    [dim]$[/] luthier audit --model base --rows train.jsonl --eval-rows eval.jsonl --page audit.html
+    """
+    from luthier.check.audit import audit as audit_rows
+    from luthier.run_folder import user_disk_errors
+
+    with screen.progress() as progress:
+        report = audit_rows(
+            model=model,
+            rows=rows,
+            eval_rows=eval_rows,
+            quick=quick,
+            only=only or (),
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if page is not None:
+        with user_disk_errors(page):
+            report.write_html(page)
+    if json:
+        sys.stdout.write(report.to_json())
+    else:
+        report.show(verbose=verbose)
+    if not report.ok:
         raise typer.Exit(1)
 
 
@@ -218,7 +290,7 @@ def report(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption =
 
 
 def _say_report(place: RunFolder) -> None:
-    screen.out().print(Text(screen.safe(f"report: {place.report}")), soft_wrap=True)
+    screen.out().print(Text(safe(f"report: {place.report}")), soft_wrap=True)
 
 
 @app.command(rich_help_panel=_LOOK)
@@ -292,7 +364,7 @@ def generate(
     from luthier.evaluate.prompt import complete
 
     output = complete(recipe, place, text, base=base, max_new_tokens=max_new_tokens)
-    text = screen.safe(output.text) if sys.stdout.isatty() else output.text
+    text = safe(output.text) if sys.stdout.isatty() else output.text
     sys.stdout.write(text.removesuffix("\n") + "\n")
     if not output.ended:
         screen.err().print(Text("(cut off: --max-new-tokens)", "dim"))
@@ -325,7 +397,7 @@ def status(run: RunArgument) -> None:
     said = lines(RunFolder(run))
     console = screen.out()
     for label, text in said:
-        console.print(Text.assemble((f"{label:10}", "bold"), "  ", screen.safe(text)), soft_wrap=True)
+        console.print(Text.assemble((f"{label:10}", "bold"), "  ", safe(text)), soft_wrap=True)
 
 
 class _Requirement(StrEnum):
@@ -361,7 +433,7 @@ def compare(
     for part in comparing.tables(result):
         console.print(part)
     for note in result.notes:
-        console.print(Text(screen.safe(note), "yellow"), soft_wrap=True)
+        console.print(Text(safe(note), "yellow"), soft_wrap=True)
     if require is not None:
         _require(require, metric, result.against_first, [str(path) for path in runs[1:]])
 
@@ -471,9 +543,7 @@ def init(
             path.parent / starter.SCHEMA_FILE, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
         )
         write_text(path, text)
-    screen.err().print(
-        Text(screen.safe(f"{path} is written; edit it, then: luthier check {path}")), soft_wrap=True
-    )
+    screen.err().print(Text(safe(f"{path} is written; edit it, then: luthier check {path}")), soft_wrap=True)
 
 
 @app.command(rich_help_panel=_START)
@@ -497,15 +567,14 @@ def explain(
 
     [dim]$[/] luthier explain prompt-parity
     """
-    import inspect
-
     from luthier import registry
+    from luthier.cli import explained
 
     entry = registry.lookup("check", check, "luthier explain")
-    text = inspect.getdoc(entry) or "It has no documentation."
-    screen.out().print(
-        Text(f"{check}\n\n", "bold") + Text(screen.safe(text).replace("``", "`")), soft_wrap=True
-    )
+    console = screen.out()
+    width = console.width if console.is_terminal else None
+    for line in explained.lines(check.rpartition("@")[2], entry, width):
+        console.print(line, soft_wrap=True)
 
 
 @app.command(hidden=True)

@@ -10,7 +10,7 @@ import traceback
 from rich.console import Console
 from rich.text import Text
 
-from luthier.cli.screen import safe
+from luthier.display.text import safe
 from luthier.errors import Refused, UserError, UserErrors
 from luthier.run_folder import RunFolder, logger
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from luthier.display.text import duration, safe
 from luthier.run_folder import logger
 
 _PLAIN_EVERY_S = 5.0
@@ -40,12 +41,6 @@ def _console(*, stderr: bool) -> Console:
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
         console = Console(stderr=stderr, highlight=False, width=140)
     return console
-
-
-def safe(text: str) -> str:
-    """Text that cannot steer a terminal and that any stream takes: other control characters are spelt out."""
-    spelt = "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
-    return spelt.encode("utf-8", "backslashreplace").decode()
 
 
 def shield() -> None:
@@ -161,13 +156,3 @@ class _PlainLines:
         if total and gained:
             line += f"  {duration((now - self.began[0]) / gained * (total - done))} left"
         self.console.print(Text(safe(line)), soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """A time for people: ``42 s``, ``3:20``, ``1:05:00`` (hours, minutes, seconds)."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

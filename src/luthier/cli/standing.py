@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from luthier.cli.screen import duration
+from luthier.display.text import duration
 from luthier.errors import UserError
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 from luthier.schedule import total_steps

@@ -10,12 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.screen import duration, safe
+from luthier.display import findings
+from luthier.display.text import duration, safe
 from luthier.records import SPLITS
 from luthier.run_folder import RunFolder, read_json, read_jsonl
-
-_SEVERITY = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-_SIGNS = {"error": "✗", "warning": "!", "note": "·"}
 
 
 def table(console: Console, *columns: str, title: str | None = None, right: Iterable[int] = ()) -> Table:
@@ -71,30 +69,9 @@ def prepared(run: RunFolder, console: Console) -> None:
     )
 
 
-def checked(run: RunFolder, console: Console) -> None:
+def checked(run: RunFolder, console: Console, *, verbose: bool = False) -> None:
     """Findings, worst first, and how many checks passed or were skipped."""
-    result = read_json(run.findings)
-    for finding in result["findings"]:
-        severity, style = finding["severity"], _SEVERITY[finding["severity"]]
-        waived = " (waived)" if severity == "error" and finding["check"] in result["waived"] else ""
-        head = Text.assemble((f"{_SIGNS[severity]} {severity}{waived} ", style), (finding["check"], "bold"))
-        console.print(head, soft_wrap=True)
-        console.print(Text(safe(f"  {finding['what']}")), soft_wrap=True)
-        console.print(Text.assemble(("  where: ", "bold"), safe(finding["where"])), soft_wrap=True)
-        console.print(Text.assemble(("  fix:   ", "bold"), safe(finding["fix"])), soft_wrap=True)
-    for skip in result["skipped"]:
-        console.print(
-            Text.assemble("- skipped ", (skip["check"], "bold"), safe(f": {skip['why']}")), soft_wrap=True
-        )
-    count = {s: sum(f["severity"] == s for f in result["findings"]) for s in _SEVERITY}
-    verdict = Text("ok", "bold green") if result["ok"] else Text("not ok", "bold red")
-    console.print(
-        Text.assemble(
-            verdict,
-            f": {count['error']} errors, {count['warning']} warnings, {count['note']} notes; "
-            f"{len(result['passed'])} checks passed, {len(result['skipped'])} skipped",
-        )
-    )
+    findings.show(read_json(run.findings), console, verbose=verbose)
 
 
 def trained(run: RunFolder, console: Console) -> None:

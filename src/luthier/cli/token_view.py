@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from luthier.cli.screen import safe
+from luthier.display.text import safe
 from luthier.records import Row
 
 # Neighbouring tokens differ in shade, so that one sees where each begins.

@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from luthier.display.text import plain
 from luthier.errors import UserError
 from luthier.report import history, sections
-from luthier.report.safe import plain
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
 # From predictions, each with "base" and "tuned", to the content of scores.json (luthier.evaluate.significance.compare).

@@ -14,11 +14,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from luthier.display import findings as shown_findings
+from luthier.display import pages
 from luthier.errors import UserError
 from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.report import history, sections
-from luthier.report.safe import code, json_for_script, plain
+from luthier.report.safe import code, json_for_script
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_text
 
 _HERE = Path(__file__).parent
@@ -54,17 +56,7 @@ def write(run: RunFolder, recipe: Recipe, *, rows_shown: Sequence[ShownRow] = ()
 
 
 def _environment() -> jinja2.Environment:
-    def finalize(value: Any) -> Any:
-        return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        finalize=finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment(_HERE)
     environment.filters["code"] = code
     environment.filters["number"] = sections.number
     environment.filters["short"] = sections.short
@@ -113,7 +105,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "smoothing": smoothed.note,
         "figure": _data_address(run.figures / "learning_curve.png"),
         "ledger": sections.ledger(ledger) if ledger else None,
-        "findings": sections.findings(findings) if findings else None,
+        "findings": shown_findings.view(findings) if findings else None,
         "predictions": sections.predictions(predictions, recipe.report.num_predictions),
         "num_predictions": len(predictions),
         "samples": sections.samples(past),
@@ -123,6 +115,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         if run.recipe.is_file()
         else None,
         "problems": problems,
+        "look": pages.look(),
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         "script": Markup(script),
         # The only script that the browser may run is this one, whatever the page's text says.

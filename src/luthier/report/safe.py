@@ -1,4 +1,4 @@
-"""Text from data on its way into the page: escaped, with what the eye cannot see made visible, and compared."""
+"""Code from data on its way into the page: escaped, with what the eye cannot see made visible, and compared."""
 
 from __future__ import annotations
 
@@ -9,26 +9,12 @@ from typing import Any
 from markupsafe import Markup, escape
 from rapidfuzz.distance import Levenshtein
 
-# Control characters, invisible spaces, what turns the direction of text (and so hides code), lone surrogates.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
-_MARKS = re.compile(rf"{_UNSEEN.pattern}|[ \t]*\n|\t")
+from luthier.display.text import UNSEEN, name_of
+
+_MARKS = re.compile(rf"{UNSEEN.pattern}|[ \t]*\n|\t")
 _MARKS_AND_END = re.compile(rf"{_MARKS.pattern}| +\Z")
 _LONGEST = 4000
 _SHORTEST_ISLAND = 3  # equal characters between two differences, below which both are shown as one
-
-
-def _name(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)  # the control pictures, such as a small NUL
-    return f"⟨U+{code:04X}⟩"
-
-
-def plain(text: str) -> str:
-    """The text with every character that cannot be seen, or not be written as UTF-8, replaced by its name."""
-    return _UNSEEN.sub(lambda found: _name(found[0]), text)
 
 
 def code(text: str, *, marks: bool = False, end: bool = True, longest: int = _LONGEST) -> Markup:
@@ -47,7 +33,7 @@ def code(text: str, *, marks: bool = False, end: bool = True, longest: int = _LO
         ).format(cut)
     parts: list[Markup] = []
     place = 0
-    pattern = _UNSEEN if not marks else _MARKS_AND_END if end else _MARKS
+    pattern = UNSEEN if not marks else _MARKS_AND_END if end else _MARKS
     for found in pattern.finditer(text):
         parts.append(escape(text[place : found.start()]))
         parts.append(_marked(found[0]))
@@ -57,7 +43,7 @@ def code(text: str, *, marks: bool = False, end: bool = True, longest: int = _LO
 
 def _marked(piece: str) -> Markup:
     if piece.strip(" \t\n"):
-        return Markup('<span class="ctl">{}</span>').format(_name(piece))
+        return Markup('<span class="ctl">{}</span>').format(name_of(piece))
     signs = piece.replace(" ", "·").replace("\t", "⇥").replace("\n", "⏎")
     # A line end still has to break the line, and a tab to be as wide as one.
     rest = "\n" if piece.endswith("\n") else "\t" if "\t" in piece else ""

@@ -277,19 +277,6 @@ def ledger(tree: Mapping[str, Any]) -> dict[str, Any]:
             "drop_budget": tree.get("drop_budget")}  # fmt: skip
 
 
-def findings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Findings, the gravest first, each with whether it was waived; passed and skipped checks."""
-    waived = set(tree.get("waived", ()))
-    order = {"error": 0, "warning": 1, "note": 2}
-    entries = [
-        {**entry, "waived": entry["severity"] == "error" and entry["check"] in waived}
-        for entry in tree["findings"]
-    ]
-    entries.sort(key=lambda entry: order.get(entry["severity"], 3))
-    return {"ok": tree["ok"], "entries": entries, "passed": tree.get("passed", []), "skipped": tree.get("skipped", []),
-            "waived": [entry for entry in entries if entry["waived"]]}  # fmt: skip
-
-
 def tail(prompt: str, *, lines: int = 10, characters: int = 700) -> Markup:
     """The end of a prompt as HTML, with what is left out before it counted."""
     kept = "".join(prompt.splitlines(keepends=True)[-lines:])[-characters:]

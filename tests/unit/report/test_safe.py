@@ -4,6 +4,7 @@ from html import unescape
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.display import text
 from luthier.report import safe
 
 
@@ -12,7 +13,7 @@ def test_text_is_escaped_and_the_unseen_is_named() -> None:
     assert "<b>" not in html and "&lt;b&gt;" in html and html.endswith("&amp;")
     for name in ("␀", "␛", "⟨U+202E⟩", "⟨U+2028⟩", "⟨U+D800⟩", "⟨U+200B⟩"):
         assert f'<span class="ctl">{name}</span>' in html
-    assert safe.plain("a\nb\tc") == "a\nb\tc"
+    assert text.plain("a\nb\tc") == "a\nb\tc"
 
 
 def test_marks_of_space_stand_where_it_ends_a_line() -> None:

@@ -34,6 +34,10 @@ class Plan:
         best_metric: What chooses the checkpoint that is kept at the end; None if the last one is kept.
         best_direction: Whether that metric is better when it is smaller or larger.
         max_gradient_norm: Gradients are clipped to this norm; None if they are not.
+        schedule_steps: Steps after which a schedule that was made elsewhere has come to its end, where these are more
+            than the run's; None if it ends with the run, or never.
+        ignored_epochs: Epochs that are set and that a limit of steps overrides; None if that is so by default.
+        saves_optimizer: Whether what it saves is enough to go on from.
         keys: Where each of these is set, for messages: ``{"warmup_steps": "recipe key train.warmup_steps"}``.
     """
 
@@ -51,6 +55,9 @@ class Plan:
     best_metric: str | None = None
     best_direction: Literal["min", "max"] = "min"
     max_gradient_norm: float | None = None
+    schedule_steps: int | None = None
+    ignored_epochs: float | None = None
+    saves_optimizer: bool = True
     keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -66,6 +73,20 @@ class Plan:
 def due(every: int, num_steps: int) -> list[int]:
     """The steps after which something planned for each ``every`` steps happens; the first one even if it never comes."""
     return list(range(every, max(every, num_steps) + 1, every))
+
+
+def window(length: int, first_trained: int, max_tokens: int) -> slice:
+    """The part of a row that is looked at: its beginning if something is trained in it, else what is around that.
+
+    Args:
+        length: Tokens of the row.
+        first_trained: Position of the first trained token that something stands before; 0 if there is none.
+        max_tokens: Most tokens of the part.
+    """
+    if length <= max_tokens:
+        return slice(0, length)
+    start = 0 if first_trained < max_tokens * 3 // 4 else first_trained - max_tokens // 2
+    return slice(start, start + max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +115,13 @@ class Training(Protocol):
     def plan(self) -> Plan:
         """What it is set to do."""
 
-    def step(self, micro_batches: Sequence[Sequence[int]]) -> Step:
+    def step(self, micro_batches: Sequence[Sequence[int]], max_tokens: int | None = None) -> Step:
         """Loss and gradients of one optimizer step, computed as this training computes them.
 
         Args:
-            micro_batches: Indices into ``context.rows["train"]`` of the rows of each micro-batch, in order.
+            micro_batches: Indices into ``context.rows["train"]`` of the rows of each micro-batch, in order. Of a row that
+                lies in a pack the whole pack is taken.
+            max_tokens: Cut rows to this ``window``; None leaves them as they are.
 
         Returns:
             The step. Parameters are as before, ``grad`` is None, the model is in training mode, and generators have

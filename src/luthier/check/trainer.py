@@ -6,7 +6,9 @@ Nothing of it is changed: what a look at it would change (generators, modes, its
 from __future__ import annotations
 
 import copy
+import inspect
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -14,16 +16,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import TrainerControl, TrainerState
 
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import same_draws
-from luthier.check.tokenised import store, to_rows
+from luthier.check.tokenised import IGNORED, store, to_rows
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.errors import UserError
 from luthier.models.forward import base_model
-from luthier.plan import Plan, Step, due
+from luthier.plan import Plan, Step, due, window
 from luthier.records import Row, Split
 from luthier.rows import Rows
 
@@ -58,6 +63,7 @@ class TrainerContext(CheckContext):
         self.padding_share = 0.0
         self._folder, self._max_rows = folder, max_rows
         self._items: list[Any] = []
+        self._owners: list[int | None] = []  # of each training row, the item that it came from
         self.collate: Any = None
         model: Any = trainer.model
         if base_model(model).config.is_encoder_decoder:
@@ -112,6 +118,7 @@ class TrainerContext(CheckContext):
             self.collate = loader.collate_fn
         for names, items, batch in self._collated(loader):
             if split == "train":
+                first = len(self._items)
                 self._items += items
                 if len(self.batches) < _WHOLE_BATCHES:
                     self.batches.append(batch)
@@ -122,11 +129,17 @@ class TrainerContext(CheckContext):
                 num_padding += int((batch["attention_mask"] == 0).sum())
             num_tokens += ids.numel()
             fields = [k for k in ("input_ids", "attention_mask", "labels", "position_ids") if k in batch]
+            made: list[Row] = []
             for place in range(len(ids)):
                 name = names[place] if len(ids) == len(items) else f"{names[0]}+"
-                yield from to_rows(
-                    name, {k: batch[k][place].cpu().numpy() for k in fields}, tokenizer, pad_id
-                )
+                encoded: dict[str, Any] = {k: batch[k][place].cpu().numpy() for k in fields}
+                rows = to_rows(name, encoded, tokenizer, pad_id)
+                made += rows
+                if split == "train" and len(ids) == len(items):
+                    self._owners += [first + place] * len(rows)
+            if split == "train" and len(ids) != len(items):
+                self._owners += [None if o is None else first + o for o in _owners(made, items)]
+            yield from made
             num_rows += len(items)
             if num_rows >= self._max_rows:
                 break
@@ -142,12 +155,12 @@ class TrainerContext(CheckContext):
             size = loader.batch_size or self.trainer.args.per_device_train_batch_size
             stream, start = iter(dataset), 0
             while items := list(islice(stream, size)):
-                yield [str(start + i) for i in range(len(items))], items, collate(items)
+                yield [str(start + i) for i in range(len(items))], items, collate(_copies(items))
                 start += len(items)
             return
         for indices in loader.batch_sampler:
             items = [dataset[i] for i in indices]
-            yield [str(i) for i in indices], items, collate(items)
+            yield [str(i) for i in indices], items, collate(_copies(items))
 
     def _load_model(self) -> PreTrainedModel | PeftModel:
         return self.trainer.model  # type: ignore[return-value]
@@ -168,14 +181,29 @@ class TrainerContext(CheckContext):
         return TrainerTraining(self)
 
     def items(self, indices: Sequence[int]) -> list[Any]:
-        """The data set's items of some training rows.
+        """The data set's items that some training rows came from, each once; an item that is a pack holds several rows.
 
         Raises:
-            Skip: Rows are packed, so that no single item makes a row.
+            Skip: It is not known which item a row came from.
         """
-        if len(self._items) != len(self.rows["train"]):
-            raise Skip("rows are packed, so that none can be put into a batch of its own")
-        return [self._items[i] for i in indices]
+        owners = [self._owners[i] for i in indices]
+        if None in owners:
+            raise Skip("the collator joins rows so that none can be put into a batch of its own")
+        return [self._items[owner] for owner in dict.fromkeys(owners) if owner is not None]
+
+    @cached_property
+    def new_tokens(self) -> list[int]:
+        """Ids of the tokenizer that the one in the model's own folder has not; none if there is no such folder."""
+        from transformers import AutoTokenizer
+
+        folder = base_model(self.trainer.model).config.name_or_path  # type: ignore[arg-type]
+        if not folder or not (Path(folder) / "tokenizer_config.json").is_file():
+            return []
+        try:
+            known = set(AutoTokenizer.from_pretrained(folder).get_vocab().values())
+        except (OSError, ValueError, TypeError, ImportError):  # what cannot be read tells nothing
+            return []
+        return sorted(set(self.tokenizer.hf.get_vocab().values()) - known)
 
 
 class TrainerTraining:
@@ -183,102 +211,325 @@ class TrainerTraining:
 
     def __init__(self, context: TrainerContext) -> None:
         self._context, self._trainer = context, context.trainer
+        self._failed = False
 
     @cached_property
     def plan(self) -> Plan:
         """What its arguments come to; the same arithmetic as ``Trainer.train`` does."""
-        from transformers import get_scheduler
-
         trainer, args = self._trainer, self._trainer.args
         sized = _length(trainer.train_dataset)
         batch = args.per_device_train_batch_size * max(1, args.n_gpu)
-        rows_per_step = batch * args.gradient_accumulation_steps * args.world_size
-        num_batches = None if sized is None else math.ceil(sized / (batch * args.world_size))
+        per_rank = math.floor if args.dataloader_drop_last else math.ceil
+        num_batches = None if sized is None else per_rank(sized / (batch * args.world_size))
         per_epoch = (
-            math.inf
-            if num_batches is None
-            else max(1, math.ceil(num_batches / args.gradient_accumulation_steps))
+            math.inf if num_batches is None else math.ceil(num_batches / args.gradient_accumulation_steps)
         )
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-        warmup = args.get_warmup_steps(steps)
-        optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
-        scheduler = get_scheduler(
-            args.lr_scheduler_type,
-            optimizer=optimizer,
-            num_warmup_steps=warmup,
-            num_training_steps=steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs or {},  # type: ignore[arg-type] # parsed by now
-        )
-        rates = []
-        for _ in range(steps):
-            rates.append(float(optimizer.param_groups[0]["lr"]))
-            optimizer.step()
-            scheduler.step()
-        metric = args.metric_for_best_model if args.load_best_model_at_end else None
-        keys = ("warmup_steps", "learning_rate", "eval_steps", "save_steps", "max_grad_norm")
-        names = {name: f"TrainingArguments.{name}" for name in keys}
+        if not per_epoch:
+            steps = 0  # not one whole batch: nothing is trained
+        scheduler = self._scheduler(max(1, steps))
+        own = trainer.lr_scheduler is not None
+        peak = max(float(g.get("initial_lr", g["lr"])) for g in scheduler.optimizer.param_groups)
+        chooses = args.load_best_model_at_end or getattr(args.save_strategy, "value", "") == "best"
         return Plan(
-            learning_rates=rates,
-            peak_learning_rate=args.learning_rate,
-            warmup_steps=warmup,
+            learning_rates=_rates(scheduler, steps),
+            peak_learning_rate=peak,
+            warmup_steps=args.get_warmup_steps(steps),
             steps_per_epoch=per_epoch,
-            rows_per_step=rows_per_step,
+            rows_per_step=batch * args.gradient_accumulation_steps * args.world_size,
             num_rows=sized,
             num_eval_rows=0 if trainer.eval_dataset is None else _length(trainer.eval_dataset),
             accumulation_steps=args.gradient_accumulation_steps,
             num_ranks=args.world_size,
             eval_steps=_due(args.eval_strategy, args.eval_steps, steps, per_epoch),
             save_steps=_due(args.save_strategy, args.save_steps, steps, per_epoch),
-            best_metric=metric,
+            best_metric=args.metric_for_best_model if chooses else None,
             best_direction="max" if args.greater_is_better else "min",
             max_gradient_norm=args.max_grad_norm or None,
-            keys=names
-            | {
-                "num_steps": "TrainingArguments.max_steps",
-                "num_epochs": "TrainingArguments.num_train_epochs",
-                "rows_per_step": "TrainingArguments.per_device_train_batch_size",
-                "accumulation_steps": "TrainingArguments.gradient_accumulation_steps",
-                "best_metric": "TrainingArguments.metric_for_best_model",
-                "best_direction": "TrainingArguments.greater_is_better",
-                "num_eval_rows": "trainer.eval_dataset",
-            },
+            schedule_steps=_end_of(scheduler, steps) if own else None,
+            ignored_epochs=_ignored_epochs(args, steps, per_epoch),
+            saves_optimizer=not args.save_only_model,
+            keys=_KEYS,
         )
 
-    def step(self, micro_batches: Sequence[Sequence[int]]) -> Step:
-        """As ``Trainer.train`` does it: count the items of all micro-batches, then one ``training_step`` for each."""
+    def _scheduler(self, steps: int) -> Any:
+        """The scheduler that was passed, or the one that will be made, over an optimizer of its own."""
+        from transformers import get_scheduler
+
+        trainer, args = self._trainer, self._trainer.args
+        rate = args.learning_rate
+        if trainer.optimizer is not None:
+            group = max(trainer.optimizer.param_groups, key=lambda g: float(g.get("initial_lr", g["lr"])))
+            rate = float(group.get("initial_lr", group["lr"]))
+        if trainer.lr_scheduler is not None:
+            return trainer.lr_scheduler
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+        return get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs or {},  # type: ignore[arg-type] # parsed by now
+        )
+
+    def step(self, micro_batches: Sequence[Sequence[int]], max_tokens: int | None = None) -> Step:
+        """As ``Trainer.train`` does it: count the items of all micro-batches, then one ``training_step`` for each.
+
+        Raises:
+            Skip: The model is spread over processes, or a step has failed before.
+            UserError: The step fails.
+        """
         trainer, model = self._trainer, self._trainer.model
         assert model is not None
-        batches = [self._context.collate(self._context.items(indices)) for indices in micro_batches]
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            raise Skip("the model will be spread over processes, so that no step can be made here")
+        if self._failed:
+            raise Skip("the training step fails, see the errors")
+        items = [[_cut(item, max_tokens) for item in self._context.items(i)] for i in micro_batches]
         model.zero_grad(set_to_none=True)
-        samples, num_items = trainer.get_batch_samples(iter(batches), len(batches), trainer.args.device)
-        trainer.current_gradient_accumulation_steps = len(samples)
-        loss = 0.0
-        for inputs in samples:
-            with trainer.accelerator.autocast():
-                loss += float(trainer.training_step(model, dict(inputs), num_items))
+        try:
+            with _as_in_training(trainer):
+                loss = self._loss([self._context.collate(batch) for batch in items])
+        except Exception as error:  # whatever a foreign step raises
+            self._failed = True
+            raise UserError(
+                f"a training step fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"{type(trainer).__name__}.training_step",
+                "it would fail in training too: see the message",
+            ) from error
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         gradients = {name: None if p.grad is None else p.grad.detach() for name, p in trained.items()}
         model.zero_grad(set_to_none=True)
         return Step(loss, gradients)
 
+    def _loss(self, batches: list[Any]) -> float:
+        """The loss of a step, whose gradients are left in the parameters."""
+        trainer = self._trainer
+        samples, num_items = trainer.get_batch_samples(iter(batches), len(batches), trainer.args.device)
+        trainer.current_gradient_accumulation_steps = len(samples)
+        loss = 0.0
+        for inputs in samples:
+            with trainer.accelerator.autocast():
+                try:
+                    loss += float(trainer.training_step(trainer.model, dict(inputs), num_items))  # type: ignore[arg-type]
+                except RuntimeError as error:
+                    if "does not require grad" not in str(error):
+                        raise
+                    loss = math.nan  # nothing that is trained is reached, which check gradients says
+        return loss
+
     def optimizer(self) -> torch.optim.Optimizer:
-        """A new one, as ``create_optimizer`` makes it."""
-        before = self._trainer.optimizer
-        self._trainer.optimizer = None
+        """A new one: grouped and set as the one that was passed, or as ``create_optimizer`` makes it.
+
+        Raises:
+            Skip: It hooks itself into the parameters, or cannot be made a second time.
+        """
+        trainer = self._trainer
+        passed: Any = trainer.optimizer
+        if passed is not None:
+            passed = getattr(passed, "optimizer", passed)  # without accelerate's wrapper
+            groups = [dict(group) | {"params": list(group["params"])} for group in passed.param_groups]
+            options = inspect.signature(type(passed)).parameters
+            try:
+                made: torch.optim.Optimizer = type(passed)(
+                    groups, **{name: value for name, value in passed.defaults.items() if name in options}
+                )
+            except TypeError as error:
+                raise Skip(f"a second {type(passed).__name__} cannot be made: {error}") from error
+            return made
+        if any(kind in str(trainer.args.optim).lower() for kind in ("lomo", "layerwise")):
+            raise Skip(f"{trainer.args.optim} hooks itself into the parameters")
         try:
-            return self._trainer.create_optimizer()
+            return trainer.create_optimizer()
         finally:
-            self._trainer.optimizer = before
+            trainer.optimizer = None
 
     def save(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
         """The model as ``save_model`` writes it, and the optimizer's state as a checkpoint has it."""
         self._trainer.save_model(str(folder), _internal_call=True)
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        if not self._trainer.args.save_only_model:
+            torch.save(optimizer.state_dict(), folder / "optimizer.pt")
 
     def restore(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        """As ``resume_from_checkpoint`` does."""
+        """As ``resume_from_checkpoint`` does, which goes on without the optimizer's state if none was saved."""
         self._trainer._load_from_checkpoint(str(folder))
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        if (folder / "optimizer.pt").is_file():
+            optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+
+
+_KEYS = {
+    name: f"TrainingArguments.{name}"
+    for name in (
+        "warmup_steps",
+        "learning_rate",
+        "max_steps",
+        "eval_steps",
+        "save_steps",
+        "max_grad_norm",
+        "weight_decay",
+        "save_only_model",
+        "gradient_accumulation_steps",
+    )
+} | {
+    "num_steps": "TrainingArguments.max_steps",
+    "num_epochs": "TrainingArguments.num_train_epochs",
+    "rows_per_step": "TrainingArguments.per_device_train_batch_size",
+    "num_rows": "trainer.train_dataset",
+    "accumulation_steps": "TrainingArguments.gradient_accumulation_steps",
+    "max_gradient_norm": "TrainingArguments.max_grad_norm",
+    "best_metric": "TrainingArguments.metric_for_best_model",
+    "best_direction": "TrainingArguments.greater_is_better",
+    "num_eval_rows": "trainer.eval_dataset",
+    "optimizer": "Trainer(optimizers=...)",
+    "schedule": "Trainer(optimizers=...)",
+}
+
+
+@contextmanager
+def _as_in_training(trainer: Trainer) -> Iterator[None]:
+    """What ``Trainer.train`` sets up before its first step, on one rank and with gradients as they are, and is put back."""
+    args, model = trainer.args, trainer.model
+    scaler, across = trainer.accelerator.scaler, args.average_tokens_across_devices
+    trainer.accelerator.scaler = None  # gradients come unscaled
+    if args.world_size > 1:
+        # Ranks would wait for each other; what they add is arithmetic (see check accumulation).
+        args.average_tokens_across_devices = False
+    with modules_as_before(model):  # type: ignore[arg-type]
+        if args.activation_checkpointing and hasattr(model, "activation_checkpointing_enable"):
+            settings: dict[str, Any] = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type] # parsed by now
+            every, offload = settings.pop("every_n_layers", 1), settings.pop("offload", False)
+            model.activation_checkpointing_enable(  # type: ignore[operator, union-attr]
+                activation_checkpointing_kwargs=settings or None, every_n_layers=every, offload=offload
+            )
+        try:
+            yield
+        finally:
+            trainer.accelerator.scaler = scaler
+            args.average_tokens_across_devices = across
+
+
+@contextmanager
+def modules_as_before(model: torch.nn.Module) -> Iterator[None]:
+    """A block after which every module has its former attributes and hooks; parameters' values are left as they are."""
+    before = {module: dict(vars(module)) for module in model.modules()}
+    # What others change in place: hooks, submodules, lists of merged adapters.
+    held = {
+        module: {n: v.copy() for n, v in own.items() if isinstance(v, dict | list | set)}
+        for module, own in before.items()
+    }
+    configs = {id(m.config): (m.config, dict(vars(m.config))) for m in before if _has_config(m)}
+    try:
+        yield
+    finally:
+        for module, own in before.items():
+            vars(module).clear()
+            vars(module).update(own)
+            for name, content in held[module].items():
+                _restore(own[name], content)
+        for config, values in configs.values():
+            vars(config).clear()
+            vars(config).update(values)
+
+
+def _has_config(module: torch.nn.Module) -> bool:
+    return hasattr(vars(module).get("config"), "to_dict")
+
+
+def _cut(item: Any, max_tokens: int | None) -> Any:
+    """A copy of an item without its padding, whose columns of one value a token are cut to their ``window``."""
+    (item,) = _copies([item])
+    if max_tokens is None or not isinstance(item, dict) or "input_ids" not in item:
+        return item
+    length = len(item["input_ids"])
+    mask = np.asarray(item.get("attention_mask", np.ones(length)))
+    real = np.flatnonzero(mask) if len(mask) == length else np.arange(length)
+    if not len(real) or len(real) == length <= max_tokens:
+        return item
+    labels = np.asarray(item.get("labels", -100))
+    trained = (
+        np.flatnonzero(labels[real[0] :][1:] != IGNORED) if labels.shape == (length,) else np.empty(0, int)
+    )
+    first = 0 if "seq_lengths" in item or not len(trained) else int(trained[0]) + 1
+    part = window(len(real), first, max_tokens)
+    start, stop = int(real[0]) + part.start, min(int(real[0]) + part.stop, int(real[-1]) + 1)
+    for name, value in item.items():
+        if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value) == length:
+            item[name] = value[start:stop]
+    if "seq_lengths" in item:  # of the rows in a pack
+        ends = np.minimum(np.cumsum(item["seq_lengths"]), stop)
+        lengths = np.diff(ends, prepend=0)
+        item["seq_lengths"] = lengths[lengths > 0].tolist()
+    return item
+
+
+def _copies(items: Sequence[Any]) -> list[Any]:
+    """Items that a collator may take things out of, as some do."""
+    return [dict(item) if isinstance(item, Mapping) else copy.copy(item) for item in items]
+
+
+def _owners(rows: Sequence[Row], items: Sequence[Any]) -> list[int | None]:
+    """The item that each row of a batch which the collator joined came from; None where lengths do not tell."""
+    if len(rows) == len(items):
+        return list(range(len(items)))
+    lengths = [
+        len(item["input_ids"]) if isinstance(item, Mapping) and "input_ids" in item else 0 for item in items
+    ]
+    sizes = [len(row.input_ids) for row in rows]
+    if sum(lengths) != sum(sizes):
+        return [None] * len(rows)
+    starts = np.cumsum([0, *sizes[:-1]])
+    return [int(place) for place in np.searchsorted(np.cumsum(lengths), starts, side="right")]
+
+
+def _rates(scheduler: Any, steps: int) -> list[float]:
+    """The learning rate of each step, without touching the scheduler."""
+    if isinstance(scheduler, LambdaLR):
+        place = max(range(len(scheduler.base_lrs)), key=lambda i: float(scheduler.base_lrs[i]))
+        base, share = float(scheduler.base_lrs[place]), scheduler.lr_lambdas[place]
+        return [base * share(step) for step in range(scheduler.last_epoch, scheduler.last_epoch + steps)]
+    mine = _twin(scheduler)
+    rates = []
+    for _ in range(steps):
+        rates.append(max(float(group["lr"]) for group in mine.optimizer.param_groups))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the optimizer made no step before
+                mine.step()
+        except (TypeError, ValueError):  # it goes by a metric, or has come to its end
+            return rates + [rates[-1]] * (steps - len(rates))
+    return rates
+
+
+def _twin(scheduler: Any) -> Any:
+    """A scheduler of the same state over parameters of its own."""
+    groups = [
+        {k: copy.copy(v) for k, v in group.items() if k != "params"} | {"params": [torch.zeros(1)]}
+        for group in scheduler.optimizer.param_groups
+    ]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    optimizer.param_groups[:] = groups
+    twin = copy.copy(scheduler)
+    vars(twin).update({k: copy.copy(v) for k, v in vars(twin).items() if isinstance(v, list | dict)})
+    twin.optimizer = optimizer
+    if hasattr(twin, "_schedulers"):  # one after another, over the same optimizer
+        twin._schedulers = [_twin(inner) for inner in twin._schedulers]
+        for inner in twin._schedulers:
+            inner.optimizer = optimizer
+    return twin
+
+
+def _end_of(scheduler: Any, steps: int) -> int | None:
+    """Steps after which a schedule is at 1% of its peak, looked for in ten times the run; None if not beyond the run."""
+    rates = _rates(scheduler, 10 * steps)
+    low = [step for step, rate in enumerate(rates) if step >= steps and rate <= 0.01 * max(rates)]
+    return low[0] if low and rates[steps - 1] > 0.01 * max(rates) else None
+
+
+def _ignored_epochs(args: Any, steps: int, per_epoch: float) -> float | None:
+    default = type(args).__dataclass_fields__["num_train_epochs"].default
+    if args.max_steps <= 0 or args.num_train_epochs == default or not math.isfinite(per_epoch):
+        return None
+    return float(args.num_train_epochs) if abs(args.num_train_epochs * per_epoch - steps) > 1 else None
 
 
 @contextmanager
@@ -291,23 +542,27 @@ def untouched(trainer: Trainer) -> Iterator[None]:
     assert model is not None
     attributes = dict(vars(trainer))
     contents = {name: _content(value) for name, value in attributes.items() if not name.endswith("dataset")}
+    others = [
+        (thing, dict(vars(thing))) for thing in (trainer.args, trainer.accelerator, trainer.callback_handler)
+    ]
     lists = {name: list(v) for name, v in vars(trainer.accelerator).items() if isinstance(v, list)}
-    modes = {module: module.training for module in model.modules()}
-    gradients = {p: p.grad for p in model.parameters()}
+    gradients = {p: (p.grad, p.requires_grad) for p in model.parameters()}
     try:
-        with same_draws():
+        with same_draws(), modules_as_before(model):
             yield
     finally:
         vars(trainer).clear()
         vars(trainer).update(attributes)
         for name, content in contents.items():
             _restore(attributes[name], content)
+        for thing, values in others:
+            vars(thing).clear()
+            vars(thing).update(values)
         for name, value in lists.items():
             vars(trainer.accelerator)[name][:] = value
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, gradient in gradients.items():
+        for parameter, (gradient, trained) in gradients.items():
             parameter.grad = gradient
+            parameter.requires_grad_(trained)
 
 
 def _content(value: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -14,7 +16,7 @@ from luthier import recipe as recipes
 from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.models.forward import head_is_plain
-from luthier.plan import Plan, Step, due
+from luthier.plan import Plan, Step, due, window
 from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.rows import Rows
@@ -88,14 +90,14 @@ class Rehearsal:
         loop.plain_head = not head_is_plain(model, first_batch)
         return loop
 
-    def step(self, micro_batches: Sequence[Sequence[int]]) -> Step:
+    def step(self, micro_batches: Sequence[Sequence[int]], max_tokens: int | None = None) -> Step:
         """As ``loop._step`` does it, up to the gradients."""
         model = self._loop.model
         rows: list[Row] = []
         groups: list[list[int]] = []
         for indices in micro_batches:
             groups.append(list(range(len(rows), len(rows) + len(indices))))
-            rows += [self._train.row(i) for i in indices]
+            rows += [_cut(self._train.row(i), max_tokens) for i in indices]
         model.train()
         model.zero_grad(set_to_none=True)
         loss = accumulate_gradients(self._loop, rows, groups)
@@ -116,3 +118,16 @@ class Rehearsal:
     def restore(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
         """From that checkpoint."""
         checkpoint.load(RunFolder(folder).checkpoints / "step-0", self._loop.model, optimizer)
+
+
+def _cut(row: Row, max_tokens: int | None) -> Row:
+    if max_tokens is None:
+        return row
+    trained = np.flatnonzero(np.asarray(row.loss_weights)[1:])
+    part = window(len(row.input_ids), int(trained[0]) + 1 if len(trained) else 0, max_tokens)
+    return replace(
+        row,
+        input_ids=row.input_ids[part],
+        loss_weights=row.loss_weights[part],
+        span_ids=row.span_ids[part],
+    )

@@ -13,7 +13,9 @@ from luthier.models.forward import token_scores
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),  # torch.compile looks there
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor:UserWarning"
+    ),  # torch.compile looks there
 ]
 LAYERS = {"llama": 14, "qwen3": 14, "mistral": 14, "gpt2": 0}
 

@@ -17,6 +17,7 @@ from transformers import Cache, PreTrainedModel
 
 from luthier.encoding.batches import Batch
 from luthier.models import packed
+from luthier.models.head import head_loss, is_linear
 from luthier.models.packed import Pack
 
 
@@ -56,25 +57,34 @@ def token_scores(
         cache: An empty one, to be filled with the batch's keys and values.
     """
     targets_BS = batch.loss_weights_BT[:, 1:] != 0
+    labels_N = batch.input_ids_BT[:, 1:][targets_BS]
     base = base_model(model)
-    if plain:
-        logits_NV = model(**_inputs(base, batch, cache)).logits[:, :-1][targets_BS]
+    head = base.get_output_embeddings()
+    if plain or not is_linear(head):
+        if plain:
+            logits_NV = model(**_inputs(base, batch, cache)).logits[:, :-1][targets_BS].float()
+        else:
+            logits_NV = head(_hidden(base, batch, cache)[targets_BS]).float()
+        best_N = logits_NV.detach().argmax(dim=-1)
+        nll_N = functional.cross_entropy(logits_NV, labels_N, reduction="none")
     else:
-        hidden_BTD = base.base_model(**_inputs(base.base_model, batch, cache)).last_hidden_state
-        logits_NV = base.get_output_embeddings()(hidden_BTD[:, :-1][targets_BS])
+        nll_N, best_N = head_loss(_hidden(base, batch, cache)[targets_BS], head, labels_N)
     rows_N = targets_BS.nonzero()[:, 0]
     if batch.row_lengths:
         rows_N = Pack(batch.row_lengths, targets_BS.device).rows_N[1:][targets_BS[0]]
-    logits_NV = logits_NV.float()
-    labels_N = batch.input_ids_BT[:, 1:][targets_BS]
-    best_N = logits_NV.detach().argmax(dim=-1)
     return TokenScores(
-        nll_N=functional.cross_entropy(logits_NV, labels_N, reduction="none"),
+        nll_N=nll_N,
         weights_N=batch.loss_weights_BT[:, 1:][targets_BS],
         rows_N=rows_N,
         best_N=best_N,
         correct_N=best_N == labels_N,
     )
+
+
+def _hidden(base: PreTrainedModel, batch: Batch, cache: Cache | None) -> Tensor:
+    """Last hidden states of all tokens but the last, each of which predicts the next token, shape (B, T - 1, D)."""
+    hidden_BTD: Tensor = base.base_model(**_inputs(base.base_model, batch, cache)).last_hidden_state
+    return hidden_BTD[:, :-1]
 
 
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -15,7 +15,7 @@ def test_loss_and_gradients_are_torch_s(most_logits, trained, monkeypatch):
     torch.manual_seed(0)
     hidden, labels, g = torch.randn(23, 16, requires_grad=True), torch.randint(0, 100, (23,)), torch.rand(23)
     layer = nn.Linear(16, 100, bias=False).requires_grad_(trained)
-    nll, best = head.head_loss(hidden, layer, labels)
+    nll, best = head.head_loss(hidden, layer, labels, torch.float32)
     (nll * g).sum().backward()
     ours = hidden.grad.clone(), layer.weight.grad
     hidden.grad = layer.weight.grad = None
@@ -33,7 +33,7 @@ def test_loss_and_gradients_are_torch_s(most_logits, trained, monkeypatch):
 def test_without_gradients_nothing_is_kept():
     layer = nn.Linear(16, 100, bias=False)
     with torch.no_grad():
-        nll, _ = head.head_loss(torch.randn(4, 16), layer, torch.tensor([1, 2, 3, 4]))
+        nll, _ = head.head_loss(torch.randn(4, 16), layer, torch.tensor([1, 2, 3, 4]), torch.float32)
     assert nll.grad_fn is None
 
 

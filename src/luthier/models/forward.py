@@ -68,7 +68,8 @@ def token_scores(
         best_N = logits_NV.detach().argmax(dim=-1)
         nll_N = functional.cross_entropy(logits_NV, labels_N, reduction="none")
     else:
-        nll_N, best_N = head_loss(_hidden(base, batch, cache)[targets_BS], head, labels_N)
+        dtype = getattr(base, "product_dtype", head.weight.dtype)
+        nll_N, best_N = head_loss(_hidden(base, batch, cache)[targets_BS], head, labels_N, dtype)
     rows_N = targets_BS.nonzero()[:, 0]
     if batch.row_lengths:
         rows_N = Pack(batch.row_lengths, targets_BS.device).rows_N[1:][targets_BS[0]]

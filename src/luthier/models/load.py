@@ -490,7 +490,7 @@ def _freeze(model: PreTrainedModel | PeftModel, settings: Model) -> None:
 def _compute_in_bf16(model: PreTrainedModel | PeftModel) -> None:
     """Puts the forward passes of the model, its decoder and its head under autocast, whoever calls them."""
     base = base_model(model)
-    base.product_dtype = torch.bfloat16
+    base.product_dtype = torch.bfloat16  # type: ignore[assignment] # typed as a tensor or layer
     for module in (base, base.base_model, base.get_output_embeddings()):
         if isinstance(module, nn.Module):
             # Bound to the module, so that a copy of it calls itself and not the original.

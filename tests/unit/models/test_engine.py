@@ -1,0 +1,63 @@
+"""The fast way is taken where a try proves it, and left with a reason where it does not."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tests.fixtures import tiny_trainer
+from tests.fixtures.tiny_model import random_rows
+
+from luthier.models import engine, fused, packed
+from luthier.models.forward import base_model, token_scores
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+ROWS = random_rows(4)
+
+
+def adapted(family="llama"):
+    base = tiny_trainer.model(family)
+    targets = ["in_proj"] if family == "mamba" else "all-linear"
+    return get_peft_model(base, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+
+
+def test_the_fast_way_gives_the_model_s_own_losses():
+    model = adapted().train()
+    own = engine.start(model, ROWS, packing=False, fusing=False, compiling=False)
+    assert own == engine.Engine(False, "switched off", False, 0, 0)
+    expected = token_scores(model, own.batch(ROWS)).nll_N
+    fast = engine.start(model, ROWS, packing=True, fusing=True, compiling=False)
+    assert fast.packed and fast.why_not_packed is None and fast.fused_adapters == 14 and not fast.plain_head
+    assert fast.batch(ROWS).row_lengths == tuple(len(row.input_ids) for row in ROWS)
+    assert torch.allclose(token_scores(model, fast.batch(ROWS)).nll_N, expected, atol=1e-5)
+    assert model.training and base_model(model).config._attn_implementation == packed.NAME
+
+
+def test_a_model_with_a_state_keeps_its_padding_and_says_why():
+    found = engine.start(adapted("mamba"), ROWS, packing=True, fusing=True, compiling=False)
+    assert not found.packed and "keeps a state" in found.why_not_packed
+    assert not found.batch(ROWS).row_lengths
+
+
+def test_attention_that_was_asked_for_is_kept():
+    model = adapted()
+    base_model(model).set_attn_implementation("eager")
+    found = engine.start(model, ROWS, packing=True, fusing=False, compiling=False)
+    assert not found.packed and found.why_not_packed == "model.attention is eager"
+
+
+def test_packs_that_leak_are_found_out(monkeypatch):
+    model = adapted()
+    monkeypatch.setattr(packed, "_mask", lambda length, window, like: torch.zeros(length, length))
+    found = engine.start(model, ROWS, packing=True, fusing=False, compiling=False)
+    assert not found.packed and "nats from the model's own" in found.why_not_packed
+    assert base_model(model).config._attn_implementation == "sdpa"
+
+
+def test_a_product_that_is_wrong_is_taken_back(monkeypatch, caplog):
+    model = adapted()
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(0, 0.1)
+    whole = fused._LoraProduct.apply
+    monkeypatch.setattr(fused._LoraProduct, "apply", lambda *a: whole(*a) * 1.5)
+    found = engine.start(model, ROWS, packing=False, fusing=True, compiling=False)
+    assert found.fused_adapters == 0 and "adapters are not fused" in caplog.text

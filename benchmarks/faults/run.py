@@ -1,0 +1,231 @@
+"""Luthier's ``audit`` beside the peers, on planted faults and on healthy set-ups, judged by what each really says.
+
+    python benchmarks/faults/run.py                       # all that is not done yet; writes results.json beside this file
+    python benchmarks/faults/run.py --only luthier        # one tool anew
+    python benchmarks/faults/run.py --only trl/no_eos     # one pair anew; or all tools: --only /no_eos
+
+Every tool has an environment of its own below build/faults, made from PyPI with the versions below; Luthier runs in the
+environment that runs this script. What each tool printed is kept there too, compressed. About an hour and 9 GB at first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parents[1] / "build" / "faults"
+LIBRARIES = ("accelerate==1.15.0", "datasets==5.2.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0")
+PACKAGES = {
+    "transformers": LIBRARIES,
+    "trl": ("trl==1.16.0", *LIBRARIES),
+    "llamafactory": ("llamafactory==0.9.5", "torch==2.13.0"),  # has narrower ranges of its own for the rest
+    "torch-audit": ("torch-audit==0.3.0", *LIBRARIES),
+    "training-doctor": ("training-doctor==0.1.0", *LIBRARIES),
+    "preflight-ml": ("preflight-ml==0.1.1", *LIBRARIES),
+    "luthier": (),
+}
+TRAINERS = ("transformers", "trl", "llamafactory")
+# What a tool is given; a fault that shows in none of it is not applicable rather than missed.
+SEES = {
+    "torch-audit": ({"rows", "model", "optimizer"}, "sees batches, model and optimizer only"),
+    "training-doctor": ({"metrics"}, "sees logged numbers only"),
+    "preflight-ml": ({"rows", "eval rows", "model"}, "sees batches and model only"),
+}
+# Warnings that claim nothing about the training they are given with.
+NEUTRAL = (
+    r"deprecat|FutureWarning|will be removed",  # about a library's own code
+    r"pin_memory|no accelerator|CUDA|use_cpu",  # about this machine
+    r"LOAD REPORT",  # that a classification head is new, which it is
+    r"`template` was not specified",  # how LLaMA-Factory found the template
+    r"requires torchvision",  # left out of that environment, see below
+)
+VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--only", default="", help="TOOL, TOOL/CASE or /CASE: run these anew and nothing else"
+    )
+    parser.add_argument("--judge", action="store_true", help="run nothing; judge what was said before")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"DO_NOT_TRACK": "1", "COLUMNS": "200"}  # wide enough for the tables that linters print
+    sys.path.insert(0, str(HERE))
+    import base
+
+    base.make(BUILD / "base")
+    import cases
+
+    only_tool, _, only_case = options.only.partition("/")
+    for tool in PACKAGES:
+        (BUILD / "said" / tool).mkdir(parents=True, exist_ok=True)
+        wanted = [
+            case.name
+            for case in cases.CASES.values()
+            if only_case in ("", case.name)
+            and tool not in case.na
+            and (options.only or not (BUILD / "said" / tool / f"{case.name}.json").is_file())
+        ]
+        if wanted and not options.judge and only_tool in ("", tool):
+            run(tool, environment(tool), wanted)
+    results = judge(cases)
+    (HERE / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(results["figures"], indent=1))
+
+
+def environment(tool: str) -> Path:
+    """The Python of the tool's environment, which is made if it is not there."""
+    if not PACKAGES[tool]:
+        return Path(sys.executable)
+    folder = BUILD / f"env-{tool}"
+    done = folder / "installed.json"
+    if not done.is_file() or json.loads(done.read_text()) != list(PACKAGES[tool]):
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [folder / "bin" / "pip", "--disable-pip-version-check", "-q"]
+        subprocess.run([*pip, "install", "--no-compile", *PACKAGES[tool]], check=True)
+        if tool == "llamafactory":
+            # PyPI has both for CUDA only, and they fail to load beside a torch for the CPU. Text needs neither.
+            subprocess.run([*pip, "uninstall", "-y", "torchvision"], check=True)
+            for native in folder.glob("lib/python*/site-packages/torchaudio/lib"):
+                shutil.rmtree(native)
+        done.write_text(json.dumps(list(PACKAGES[tool])))
+    return folder / "bin" / "python"
+
+
+def run(tool: str, python: Path, names: list[str]) -> None:
+    """Gives cases to a tool, in its environment."""
+    folder, start = BUILD / "said" / tool, time.monotonic()
+    print(f"{tool}: {len(names)} set-ups", flush=True)
+    for name in names:
+        (folder / f"{name}.json").unlink(missing_ok=True)
+    module = f"tools.{tool.replace('-', '_')}"
+    subprocess.run([python, "-m", module, folder, *names], cwd=HERE, check=True)
+    for name in names:
+        log = folder / f"{name}.log"
+        if not (folder / f"{name}.json").is_file():  # it was killed, by its time limit for one
+            text = {"findings": [], "crash": "killed", "seconds": 0.0}
+            (folder / f"{name}.json").write_text(json.dumps(text))
+        with gzip.open(f"{log}.gz", "wb") as file:
+            file.write(log.read_bytes())
+        log.unlink()
+    print(f"{tool}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def judge(cases: Any) -> dict[str, Any]:
+    """The content of ``results.json`` from all that was said."""
+    verdicts: dict[str, dict[str, dict[str, str]]] = {}
+    figures: dict[str, float] = {"faults": len(cases.FAULTS), "healthy_set_ups": len(cases.HEALTHY)}
+    for tool in PACKAGES:
+        seconds = 0.0
+        for case in cases.CASES.values():
+            path = BUILD / "said" / tool / f"{case.name}.json"
+            if tool in case.na:
+                verdict = {"verdict": "n/a", "evidence": case.na[tool]}
+            elif not path.is_file():
+                verdict = {"verdict": "not run", "evidence": ""}
+            else:
+                said = json.loads(path.read_text())
+                seconds += said["seconds"]
+                verdict = (of_fault if case.catalogue or case.about else of_healthy)(tool, case, said)
+            verdicts.setdefault(case.name, {})[tool] = verdict
+        given = [verdicts[name][tool]["verdict"] for name in cases.FAULTS]
+        calm = [verdicts[name][tool]["verdict"] for name in cases.HEALTHY]
+        figures |= {
+            f"{tool}/faults_given": sum(verdict != "n/a" for verdict in given),
+            f"{tool}/faults_reported": sum(verdict in ("stops", "warns") for verdict in given),
+            f"{tool}/faults_stopped": given.count("stops"),
+            f"{tool}/faults_silent": given.count("silent") + given.count("mentions"),
+            f"{tool}/healthy_given": sum(verdict != "n/a" for verdict in calm),
+            f"{tool}/healthy_alarms": calm.count("cries wolf"),
+            f"{tool}/seconds": round(seconds),
+        }
+    return {
+        "figures": figures,
+        "command": "python benchmarks/faults/run.py",
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+        "notes": (
+            f"{os.cpu_count()} cores, {platform.machine()}, one thread. Verdicts are made from each tool's own output by the words that a "
+            "message about the fault must have (`about` in cases.py); the message is beside each verdict. stops: an error that concerns "
+            "the fault, or a failing exit code for a linter; warns: a warning that does; mentions: a note of lower severity that does, not "
+            "counted as reported; silent: none; cries wolf: a warning or error on a healthy set-up; n/a: cannot be expressed, cannot "
+            "occur, or shows in nothing that the tool is given."
+        ),
+        "verdicts": verdicts,
+    }
+
+
+def of_fault(tool: str, case: Any, said: dict[str, Any]) -> dict[str, str]:
+    """Whether what was said concerns the fault, and how strongly."""
+    findings = list(said["findings"])
+    if said["crash"]:
+        if tool in SEES:  # the Trainer that carries it
+            return {"verdict": "n/a", "evidence": f"the Trainer itself fails: {line(said['crash'])}"}
+        findings.append({"severity": "error", "text": said["crash"]})
+    for severity, verdict in (("error", "stops"), ("warning", "warns"), ("note", "mentions")):
+        for found in findings:
+            if found["severity"] == severity and (match := re.search(case.about, found["text"], re.I)):
+                return {"verdict": verdict, "evidence": line(found["text"], match.start())}
+    if tool in TRAINERS and any(found["severity"] == "error" for found in findings):
+        last = next(found for found in reversed(findings) if found["severity"] == "error")
+        return {"verdict": "fails otherwise", "evidence": line(last["text"])}
+    sees, reason = SEES.get(tool, (case.shows, ""))
+    if not sees & case.shows:
+        return {"verdict": "n/a", "evidence": reason}
+    return {"verdict": "silent", "evidence": ""}
+
+
+def of_healthy(tool: str, case: Any, said: dict[str, Any]) -> dict[str, str]:
+    """Whether something was said against a healthy set-up."""
+    findings = list(said["findings"])
+    if said["crash"]:
+        findings.append({"severity": "error", "text": said["crash"]})
+    alarms = [
+        found["text"]
+        for found in findings
+        if found["severity"] in ("error", "warning")
+        and not any(re.search(pattern, found["text"], re.I) for pattern in NEUTRAL)
+    ]
+    if alarms:
+        more = f" (and {len(alarms) - 1} more)" if len(alarms) > 1 else ""
+        return {"verdict": "cries wolf", "evidence": line(alarms[0]) + more}
+    return {"verdict": "calm", "evidence": ""}
+
+
+def line(text: str, position: int = 0) -> str:
+    """A message on one line, around a position."""
+    start = max(0, position - 140)
+    cut = " ".join(text[start : start + 280].split())
+    return ("…" if start else "") + cut + ("…" if len(text) > start + 280 else "")
+
+
+def versions() -> dict[str, str]:
+    """Python's, and those of the packages in each environment."""
+    found = {"python": platform.python_version()}
+    code = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:] if any(d.name == n for d in m.distributions())}))"
+    for tool in PACKAGES:
+        python = sys.executable if not PACKAGES[tool] else BUILD / f"env-{tool}" / "bin" / "python"
+        if not Path(python).is_file():
+            continue
+        names = dict.fromkeys([tool, *VERSIONS])
+        text = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True).stdout
+        found |= {f"{tool}: {name}": version for name, version in json.loads(text).items()}
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""``luthier.audit`` of the ``Trainer``, before it trains."""
+
+import cases
+
+import luthier
+from tools.common import each
+
+
+def look(setup: cases.SetUp) -> list[dict[str, str]]:
+    report = luthier.audit(cases.trainer(setup))
+    print(report)
+    return [
+        {"severity": found.severity, "text": f"{found.check}: {found.what} ({found.where}; fix: {found.fix})"}
+        for found in report.findings
+    ]
+
+
+if __name__ == "__main__":
+    each(look)

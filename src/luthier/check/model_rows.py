@@ -6,6 +6,7 @@ the model gives labels).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,15 +100,10 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
         with forward(context):
             scores = token_scores(context.model, batch, plain=plain)
         return scores.nll_N, scores.rows_N
-    # Where nothing is known to be padding, transformers takes one row at a time (see pooled-position).
-    config = base_model(context.model).config.get_text_config()
-    groups = [rows] if getattr(config, "pad_token_id", None) is not None else [[row] for row in rows]
-    parts = []
-    for group in groups:
-        batch = batch_of(context, group, side)
-        parts.append(logits(context, input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT))
-    logits_BC = torch.cat(parts)
+    logits_BC = class_logits(context, rows, side)
     labels = torch.tensor([row.meta["label"] for row in rows], device=logits_BC.device)
+    if labels.ndim == 1 and logits_BC.shape[-1] > 1 and not _are_classes(labels, logits_BC.shape[-1]):
+        raise Skip(f"labels are not all among the model's {logits_BC.shape[-1]} classes")
     if logits_BC.shape[-1] == 1:  # regression
         found = functional.mse_loss(logits_BC[:, 0], labels.float().reshape(-1), reduction="none")
     elif labels.ndim > 1:  # several labels a row
@@ -117,6 +113,22 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
     else:
         found = functional.cross_entropy(logits_BC, labels.long(), reduction="none")
     return found, torch.arange(len(rows), device=found.device)
+
+
+def class_logits(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> Tensor:
+    """What a classifier says of some rows, as one batch where it takes one: fp32, shape (B, V)."""
+    # Where no token is known to be padding, transformers takes one row at a time (see pooled-position).
+    config = base_model(context.model).config.get_text_config()
+    groups = [rows] if getattr(config, "pad_token_id", None) is not None else [[row] for row in rows]
+    parts = []
+    for group in groups:
+        batch = batch_of(context, group, side)
+        parts.append(logits(context, input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT))
+    return torch.cat(parts)
+
+
+def _are_classes(labels: Tensor, num_classes: int) -> bool:
+    return bool(((labels >= 0) & (labels < num_classes) & (labels == labels.long())).all())
 
 
 def logits(context: CheckContext, **inputs: Any) -> Tensor:
@@ -172,6 +184,11 @@ def distance(first: Tensor, second: Tensor) -> float:
     return float((first - second).square().mean().sqrt() / spread.clamp(min=1e-6))
 
 
+def figure(value: float) -> float | str:
+    """A measured value with three digits for a finding, which JSON can hold: as text if it is not finite."""
+    return float(f"{value:.3g}") if math.isfinite(value) else str(value)
+
+
 def most_distance(context: CheckContext) -> float:
     """What ``distance`` may be between two ways to compute the same."""
     reduced = torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
@@ -195,28 +212,37 @@ def as_collated(context: TrainerContext, indices: Sequence[int], max_tokens: int
     Args:
         context: Of a trainer.
         indices: Into its training rows.
-        max_tokens: Items that are longer are cut to their beginning first.
+        max_tokens: Items are cut to at most so many tokens: the first one least and the last one to half of that, so
+            that there is something to pad.
+
+    Returns:
+        What goes into the model's forward.
 
     Raises:
         Skip: Rows are packed, or the collator draws at random what it gives.
     """
-    items = [_cut_item(item, max_tokens) for item in context.items(indices)]
+    items = context.items(indices)
+    shares = [1 - place / (2 * max(1, len(items) - 1)) for place in range(len(items))]
+    items = [_cut_item(item, max_tokens, share) for item, share in zip(items, shares, strict=True)]
     with same_draws():
         batch, again = context.collate(list(items)), context.collate(list(items))
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    if len(tensors["input_ids"]) != len(items):
+        raise Skip("rows are packed, so that none can be put into a batch of its own")
     if any(not torch.equal(value, again[name]) for name, value in tensors.items()):
         raise Skip("the collator gives something else each time")
     device = base_model(context.model).device
     return {name: value.to(device) for name, value in tensors.items() if not name.startswith("label")}
 
 
-def _cut_item(item: Any, max_tokens: int) -> Any:
+def _cut_item(item: Any, max_tokens: int, share: float) -> Any:
     """An item of a data set whose columns of one value a token are cut; it as it is if it is none of tokens."""
     if not isinstance(item, Mapping) or "input_ids" not in item:
         return item
     length = len(item["input_ids"])
+    kept = max(2, int(min(length, max_tokens) * share))
     return {
-        name: value[:max_tokens]
+        name: value[:kept]
         if hasattr(value, "__len__") and not isinstance(value, str) and len(value) == length
         else value
         for name, value in item.items()
@@ -283,3 +309,21 @@ def same_draws() -> Iterator[None]:
 def _set_modes(modes: dict[torch.nn.Module, bool]) -> None:
     for module, mode in modes.items():
         module.training = mode
+
+
+@contextmanager
+def attending(model: PreTrainedModel | PeftModel, implementation: str) -> Iterator[None]:
+    """Room for forward passes with another attention implementation; each module has its former one afterwards.
+
+    For models whose layers ask their config at each call (``_can_set_attn_implementation``).
+    """
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    parts = [c for c in configs.values() if hasattr(c, "_attn_implementation_internal")]
+    before = [c._attn_implementation_internal for c in parts]
+    for config in parts:
+        config._attn_implementation_internal = implementation
+    try:
+        yield
+    finally:
+        for config, former in zip(parts, before, strict=True):
+            config._attn_implementation_internal = former

@@ -191,6 +191,11 @@ class TrainerContext(CheckContext):
             raise Skip("the collator joins rows so that none can be put into a batch of its own")
         return [self._items[owner] for owner in dict.fromkeys(owners) if owner is not None]
 
+    @property
+    def num_items(self) -> int:
+        """Items of the training data that were read."""
+        return len(self._items)
+
     @cached_property
     def new_tokens(self) -> list[int]:
         """Ids of the tokenizer that the one in the model's own folder has not; none if there is no such folder."""
@@ -395,7 +400,9 @@ def _as_in_training(trainer: Trainer) -> Iterator[None]:
         # Ranks would wait for each other; what they add is arithmetic (see check accumulation).
         args.average_tokens_across_devices = False
     with modules_as_before(model):  # type: ignore[arg-type]
-        if args.activation_checkpointing and hasattr(model, "activation_checkpointing_enable"):
+        if getattr(args, "activation_checkpointing", None) and hasattr(
+            model, "activation_checkpointing_enable"
+        ):
             settings: dict[str, Any] = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type] # parsed by now
             every, offload = settings.pop("every_n_layers", 1), settings.pop("offload", False)
             model.activation_checkpointing_enable(  # type: ignore[operator, union-attr]

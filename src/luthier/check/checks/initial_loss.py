@@ -1,34 +1,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional
 
-from luthier.check.context import CheckContext
-from luthier.check.model_rows import batch_of, embedding_rows, evaluating, short_rows
-from luthier.models.forward import token_scores
-from luthier.records import Finding
+from luthier.check.context import CheckContext, RunContext
+from luthier.check.model_rows import (
+    batch_of,
+    embedding_rows,
+    evaluating,
+    forward,
+    logits,
+    only_causal,
+    short_rows,
+)
+from luthier.check.origin import is_added, looks_fresh, plain_name, shown, stored, unloaded
+from luthier.models.forward import base_model, token_scores
+from luthier.records import Finding, Row
 from luthier.registry import check
 
 NUM_ROWS = 8
-MAX_TOKENS = 256
+MAX_TOKENS = 128
 # A model that has learned anything is far below a uniform guess: SmolLM2-135M on Python has 0.20 of ln V.
 MOST_OF_UNIFORM = 0.9
 # Both are the same sums over the same numbers; bf16 logits differ by 0.4% each and far less on average.
 MOST_DIFFERENCE = 0.01
+# Factors by which logits are divided to see whether only their size is wrong: 2 ** (-6 ... 6).
+SCALES = [2.0**k for k in range(-6, 7)]
+# Weights of one kind differ by less than this from layer to layer, and by nothing from their own file.
+MOST_RATIO = {"sibling": 4.0, "file": 1.25}
 
 
 @check("initial-loss")
 def initial_loss(context: CheckContext) -> Iterator[Finding]:
     """Before training the model already knows something, and our loss is transformers' own.
 
-    What it does: the mean loss of the trained tokens of 8 training rows (cut to 256 tokens each, new tokens left out) is
-    finite and well under ln V, that of guessing among all V tokens; and on one row the scores that training uses agree
-    with ``model(input_ids, labels=labels).loss`` to 1%.
+    What it does: the mean loss of 8 training rows (cut to 128 tokens each, new tokens left out) is finite, and on their
+    trained tokens or on all of their tokens well under ln V, that of guessing among all V tokens; and on one row the
+    scores that training uses agree with ``model(input_ids, labels=labels).loss`` to 1%. If they do not, it looks for the
+    cause: weights that the model's files do not have or that look freshly drawn, logits of the wrong size and the weights
+    that make them so, parameters or layers that are not finite, labels that are shifted once too often or not at all.
 
     Why is this bad: a loss near ln V means random weights: names in the file did not match, or the file is none of this
-    model's. A loss that differs from the model's own is scaled, shifted by a token, or made from other logits.
+    model's. Far above it, weights are damaged, scaled, or belong to another tokenizer. A loss that differs from the
+    model's own is scaled, shifted by a token, or made from other logits.
 
     Example: a checkpoint whose parameter names have a prefix that the model does not, loaded with a mere warning.
 
@@ -37,40 +60,261 @@ def initial_loss(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 30, 31, 32, 36, 59, 70, 71
     """
-    context.only_tokens()
+    only_causal(context)
     rows = short_rows(context, NUM_ROWS, MAX_TOKENS)
-    model = context.model
-    uniform = math.log(embedding_rows(model))
-    new = torch.tensor(context.new_tokens)
-    with evaluating(model):
-        nll = []
-        for row in rows:
-            batch = batch_of(context, [row])
-            labels_N = batch.input_ids_BT[:, 1:][batch.loss_weights_BT[:, 1:] != 0].cpu()
-            scores = token_scores(model, batch, plain=context.plain_forward)
-            nll.append(scores.nll_N.cpu()[~torch.isin(labels_N, new)])
-        loss = float(torch.cat(nll).mean()) if sum(map(len, nll)) else 0.0
-        first = batch_of(context, rows[:1])
-        ours = float(token_scores(model, first, plain=context.plain_forward).nll_N.mean())
-        labels_BT = first.input_ids_BT.masked_fill(first.loss_weights_BT == 0, -100)
-        theirs = model(input_ids=first.input_ids_BT, labels=labels_BT).loss
-    if not loss <= MOST_OF_UNIFORM * uniform:
+    uniform = math.log(embedding_rows(context.model))
+    with evaluating(context.model):
+        found = [*_law(context, rows, uniform), *_own_loss(context, rows[0])]
+    yield from found
+
+
+def _law(context: CheckContext, rows: Sequence[Row], uniform: float) -> Iterator[Finding]:
+    trained, everything = _mean_losses(context, rows)
+    where = f"model {context.model_name}"
+    measured = (
+        f"{trained:.3f} on trained tokens and {everything:.3f} on all tokens of the rows, "
+        f"{trained / uniform:.2f} and {everything / uniform:.2f} of ln V = {uniform:.3f}"
+    )
+    least = min(trained, everything)
+    if not math.isfinite(trained + everything):
         yield Finding(
             "initial-loss",
             "error",
-            f"the loss before training is {loss:.3f}, {loss / uniform:.2f} of ln V = {uniform:.3f}: are these random weights?",
-            f"model {context.model_name}",
-            "see what loading it says about missing keys; to start from random weights: check.waive=[initial-loss]",
-            measured=loss if math.isfinite(loss) else str(loss),
+            f"the loss before training is {trained:.3f}, and {everything:.3f} on all tokens: {_not_finite(context, rows[0])}",
+            where,
+            "load the model in fp32 (or bf16 if it was made so) from files that are whole",
+            measured=str(trained),
             expected=f"at most {MOST_OF_UNIFORM * uniform:.3f}",
         )
-    if theirs is not None and not abs(ours - float(theirs)) <= MOST_DIFFERENCE * abs(float(theirs)):
+    elif least > MOST_OF_UNIFORM * uniform:
+        cause, fix, on_purpose = _why_high(context, rows)
         yield Finding(
             "initial-loss",
-            "error",
-            f"the loss of row {rows[0].id} is {ours:.4f} as trained, and {float(theirs):.4f} by transformers",
-            f"model {context.model_name}",
-            "report this: loss scaling or the output head of this model is not what is assumed",
-            measured=ours if math.isfinite(ours) else str(ours),
-            expected=float(theirs) if math.isfinite(float(theirs)) else str(float(theirs)),
+            "warning" if on_purpose else "error",
+            f"the loss before training is {measured}: {cause}",
+            where,
+            fix,
+            measured=round(trained, 3),
+            expected=f"at most {MOST_OF_UNIFORM * uniform:.3f}",
         )
+    elif trained > MOST_OF_UNIFORM * uniform:
+        yield Finding(
+            "initial-loss",
+            "note",
+            f"the loss before training is {measured}: the model knows such text, but the answers are as hard as a guess",
+            where,
+            "see whether the answers belong to their prompts",
+            measured=round(trained, 3),
+            expected=f"at most {MOST_OF_UNIFORM * uniform:.3f}",
+        )
+
+
+def _mean_losses(context: CheckContext, rows: Sequence[Row]) -> tuple[float, float]:
+    """Mean loss in nats of the trained tokens, and of all tokens that have something before them; without new tokens."""
+    new = torch.tensor(context.new_tokens)
+    all_N, trained_N = [], []
+    plain = context.plain_forward
+    for row in rows:
+        batch = batch_of(context, [replace(row, loss_weights=np.ones(len(row.input_ids), np.float32))])
+        with forward(context):
+            nll_N = token_scores(context.model, batch, plain=plain).nll_N.cpu()
+        known = ~torch.isin(batch.input_ids_BT[0, 1:].cpu(), new)
+        trained = torch.from_numpy(np.array(row.loss_weights[1:]) != 0)
+        all_N.append(nll_N[known])
+        trained_N.append(nll_N[known & trained])
+    everything = float(torch.cat(all_N).mean()) if sum(map(len, all_N)) else 0.0
+    return float(torch.cat(trained_N).mean()) if sum(map(len, trained_N)) else everything, everything
+
+
+def _why_high(context: CheckContext, rows: Sequence[Row]) -> tuple[str, str, bool]:
+    """The cause of a loss at or above ln V, what to do about it, and whether it may well be on purpose."""
+    model = context.model
+    scale, best, uniform = _best_scale(context, rows)
+    if scale != 1 and best <= MOST_OF_UNIFORM * uniform:
+        size = f"{scale:g} times too large" if scale > 1 else f"{1 / scale:g} times too small"
+        return (
+            f"the logits are about {size} (divided by {scale:g} they give {best:.3f}); {_sizes(context)}",
+            "load the model again from files that are whole; look for code that scales its norms or its head",
+            False,
+        )
+    lacking, unfit = unloaded(model)
+    if lacking:
+        left = f", and {len(unfit)} tensors in them fit nowhere ({shown(unfit)})" if unfit else ""
+        return (
+            f"{len(lacking)} parameters are random because no file of {base_model(model).config.name_or_path} has them "
+            f"({shown(lacking)}){left}",
+            "rename the tensors to what the model expects, or load them into the class that they were saved from",
+            False,
+        )
+    strange = _strange_sizes(context)
+    if strange:
+        return (
+            f"weights of a strange size: {strange}",
+            "load the model again from files that are whole",
+            False,
+        )
+    matrices = [p for n, p in model.named_parameters() if p.ndim >= 2 and not is_added(n)]
+    fresh = sum(p.numel() for p in matrices if looks_fresh(p)) / max(1, sum(p.numel() for p in matrices))
+    if fresh > 0.5:
+        # What was made of a config names no folder: nobody expects it to know anything.
+        purpose = not isinstance(context, RunContext) and not base_model(model).config.name_or_path
+        return (
+            f"{fresh:.0%} of the weights look freshly drawn: are these random weights?",
+            context.fix(
+                "see what loading it says about missing keys; to start from random weights: check.waive=[initial-loss]",
+                "load trained weights with from_pretrained, and see what it says about missing keys; "
+                "from random weights on purpose this is as it should be",
+            ),
+            purpose,
+        )
+    return (
+        "no scale of the logits makes it better: are these random weights, or is the tokenizer another model's?",
+        context.fix(
+            "see what loading it says about missing keys; to start from random weights: check.waive=[initial-loss]",
+            "take the tokenizer that belongs to the model, and see what loading it says about missing keys",
+        ),
+        False,
+    )
+
+
+def _best_scale(context: CheckContext, rows: Sequence[Row]) -> tuple[float, float, float]:
+    """By which of ``SCALES`` the logits of two rows must be divided for the least loss; that loss; and ln V."""
+    sums = torch.zeros(len(SCALES))
+    count = 0
+    for row in rows[:2]:
+        ids_BT = batch_of(context, [row]).input_ids_BT
+        logits_TV = logits(context, input_ids=ids_BT)[0, :-1]
+        count += len(logits_TV)
+        for place, scale in enumerate(SCALES):
+            sums[place] += functional.cross_entropy(logits_TV / scale, ids_BT[0, 1:], reduction="sum").cpu()
+    place = int(sums.argmin())
+    return SCALES[place], float(sums[place]) / max(1, count), math.log(embedding_rows(context.model))
+
+
+def _sizes(context: CheckContext) -> str:
+    """Which weights are of a strange size; else how large those are that set the size of the logits."""
+    if strange := _strange_sizes(context):
+        return strange
+    base = base_model(context.model)
+    vectors = [(n, p) for n, p in base.named_parameters() if p.ndim == 1 and n.endswith("weight")]
+    head = base.get_output_embeddings()
+    said = []
+    if vectors:
+        name, gains = vectors[-1]
+        said.append(f"the last norm {plain_name(name)} has gains of {_size(gains):.3g} (root mean square)")
+    if head is not None and isinstance(head.weight, Tensor):
+        said.append(f"the head's weights {_size(head.weight):.3g}")
+    return " and ".join(said)
+
+
+def _strange_sizes(context: CheckContext) -> str:
+    """Parameters whose size is not that of their own file, or of the same matrices in other layers; empty if none is."""
+    own = {
+        plain_name(n): _size(p)
+        for n, p in context.model.named_parameters()
+        if not is_added(n) and p.is_floating_point()
+    }
+    for name, path in stored(context.model).items():
+        if name in own:
+            with safe_open(path, "pt") as file:
+                size = _size(file.get_tensor(name))
+            ratio = own[name] / size if size else 1.0
+            if not 1 / MOST_RATIO["file"] <= ratio <= MOST_RATIO["file"]:
+                return f"{name} is {ratio:.3g} times what {path.name} holds"
+    kinds: dict[str, dict[str, float]] = {}
+    for name, p in context.model.named_parameters():
+        if p.ndim >= 2 and plain_name(name) in own:
+            kind = re.sub(r"\.\d+\.", ".*.", plain_name(name))
+            kinds.setdefault(kind, {})[plain_name(name)] = own[plain_name(name)]
+    for sizes in kinds.values():
+        middle = float(np.median(list(sizes.values())))
+        for name, size in sizes.items():
+            if middle and not 1 / MOST_RATIO["sibling"] <= size / middle <= MOST_RATIO["sibling"]:
+                return f"{name} is {size / middle:.3g} times as large as in the other layers"
+    return ""
+
+
+@torch.no_grad()
+def _size(parameter: Tensor) -> float:
+    """Root mean square."""
+    return float(parameter.detach().float().square().mean().sqrt()) if parameter.numel() else 0.0
+
+
+def _not_finite(context: CheckContext, row: Row) -> str:
+    """Where the first number that is not finite comes from."""
+    model = context.model
+    broken = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p.detach()).all())]
+    if broken:
+        return f"{len(broken)} parameters hold numbers that are not finite ({shown(broken)})"
+    first: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) and output else output
+            if not first and isinstance(value, Tensor) and value.is_floating_point():
+                first.extend([] if bool(torch.isfinite(value).all()) else [name])
+
+        return hook
+
+    hooks = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if not any(m.children())]
+    try:
+        logits(context, input_ids=batch_of(context, [row]).input_ids_BT)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    kind = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if first:
+        return f"every parameter is finite, but the output of {first[0]} is not: {kind} cannot hold it"
+    return "every parameter and the output of every layer is finite"
+
+
+def _own_loss(context: CheckContext, row: Row) -> Iterator[Finding]:
+    batch = batch_of(context, [row])
+    plain = context.plain_forward
+    labels_BT = batch.input_ids_BT.masked_fill(batch.loss_weights_BT == 0, -100)
+    with forward(context):
+        ours = float(token_scores(context.model, batch, plain=plain).nll_N.mean())
+        output = context.model(input_ids=batch.input_ids_BT, labels=labels_BT)
+    if output.loss is None:
+        return
+    theirs = float(output.loss)
+    if getattr(output, "aux_loss", None) is not None:  # of a mixture of experts, which its loss holds
+        theirs -= float(output.aux_loss) * float(
+            getattr(base_model(context.model).config, "router_aux_loss_coef", 0.0)
+        )
+    if abs(ours - theirs) <= MOST_DIFFERENCE * abs(theirs) or not math.isfinite(ours):
+        return
+    ratio = theirs / ours if ours else math.inf
+    yield Finding(
+        "initial-loss",
+        "error",
+        f"the loss of row {row.id} is {ours:.4f} as trained, and {theirs:.4f} by the model itself, {ratio:.2f} times as "
+        f"much: {_why_other(output.logits, batch.input_ids_BT, labels_BT, theirs, ours)}",
+        f"model {context.model_name}",
+        context.fix(
+            "report this: loss scaling or the output head of this model is not what is assumed",
+            "let the model's loss be the mean cross-entropy of logits[:, :-1] and labels[:, 1:]",
+        ),
+        measured=round(ours, 4),
+        expected=round(theirs, 4) if math.isfinite(theirs) else str(theirs),
+    )
+
+
+def _why_other(
+    logits_BTV: Tensor | None, ids_BT: Tensor, labels_BT: Tensor, theirs: float, ours: float
+) -> str:
+    """What the model's own loss is, if it is one of the usual mistakes."""
+    if logits_BTV is not None and logits_BTV.shape[:2] == ids_BT.shape:
+        every = logits_BTV[0].float()
+        known = {
+            "labels are not shifted against the logits": (every, labels_BT[0]),
+            "labels are shifted twice against the logits": (every[:-2], labels_BT[0, 2:]),
+            "it counts tokens that are not trained": (every[:-1], ids_BT[0, 1:]),
+        }
+        for reason, (logits_TV, labels_T) in known.items():
+            if math.isclose(float(functional.cross_entropy(logits_TV, labels_T)), theirs, rel_tol=1e-3):
+                return reason
+    count = int((labels_BT[:, 1:] != -100).sum())
+    if count > 1 and math.isclose(theirs, count * ours, rel_tol=1e-3):
+        return f"it is the sum over the {count} trained tokens, not their mean"
+    return "it is scaled, or made of other logits"

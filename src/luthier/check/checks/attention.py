@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from luthier.check.context import CheckContext, Skip
+from luthier.check.model_rows import (
+    attending,
+    batch_of,
+    distance,
+    evaluating,
+    figure,
+    logits,
+    most_distance,
+    short_rows,
+)
+from luthier.models.forward import base_model
+from luthier.records import Finding
+from luthier.registry import check
+
+NUM_ROWS = 2
+MAX_TOKENS = 64
+
+
+@check("attention")
+def attention(context: CheckContext) -> Iterator[Finding]:
+    """The chosen attention implementation computes what the model's own plain one computes.
+
+    What it does: logits of 2 training rows (cut to 64 tokens each), padded on the right, with the chosen implementation
+    and with ``eager``, which every model writes out in full; they agree relative to their spread to 0.001 in fp32 and 0.1
+    in 16 bits. A sliding window of more tokens than that is not looked into. The choice is put back.
+
+    Why is this bad: a fast kernel that leaves out what this model needs (soft-capped scores, a sliding window, a scale of
+    its own, the padding mask) computes another model. It trains well, and is worse wherever it is used otherwise.
+
+    Example: Gemma 2 with ``sdpa``, which knows no soft-capping.
+
+    Fix: ``model.attention=eager``, or ``attn_implementation="eager"`` when the model is loaded.
+
+    Catalogue: 50, 55
+    """
+    base = base_model(context.model)
+    chosen = base.config._attn_implementation
+    if chosen == "eager":
+        raise Skip("the model uses eager attention, with which others are compared")
+    if chosen is None or not base._can_set_attn_implementation():
+        raise Skip("the model has no attention that could be exchanged")
+    rows = short_rows(context, NUM_ROWS, MAX_TOKENS)
+    if getattr(base.config.get_text_config(), "pad_token_id", None) is None:
+        rows = rows[:1]  # a classifier takes no more at once
+    batch = batch_of(context, rows)
+    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+    with evaluating(context.model):
+        own = logits(context, **inputs)
+        with attending(context.model, "eager"):
+            eager = logits(context, **inputs)
+    if context.objective == "tokens":
+        real = batch.attention_mask_BT.bool()
+        own, eager = own[real], eager[real]
+    apart = distance(own, eager)
+    if not apart <= most_distance(context):
+        best = float((own.argmax(-1) == eager.argmax(-1)).to(torch.float32).mean())
+        yield Finding(
+            "attention",
+            "error",
+            f"logits with {chosen} attention and with eager are {apart:.3g} of their spread apart; "
+            f"the best one is the same at {best:.0%} of the places",
+            f"model {context.model_name}",
+            context.fix(
+                "model.attention=eager", 'load the model with attn_implementation="eager", or mend the kernel'
+            ),
+            measured=figure(apart),
+            expected=f"at most {most_distance(context)}",
+        )

@@ -52,6 +52,7 @@ class TrainerContext(CheckContext):
         batches: The first few batches as its collator makes them, for checks of packing and padding.
         padding_share: Share of padding in the batches read.
         collate: The trainer's collator, once rows have been read.
+        problem_type: What the model's config says of the loss of its labels, before anything was run.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class TrainerContext(CheckContext):
             raise Skip("encoder-decoder models are not looked into")
         if "TokenClassification" in type(base_model(model)).__name__:
             self.objective = "tags"
+        # The first forward pass with labels sets what nobody has set.
+        self.problem_type: str | None = getattr(base_model(model).config, "problem_type", None)
 
     @property
     def model_name(self) -> str:

@@ -209,9 +209,9 @@ class TrainerContext(CheckContext):
             return []
         try:
             known = set(AutoTokenizer.from_pretrained(folder).get_vocab().values())
-        except (OSError, ValueError, TypeError, ImportError):  # what cannot be read tells nothing
+            return sorted(set(self.tokenizer.hf.get_vocab().values()) - known)
+        except (OSError, ValueError, TypeError, ImportError, Skip):  # what cannot be read tells nothing
             return []
-        return sorted(set(self.tokenizer.hf.get_vocab().values()) - known)
 
 
 class TrainerTraining:

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+
+from luthier.check.context import CheckContext, Skip
+from luthier.check.origin import looks_fresh
+from luthier.models.forward import base_model
+from luthier.records import Finding
+from luthier.registry import check
+
+# Names of classification heads in transformers' models.
+HEADS = ("score", "classifier", "classification_head", "qa_outputs")
+SHOWN = 6
+
+
+@check("adapter-targets")
+def adapter_targets(context: CheckContext) -> Iterator[Finding]:
+    """Each entry of an adapter's target modules matches, in each layer that has such a module, and what it adds is trained.
+
+    What it does: matches every entry of ``target_modules`` and ``modules_to_save`` against the model's modules; counts,
+    for each kind of module, the layers that got the adapter and those that have one; looks whether the adapter's
+    parameters are trainable; and whether a classification head whose weights look freshly drawn is trained and saved.
+
+    Why is this bad: peft complains only if nothing matches at all. An entry with no match trains less than was asked for;
+    a pattern for the digits 0-9 leaves out layers 10 and up. A fresh head that no adapter trains or saves is another one
+    after each reload.
+
+    Example: ``target_modules=["q_proj", "v_proj", "gate_proj"]`` for a model whose MLP is one ``fc1``; ``LoraConfig``
+    with ``task_type="CAUSAL_LM"`` around a model for sequence classification.
+
+    Fix: ``target_modules="all-linear"``, or the names that the finding lists; ``task_type="SEQ_CLS"`` or
+    ``modules_to_save=["score"]``; ``is_trainable=True``.
+
+    Catalogue: 61, 62, 63, 69
+    """
+    model = context.model
+    if not isinstance(model, PeftModel):
+        raise Skip("the model has no adapter")
+    modules = dict(base_model(model).named_modules())
+    original = _original_names(modules)
+    for adapter in model.active_adapters:
+        config: Any = model.peft_config[adapter]
+        if config.is_prompt_learning:
+            continue
+        adapted = {_original(n) for n, m in modules.items() if isinstance(m, BaseTunerLayer)}
+        context.looked_at(f"{len(adapted)} of {len(original)} modules have adapter {adapter}")
+        kept = {_original(n) for n, m in modules.items() if isinstance(m, ModulesToSaveWrapper)}
+        yield from _entries(context, config, original, adapted, kept)
+        yield from _layers(context, config, original, adapted)
+        yield from _trainable(context, adapter, config)
+    yield from _head(context, modules)
+
+
+def _original(name: str) -> str:
+    """A module's name before peft wrapped it."""
+    return re.sub(
+        r"(^|\.)(base_layer|original_module|modules_to_save\.[^.]+|token_adapter)(?=\.|$)", "", name
+    )
+
+
+def _original_names(modules: Mapping[str, nn.Module]) -> set[str]:
+    """Names of the modules that the model had before, without those inside of adapters."""
+    inside = re.compile(r"\.(lora_|modules_to_save|token_adapter|ia3_|vera_|original_module|base_layer)")
+    return {name for name in modules if name and not inside.search(name)}
+
+
+def _matches(name: str, entry: str) -> bool:
+    return name == entry or name.endswith(f".{entry}")
+
+
+def _entries(
+    context: CheckContext, config: Any, original: set[str], adapted: set[str], kept: set[str]
+) -> Iterator[Finding]:
+    """Entries that match nothing."""
+    targets = getattr(config, "target_modules", None)
+    saved = list(getattr(config, "modules_to_save", None) or [])
+    if any(_matches(name, head) for name in kept for head in HEADS):
+        saved = [
+            e for e in saved if e not in HEADS
+        ]  # a task adds all names that a head may have, of which a model has one
+    asked = {"modules_to_save": (saved, kept)}
+    if targets and not isinstance(targets, str):
+        asked["target_modules"] = (sorted(targets), adapted)
+    for setting, (entries, names) in asked.items():
+        counts = {entry: sum(_matches(name, entry) for name in names) for entry in entries}
+        dead = [entry for entry, count in counts.items() if not count]
+        if not dead:
+            continue
+        kinds = sorted(
+            {name.rpartition(".")[2] for name in original if not name.rpartition(".")[2].isdigit()}
+        )
+        there = [entry for entry in dead if any(_matches(name, entry) for name in original)]
+        why = (
+            "" if not there else f" ({', '.join(there)}: the model has some, which are excluded or left out)"
+        )
+        yield Finding(
+            "adapter-targets",
+            "error",
+            f"{len(dead)} of {len(entries)} entries of {setting} match 0 modules: {', '.join(dead)}{why}; the others match "
+            + (", ".join(f"{entry} {count}" for entry, count in counts.items() if count) or "none"),
+            context.fix("recipe key model.adapter.targets", f"LoraConfig({setting}=...)"),
+            f"all-linear, or names that this model has: {', '.join(kinds[:20])}",
+            measured=len(dead),
+            expected=0,
+        )
+
+
+def _layers(context: CheckContext, config: Any, original: set[str], adapted: set[str]) -> Iterator[Finding]:
+    """Kinds of modules that have the adapter in some layers and not in others, unless that was asked for."""
+    if getattr(config, "layers_to_transform", None) is not None or getattr(config, "exclude_modules", None):
+        return
+    there: dict[tuple[str, str], set[int]] = {}
+    done: dict[tuple[str, str], set[int]] = {}
+    for name in original:
+        if not (match := re.match(r"(.*?\.|)(\d+)\.(.*)$", name)):
+            continue
+        kind = (match[1], match[3])
+        there.setdefault(kind, set()).add(int(match[2]))
+        if name in adapted:
+            done.setdefault(kind, set()).add(int(match[2]))
+    partly = {kind: sorted(there[kind] - layers) for kind, layers in done.items() if there[kind] - layers}
+    if not partly:
+        return
+    worst = max(partly, key=lambda kind: len(partly[kind]))
+    lacking, total = partly[worst], len(there[worst])
+    shown = ", ".join(map(str, lacking[:SHOWN])) + (" ..." if len(lacking) > SHOWN else "")
+    names = ", ".join(kind[1].rpartition(".")[2] for kind in list(partly)[:SHOWN])
+    yield Finding(
+        "adapter-targets",
+        "warning",
+        f"{len(lacking)} of {total} layers have no adapter at {names}: layers {shown}, while the others have one",
+        context.fix(
+            "recipe key model.adapter.targets", f"LoraConfig(target_modules={config.target_modules!r})"
+        ),
+        "a pattern that matches all layers; layers_to_transform if only these are meant",
+        measured=len(lacking),
+        expected=0,
+    )
+
+
+def _trainable(context: CheckContext, adapter: str, config: Any) -> Iterator[Finding]:
+    """An adapter whose own parameters are all frozen; some kinds of adapter train only a part of theirs."""
+    own = [p for n, p in context.model.named_parameters() if re.search(rf"\.{re.escape(adapter)}(\.|$)", n)]
+    if not own or any(p.requires_grad for p in own):
+        return
+    loaded = getattr(config, "inference_mode", False)
+    yield Finding(
+        "adapter-targets",
+        "error",
+        f"0 of {len(own)} parameters of adapter {adapter} are trainable"
+        + (": it was loaded for inference" if loaded else ""),
+        f"adapter {adapter}",
+        "PeftModel.from_pretrained(..., is_trainable=True)"
+        if loaded
+        else "requires_grad_(True) for those that are frozen",
+        measured=0,
+        expected=len(own),
+    )
+
+
+def _head(context: CheckContext, modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
+    """A fresh classification head that is not trained, or not saved with the adapter."""
+    if context.objective == "tokens":
+        return
+    for name, module in modules.items():
+        if name.rpartition(".")[2] not in HEADS or isinstance(module, BaseTunerLayer):
+            continue
+        kept = isinstance(module, ModulesToSaveWrapper)
+        weights: list[torch.Tensor] = [p for p in module.parameters() if p.ndim > 1]
+        trained = any(p.requires_grad for p in module.parameters())
+        if (kept and trained) or not any(looks_fresh(w) for w in weights):
+            continue
+        lacks = "saved with the adapter" if trained else "trained"
+        yield Finding(
+            "adapter-targets",
+            "error",
+            f"the classification head {name} was drawn at random and is not {lacks}: 0 of {sum(w.numel() for w in weights):,} "
+            "weights of it will be the same after a reload",
+            f"module {name}",
+            f"LoraConfig(task_type='SEQ_CLS'), or modules_to_save=[{name.rpartition('.')[2]!r}]",
+            measured=0,
+            expected=sum(w.numel() for w in weights),
+        )

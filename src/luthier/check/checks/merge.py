@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from torch.nn import functional
+
+from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.model_rows import batch_of, distance, evaluating, forward, most_distance, unchanged
+from luthier.check.steps import fill_zeros, said, step_rows
+from luthier.models.forward import base_model
+from luthier.records import Finding
+from luthier.registry import check
+
+NUM_ROWS = 4
+MAX_TOKENS = 64
+# Weights that are merged, and kept beside for that: all of a small model, some layers of a large one.
+MOST_BYTES = 2**30
+# An update of which half is rounded away is no longer the one that was trained.
+MOST_LOST = 0.5
+# A trained adapter's B: some hundredths at most.
+MOST_NOISE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What merging changes.
+
+    Attributes:
+        far: Distance of the merged model's logits from the adapter's (root mean square by their spread).
+        kl: Mean divergence of the merged model from base with adapter, in nats.
+        adapter_kl: The same of the base alone: what the adapter changes at all.
+        agreement: Share of tokens (or rows) at which both find the same one most likely.
+        lost: Share of the adapter's weight update that is not in the merged weights.
+        num: Tokens or rows compared.
+        layers: Layers merged.
+    """
+
+    far: float
+    kl: float
+    adapter_kl: float
+    agreement: float
+    lost: float
+    num: int
+    layers: int
+
+
+@check("merge")
+def merge(context: CheckContext) -> Iterator[Finding]:
+    """The adapter merged into its base model says the same as both together.
+
+    What it does: gives an untrained adapter weights of the size that the planned steps would make, merges its layers (up
+    to 1 GiB of them) in the base model's number format, and compares the logits of 4 training rows before and after: to
+    0.1% of their spread in fp32, 10% in bf16. It measures the share of the update that is rounded away, and whether a tied
+    head would undo what was merged. Divergence and agreement are reported in any case. All weights are put back bit by bit.
+
+    Why is this bad: what is published is the merged model. In bf16 an update of 1e-4 of a weight is rounded away, and the
+    merged model is the base model again.
+
+    Example: ``merge_and_unload()`` of an adapter that was trained at a learning rate of 1e-6 into a base in bf16.
+
+    Fix: load the base model in fp32 to merge, and save it in fp32 (``luthier merge`` does both); untie embeddings before
+    an adapter changes one of them.
+
+    Catalogue: 60, 66, 67
+    """
+    model = context.model
+    if not isinstance(model, PeftModel):
+        raise Skip("the model has no adapter")
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and hasattr(m, "merge")]
+    if not layers or any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise Skip("this kind of adapter cannot be merged")
+    base = base_model(model)
+    if getattr(base, "quantization_method", None) or not all(
+        p.is_floating_point() for p in base.parameters()
+    ):
+        raise Skip(
+            "the base model is quantised: merging rounds its weights anew, compare the two after training"
+        )
+    if isinstance(context, RunContext) and not context.is_exact:
+        raise Skip("`luthier merge` merges in fp32 and proves its result")
+    rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
+    batch = batch_of(context, [row.row for row in rows])
+    with unchanged(model), evaluating(model), _trained_as_before(model):
+        fill_zeros(model, _noise(context))
+        found = _merged(
+            context,
+            model,
+            layers,
+            {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT},
+        )
+    context.looked_at(
+        f"{found.layers} of {len(layers)} layers merged, {said(rows)}: {found.kl:.2g} nats apart (the adapter itself changes "
+        f"{found.adapter_kl:.2g}), the most likely is the same for {found.agreement:.1%} of {found.num}"
+    )
+    yield from _judged(context, model, found)
+
+
+@contextmanager
+def _trained_as_before(model: torch.nn.Module) -> Iterator[None]:
+    """Room for switching the adapter off and on, which makes all of it trainable."""
+    before = {p: p.requires_grad for p in model.parameters()}
+    try:
+        yield
+    finally:
+        for parameter, trained in before.items():
+            parameter.requires_grad_(trained)
+
+
+def _noise(context: CheckContext) -> float:
+    """About the size of an adapter's B after the planned steps: between a random walk and steps in one direction."""
+    try:
+        plan = context.training.plan
+    except Skip:
+        return MOST_NOISE / 10
+    rates = plan.learning_rates
+    mean = sum(rates) / max(1, len(rates))
+    return float(min(MOST_NOISE, max(1e-8, mean * max(1, len(rates)) ** 0.75)))
+
+
+def _judged(context: CheckContext, model: PeftModel, found: Merged) -> Iterator[Finding]:
+    dtype = str(next(base_model(model).parameters()).dtype).removeprefix("torch.")
+    if not found.far <= most_distance(context):
+        yield Finding(
+            "merge",
+            "error",
+            f"merged, the model's logits are {found.far:.4f} of their spread away from those with the adapter ({found.kl:.2g} nats; "
+            f"the most likely is the same for {found.agreement:.1%})",
+            f"model {context.model_name}, adapter in {dtype}",
+            "use base and adapter together with peft, or merge in fp32 and compare",
+            measured=round(found.far, 4),
+            expected=f"at most {most_distance(context)}",
+        )
+    elif found.lost > MOST_LOST:
+        yield Finding(
+            "merge",
+            "warning",
+            f"merging into {dtype} would round away {found.lost:.0%} of the update that these learning rates make",
+            f"model {context.model_name} in {dtype}",
+            "load the base model with dtype=torch.float32 to merge, and save it so; or use base and adapter together",
+            measured=round(found.lost, 2),
+            expected=f"at most {MOST_LOST}",
+        )
+    tied = _tied(model)
+    if tied:
+        yield Finding(
+            "merge",
+            "warning",
+            f"{len(tied)} of two tied matrices has an adapter of its own ({', '.join(tied)}): after merging, saving and loading, "
+            "config.tie_word_embeddings makes both the same again",
+            "config.tie_word_embeddings",
+            "leave the head and the embedding out of the adapter, or untie them first: copy the head's weights, and "
+            "config.tie_word_embeddings = False",
+            measured=len(tied),
+            expected=0,
+        )
+
+
+def _tied(model: PeftModel) -> list[str]:
+    """Which one of a tied pair the adapter changes, if it changes one alone."""
+    base: Any = base_model(model)
+    if not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
+        return []
+    pair = {"the embedding": base.get_input_embeddings(), "the output head": base.get_output_embeddings()}
+    if any(module is None for module in pair.values()):
+        return []
+    changed = [
+        name for name, module in pair.items()
+        if any(p.requires_grad for p in module.parameters()) or getattr(module, "tied_adapter", None) is not None
+    ]  # fmt: skip
+    weights = {id(p) for module in pair.values() for p in module.parameters() if p.requires_grad}
+    both = len(changed) == 2 and len(weights) == sum(
+        p.requires_grad for p in pair["the embedding"].parameters()
+    )
+    return [] if both or len(changed) != 1 or _shares_tokens(pair) else changed
+
+
+def _shares_tokens(pair: dict[str, Any]) -> bool:
+    """Whether both wrap the same trained rows, as peft does for tied embeddings."""
+    return any(
+        getattr(m, "tied_adapter", None) is not None for module in pair.values() for m in module.modules()
+    )
+
+
+def _merged(
+    context: CheckContext, model: PeftModel, layers: Sequence[Any], inputs: dict[str, Tensor]
+) -> Merged:
+    chosen = _some(layers)
+    both = _logits(context, model, inputs)
+    with model.disable_adapter():
+        alone = _logits(context, model, inputs)
+    deltas = error = 0.0
+    with _weights_as_before(chosen):
+        for layer in chosen:
+            weight = layer.get_base_layer().weight
+            before = weight.detach().clone()
+            delta = _delta(layer)
+            layer.merge(safe_merge=False)
+            if delta is not None and delta.shape == before.shape:
+                deltas += float(delta.square().sum())
+                error += float(
+                    (layer.get_base_layer().weight.double() - before.double() - delta).square().sum()
+                )
+        merged = _logits(context, model, inputs)
+    return Merged(
+        far=distance(both, merged),
+        kl=_kl(both, merged),
+        adapter_kl=_kl(both, alone),
+        agreement=float((both.argmax(-1) == merged.argmax(-1)).double().mean()),
+        lost=(error / deltas) ** 0.5 if deltas else 0.0,
+        num=len(both),
+        layers=len(chosen),
+    )
+
+
+def _some(layers: Sequence[Any]) -> list[Any]:
+    """Layers spread over the model whose weights stay under the limit together."""
+    sizes = [
+        sum(p.numel() * p.element_size() for p in layer.get_base_layer().parameters()) for layer in layers
+    ]
+    every = max(1, -(-sum(sizes) // MOST_BYTES))
+    return list(layers[::every])
+
+
+def _delta(layer: Any) -> Tensor | None:
+    """What an adapter adds to a layer's weight, float64; None where peft cannot say."""
+    total: Tensor | None = None
+    for adapter in layer.active_adapters:
+        if adapter not in getattr(layer, "lora_A", {}) or getattr(layer, "use_dora", {}).get(adapter):
+            return None
+        part = layer.get_delta_weight(adapter).double()
+        total = part if total is None else total + part
+    return total
+
+
+@contextmanager
+def _weights_as_before(layers: Sequence[Any]) -> Iterator[None]:
+    """Room for merging; base weights have their bits, and layers are unmerged, afterwards."""
+    before = [{p: p.detach().clone() for p in layer.get_base_layer().parameters()} for layer in layers]
+    data = [{p: p.data for p in values} for values in before]
+    merged = [list(layer.merged_adapters) for layer in layers]
+    caches = [dict(getattr(layer, "_caches", {})) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, values, tensors, names, cache in zip(layers, before, data, merged, caches, strict=True):
+            for parameter, value in values.items():
+                parameter.data = tensors[parameter]  # some merges put another tensor in its place
+                parameter.data.copy_(value)
+            layer.merged_adapters[:] = names
+            if hasattr(layer, "_caches"):
+                layer._caches.clear()
+                layer._caches.update(cache)
+
+
+def _logits(context: CheckContext, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Of all real tokens, or of all rows; fp32, shape (N, V)."""
+    with forward(context):
+        found: Tensor = model(**inputs).logits
+    return found[inputs["attention_mask"] != 0].float() if found.ndim == 3 else found.float()
+
+
+def _kl(p_NV: Tensor, q_NV: Tensor) -> float:
+    """Mean divergence of q from p, in nats."""
+    p_NV, q_NV = functional.log_softmax(p_NV.double(), -1), functional.log_softmax(q_NV.double(), -1)
+    return max(0.0, float((p_NV.exp() * (p_NV - q_NV)).sum(-1).mean()))

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from peft import PeftModel
+
+from luthier.check.context import CheckContext, Skip
+from luthier.check.model_rows import unchanged
+from luthier.check.steps import (
+    StepRow,
+    no_dropout,
+    only_trained,
+    restrict,
+    said,
+    set_gradients,
+    step_rows,
+)
+from luthier.records import Finding
+from luthier.registry import check
+
+NUM_ROWS = 2
+MAX_TOKENS = 48
+# Steps at each learning rate, 30 in all. A batch of two short rows is halved within five of them by any wiring that works.
+NUM_STEPS = 10
+# An adapter starts at nothing and takes large steps; whole models take small ones. Wiring is tested, not tuning.
+RATES = {True: (1e-2, 1e-3, 1e-4), False: (1e-3, 1e-4, 1e-2)}
+# Reached long before the last step where anything is learned; noise and a single lucky step stay above the second.
+ENOUGH = 0.5
+LEAST_FALL = 0.8
+# The optimizer's state is two to four times as large again.
+MOST_BYTES = 2**29
+MAX_NORM = 1.0
+
+
+@check("overfit-batch")
+def overfit_batch(context: CheckContext) -> Iterator[Finding]:
+    """The loss of one tiny batch falls when the model is trained on nothing else.
+
+    What it does: at most 30 steps of the training itself over the same 2 rows (cut to 48 tokens; dropout off), with its
+    own optimizer at a learning rate that is chosen for this (three are tried, 10 steps each), over at most 512 MiB of the
+    trained weights, until the loss has fallen to half. It must fall by a fifth. The weights are put back bit by bit.
+
+    Why is this bad: whatever is wired wrong (labels that have nothing to do with the row, a loss that does not reach the
+    weights, an optimizer over other tensors, a step whose sign is wrong) shows here, before a night is spent on it.
+
+    Example: a collator that draws labels anew for each batch; an optimizer that was made for another model.
+
+    Fix: see what the other checks say of gradients, parameter-groups and step-loss; then look at one batch by hand.
+
+    Catalogue: 37, 68, 69
+    """
+    model = context.model
+    if not any(p.requires_grad for p in model.parameters()):
+        raise Skip("nothing is trainable (see gradients)")
+    rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
+    curves: dict[float, list[float]] = {}
+    for rate in RATES[isinstance(model, PeftModel)]:
+        with unchanged(model), no_dropout(model):
+            curves[rate] = _train(context, rows, rate)
+        if min(curves[rate]) <= ENOUGH * curves[rate][0]:
+            break
+    num_steps = sum(len(curve) - 1 for curve in curves.values())
+    best = min(curves, key=lambda rate: min(curves[rate]) / curves[rate][0])
+    first, least = curves[best][0], min(curves[best])
+    context.looked_at(f"{num_steps} steps over {said(rows)}: loss {first:.3f} to {least:.3f}")
+    if least <= LEAST_FALL * first or first < 1e-3:  # known by heart already
+        return
+    tried = "; ".join(f"{min(curve):.3f} at {rate:g}" for rate, curve in curves.items())
+    yield Finding(
+        "overfit-batch",
+        "error",
+        f"{num_steps} steps over the same {len(rows)} rows bring the loss from {first:.3f} to {least:.3f} at best, {least / first:.3f} "
+        f"of it: nothing is learned (least loss at each learning rate: {tried})",
+        f"{context.place('train')}: {', '.join(row.row.id for row in rows)}",
+        "look at one batch by hand: are these labels of these rows, and does the optimizer hold the model's own parameters?",
+        measured=round(least / first, 3),
+        expected=f"at most {LEAST_FALL}",
+    )  # fmt: skip
+
+
+def _train(context: CheckContext, rows: Sequence[StepRow], rate: float) -> list[float]:
+    """The loss before each step at a learning rate, and after the last one; it ends early when the loss is low enough."""
+    training, model = context.training, context.model
+    optimizer = training.optimizer()
+    if not restrict(optimizer, MOST_BYTES, model.parameters()):
+        raise Skip("the optimizer holds none of the model's parameters (see parameter-groups)")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        group["weight_decay"] = 0.0
+    curve: list[float] = []
+    for _ in range(NUM_STEPS + 1):
+        step = training.step([[row.index for row in rows]], MAX_TOKENS)
+        only_trained(step)
+        if not math.isfinite(step.loss) or not math.isfinite(step.norm):
+            if not curve:
+                raise Skip("loss or gradients are not finite (see gradient-norm)")
+            break  # too large a learning rate
+        curve.append(step.loss)
+        if step.loss <= ENOUGH * curve[0]:
+            break
+        set_gradients(model, step, MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return curve

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.model_rows import batch_of, distance, evaluating, forward, most_distance, unchanged
+from luthier.check.origin import is_added
+from luthier.check.steps import quiet, said, step_rows
+from luthier.check.trainer import TrainerContext
+from luthier.models.forward import base_model
+from luthier.models.load import save_trained, with_adapter
+from luthier.records import Finding
+from luthier.registry import check
+from luthier.run_folder import RunFolder
+
+NUM_ROWS = 2
+MAX_TOKENS = 64
+# A whole model is written and read again, and stands in memory twice; 135 million parameters in fp32 take half of this.
+MOST_BYTES = 2**30
+# By which trained weights are moved first, as a share of their spread: what is not saved then differs after a reload.
+NOISE = 0.1
+
+
+@check("save-reload")
+def save_reload(context: CheckContext) -> Iterator[Finding]:
+    """What is saved says the same after it is loaded as it said before, and so does the tokenizer.
+
+    What it does: moves all trained weights a little, saves the model as the training will, loads the folder as anybody
+    would (an adapter around a base model as it was before; a whole model up to 1 GiB from its folder alone), and compares
+    the logits of 2 training rows: to 0.1% of their spread in fp32, to 10% in bf16. The tokenizer must give the same ids,
+    special tokens and template. All is put back bit by bit.
+
+    Why is this bad: what was trained and not saved is gone when the process ends; the log has shown a good model all along.
+
+    Example: a classification head that is trained but not among ``modules_to_save``; an output head of its own in a model
+    whose config ties it to the embedding, which ties it again when it is loaded.
+
+    Fix: ``modules_to_save``; ``config.tie_word_embeddings = False``; see what loading says about missing keys.
+
+    Catalogue: 9, 60, 63, 64, 65
+    """
+    model = context.model
+    if not any(p.requires_grad for p in model.parameters()):
+        raise Skip("nothing is trainable (see gradients)")
+    if not isinstance(context, RunContext | TrainerContext):
+        raise Skip("rows and a model alone say nothing of how it will be saved")
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    if isinstance(model, PeftModel):
+        _only_plain(model)
+    elif num_bytes > MOST_BYTES:
+        raise Skip(
+            f"the model has {num_bytes / 2**30:.1f} GiB; only up to {MOST_BYTES / 2**30:g} GiB are written here"
+        )
+    rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
+    batch = batch_of(context, [row.row for row in rows])
+    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+    context.looked_at(f"{said(rows)}, saved and loaded")
+    with _configs_as_before(model), TemporaryDirectory() as name, unchanged(model), evaluating(model):
+        bare = _without_adapter(model) if isinstance(model, PeftModel) else None
+        _move(model)
+        before = _logits(context, model, inputs)
+        with quiet():  # what is lacking shows in the logits
+            try:
+                folder = _save(context, Path(name))
+                loaded = _load(context, folder, bare)
+            except Exception as error:  # whatever foreign models raise when they are written and read
+                yield _broken(context, error)
+                return
+        after = _logits(context, loaded.eval(), inputs)
+        far = distance(before, after)
+        if not far <= most_distance(context):
+            yield _differs(context, far, loaded)
+        yield from _tokenizer(context, folder)
+
+
+@contextmanager
+def _configs_as_before(model: torch.nn.Module) -> Iterator[None]:
+    """Room for saving, which writes names and formats into the configs; they are as before afterwards."""
+    configs = [base_model(model).config, *getattr(model, "peft_config", {}).values()]  # type: ignore[arg-type]
+    before = [dict(vars(config)) for config in configs]
+    try:
+        yield
+    finally:
+        for config, values in zip(configs, before, strict=True):
+            vars(config).clear()
+            vars(config).update(values)
+
+
+def _only_plain(model: PeftModel) -> None:
+    for config in model.peft_config.values():
+        begins = getattr(config, "init_lora_weights", True)
+        if not isinstance(begins, bool) and begins not in ("gaussian", "orthogonal"):
+            raise Skip(
+                f"init_lora_weights={begins!r} changes the base model, which would have to be loaded anew"
+            )
+
+
+def _save(context: CheckContext, folder: Path) -> Path:
+    """The folder that the training's own way of saving wrote."""
+    if isinstance(context, RunContext):
+        return save_trained(context.model, context.tokenizer, RunFolder(folder), context.recipe.model)
+    assert isinstance(context, TrainerContext)
+    context.trainer.save_model(str(folder), _internal_call=True)
+    return folder
+
+
+def _load(context: CheckContext, folder: Path, bare: Any) -> torch.nn.Module:
+    """The model in a folder, as anybody would load it."""
+    model: Any = context.model
+    if bare is not None:
+        if isinstance(context, RunContext):
+            return with_adapter(bare, folder)
+        return PeftModel.from_pretrained(bare, str(folder))
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    dtype = kinds.pop() if len(kinds) == 1 else "auto"
+    config = model.config
+    loaded: torch.nn.Module = type(model).from_pretrained(
+        folder, dtype=dtype, attn_implementation=config._attn_implementation
+    )
+    return loaded.to(model.device)
+
+
+def _without_adapter(model: PeftModel) -> torch.nn.Module:
+    """The base model as it was before the adapter, sharing all weights that are not trained."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad}
+    twin = copy.deepcopy(model, dict(shared))
+    for module in twin.modules():
+        if isinstance(module, ModulesToSaveWrapper):  # unloading would leave the trained copy in its place
+            for adapter in list(module.modules_to_save):
+                module.modules_to_save[adapter] = module.original_module
+    if any(config.is_prompt_learning for config in twin.peft_config.values()):
+        return twin.get_base_model()
+    bare: torch.nn.Module = twin.unload()
+    return bare.requires_grad_(False) if not any(p.requires_grad for p in bare.parameters()) else bare
+
+
+@torch.no_grad()
+def _move(model: torch.nn.Module) -> None:
+    """Adds a little noise to all trained weights."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            spread = float(parameter.float().std()) if parameter.numel() > 1 else 0.0
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(noise * (NOISE * spread or NOISE / 10))
+
+
+def _logits(context: CheckContext, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    with forward(context):
+        found: Tensor = model(**inputs).logits
+    return found[inputs["attention_mask"] != 0].float() if found.ndim == 3 else found.float()
+
+
+def _differs(context: CheckContext, far: float, loaded: torch.nn.Module) -> Finding:
+    model = context.model
+    config = base_model(model).config.get_text_config()
+    where, fix = "what save_model writes", "see what loading says of keys that are missing"
+    cause = ""
+    lost = [
+        name for name, p in model.named_parameters()
+        if p.requires_grad and isinstance(model, PeftModel) and not is_added(name) and ".modules_to_save." not in name
+    ]  # fmt: skip
+    if lost:
+        names = sorted({name.removeprefix("base_model.model.") for name in lost})
+        cause = f": {len(lost)} trained parameters are none of the adapter's, and are not saved with it ({', '.join(names[:3])})"
+        where, fix = f"parameters {', '.join(names[:3])}", f"modules_to_save=[{names[0].split('.')[-2]!r}]"
+    elif getattr(config, "tie_word_embeddings", False) and not isinstance(model, PeftModel):
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if head is not None and head.weight is not embedding.weight:
+            cause = ": the output head has weights of its own, but config.tie_word_embeddings ties it to the embedding again"
+            where, fix = "config.tie_word_embeddings", "model.config.tie_word_embeddings = False"
+    return Finding(
+        "save-reload",
+        "error",
+        f"after it is saved and loaded, the model's logits are {far:.4f} of their spread away from what they were{cause}",
+        where,
+        fix,
+        measured=round(far, 4),
+        expected=f"at most {most_distance(context)}",
+    )
+
+
+def _broken(context: CheckContext, error: Exception) -> Finding:
+    return Finding(
+        "save-reload",
+        "error",
+        f"what is saved cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        "what save_model writes",
+        "save the model (or its adapter) with its own save_pretrained",
+        measured=type(error).__name__,
+        expected="a folder that loads",
+    )
+
+
+def _tokenizer(context: CheckContext, folder: Path) -> Iterator[Finding]:
+    """Where the tokenizer that was saved differs from the one that the rows were made with."""
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").is_file():
+        return
+    try:
+        ours: PreTrainedTokenizerBase = context.tokenizer.hf
+    except Skip:  # none that could be compared
+        return
+    theirs = AutoTokenizer.from_pretrained(folder)
+    texts = [ours.decode(row.input_ids) for row in context.spread("train", NUM_ROWS)]
+    named = ("bos_token", "eos_token", "pad_token", "chat_template")
+    differing = [name for name in named if getattr(ours, name, None) != getattr(theirs, name, None)]
+    if len(ours) != len(theirs):
+        differing.append(f"size ({len(ours)} and {len(theirs)})")
+    if any(ours(text)["input_ids"] != theirs(text)["input_ids"] for text in texts):
+        differing.append("ids of the rows' texts")
+    if differing:
+        yield Finding(
+            "save-reload",
+            "error",
+            f"{len(differing)} things of the tokenizer differ after it is saved and loaded: {', '.join(differing)}",
+            "the tokenizer that is saved with the model",
+            "set them on the tokenizer before the rows are made, and save that one",
+            measured=len(differing),
+            expected=0,
+        )

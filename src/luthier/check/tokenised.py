@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.check.context import CheckContext
+from luthier.check.context import CheckContext, Skip
 from luthier.errors import UserError
 from luthier.recipe import Model
 from luthier.records import Row, Split
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 _SPLITS: dict[str, Split] = {"train": "train", "validation": "eval", "eval": "eval", "test": "test"}
+# What TRL writes in place of labels: 1 at the tokens that are trained.
+_TRL_MASKS = ("completion_mask", "assistant_masks")
+# Labels of a row that are kept where they are not the row's own tokens: so many cannot agree by chance.
+_SAMPLE = 16
 
 
 def to_rows(
@@ -36,40 +40,129 @@ def to_rows(
         name: Row id.
         encoded: ``input_ids``, and if there are ``labels`` (one a token, -100 is ignored; or the row's label),
             ``attention_mask`` (0 at padding; numbers from 1 tell packed rows apart) and ``position_ids`` (which begin
-            anew in each packed row). Numbers, lists or arrays. A ``group`` is what must not straddle splits.
+            anew in each packed row). Numbers, lists or arrays. A ``group`` is what must not straddle splits. TRL's
+            ``completion_mask``, ``assistant_masks`` and ``seq_lengths`` are known too.
         tokenizer: Gives the target's text; without one it is the ids.
         pad_id: What padding holds, to find padding that no mask tells.
 
     Returns:
         Rows without their padding. ``meta`` holds what a row of ours could not have: ``label`` (of the whole row),
         ``other_labels`` (trained tokens whose label is not the token itself), ``shifted_labels`` (of these, those whose
-        label is the next token), ``trained_padding`` (padding that has a label), ``attended_padding`` (padding that the
-        mask does not hide), ``pack`` (id of the pack).
+        label is the next token), ``label_sample`` (places and ids of some other labels), ``trained_padding`` (padding
+        that has a label), ``attended_padding`` and ``attended_before`` (padding behind and before the row that the mask
+        does not hide), ``first_position`` (that of the first token, if it is not 0), ``bad_positions`` (tokens whose
+        position neither counts on nor begins anew), ``pack`` (id of the pack).
+
+    Raises:
+        ValueError: Columns that do not fit together.
     """
-    ids = np.asarray(encoded["input_ids"], dtype=np.int64).reshape(-1)
-    mask = np.asarray(encoded.get("attention_mask", np.ones(len(ids)))).reshape(-1)
-    labels = np.asarray(encoded.get("labels", ids))
-    whole = labels.ndim == 0 or labels.shape != ids.shape
-    meta: dict[str, Any] = {}
-    if whole:
-        meta["label"] = labels.tolist()
-        labels = np.full(len(ids), IGNORED)
-    elif (labels != IGNORED)[mask == 0].any():
-        meta["trained_padding"] = int((labels != IGNORED)[mask == 0].sum())
-    real = mask != 0
-    positions = np.asarray(encoded.get("position_ids", np.arange(len(ids)))).reshape(-1)
-    segments = mask if mask.max(initial=0) > 1 else np.cumsum(positions == 0)
-    ids, labels, segments, positions = ids[real], labels[real], segments[real], positions[real]
+    ids, labels, mask, positions, label = _columns(encoded)
+    real, meta = mask != 0, {} if label is None else {"label": label}
+    unhidden = _unhidden(ids, labels, real, positions, pad_id, tokenizer)
+    before, behind = unhidden.before, unhidden.behind
+    if count := int((labels != IGNORED)[~real | unhidden.places].sum()):
+        meta["trained_padding"] = count
+    meta |= {k: n for k, n in (("attended_before", before), ("attended_padding", behind)) if n}
+    real &= ~unhidden.places
+    segments = mask[real] if mask.max(initial=0) > 1 else np.cumsum(positions == 0)[real]
+    ids, labels, positions = ids[real], labels[real], positions[real]
     starts = np.flatnonzero(np.diff(segments, prepend=-1)) if len(ids) else np.array([0])
+    steps = np.flatnonzero((np.diff(positions) != np.diff(np.flatnonzero(real))) & (positions[1:] != 0))
+    if len(starts) > max(2, len(ids) // 2):  # position 0 over and over: no pack is made of single tokens
+        meta["bad_positions"], starts = len(starts), np.array([0])
+    elif len(steps):
+        meta["bad_positions"] = len(steps)
+    if len(positions) and positions[0]:
+        meta["first_position"] = int(positions[0])
     ends = [*starts[1:].tolist(), len(ids)]
     rows = []
     for number, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
         packed = {"pack": name} if len(starts) > 1 else {}
         part = slice(start, end)
         row_id = f"{name}/{number}" if packed else name
-        row = _row(row_id, ids[part], labels[part], tokenizer, pad_id, {**meta, **packed})
+        # What is counted of a pack stands in its first row alone.
+        own = meta if not number else {k: v for k, v in meta.items() if k == "label"}
+        row = _row(row_id, ids[part], labels[part], tokenizer, {**own, **packed})
         rows.append(replace(row, group=str(encoded["group"])) if "group" in encoded else row)
     return rows
+
+
+def _columns(
+    encoded: Mapping[str, Any],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Any]:
+    """Ids, labels, mask and positions, all of one shape (num_tokens,); and the label of the whole row, or None."""
+    ids = _integers("input_ids", encoded["input_ids"])
+    mask = _integers("attention_mask", encoded.get("attention_mask", np.ones(len(ids), np.int64)))
+    if len(mask) != len(ids):
+        raise ValueError(f"{len(ids)} input_ids, but an attention_mask of {len(mask)}")
+    positions = np.arange(len(ids))
+    if "seq_lengths" in encoded:
+        positions = np.concatenate([np.arange(n) for n in encoded["seq_lengths"]])
+    given = np.asarray(encoded.get("position_ids", positions)).reshape(-1)
+    if len(given) == len(ids):  # images have three positions a token
+        positions = given
+    named = next((column for column in _TRL_MASKS if column in encoded), None)
+    if "labels" not in encoded and named:
+        trained = _integers(named, encoded[named])
+        if len(trained) != len(ids):
+            raise ValueError(f"{len(ids)} input_ids, but a {named} of {len(trained)}")
+        return ids, np.where(trained != 0, ids, IGNORED), mask, positions, None
+    labels = np.asarray(encoded.get("labels", ids))
+    if labels.dtype.kind not in "iufb":
+        raise ValueError(f"labels are {labels.dtype}, not numbers")
+    if labels.shape == ids.shape and labels.dtype.kind != "f":  # several targets of a regression are no ids
+        return ids, labels.astype(np.int64), mask, positions, None
+    # One label of the row; or one for each class, 0 or 1. Labels of tokens would be as many as these.
+    if labels.dtype.kind != "f" and labels.ndim and ((labels < 0) | (labels > 1)).any():
+        raise ValueError(f"{len(ids)} input_ids, but {labels.size} labels")
+    return ids, np.full(len(ids), IGNORED), mask, positions, labels.tolist()
+
+
+def _integers(name: str, values: Any) -> np.ndarray:
+    found = np.asarray(values).reshape(-1)
+    if len(found) and found.dtype.kind not in "iub":
+        raise ValueError(f"{name} are {found.dtype}, not whole numbers")
+    return found.astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unhidden:
+    """Padding that no mask hides, bool, shape (num_tokens,); and how much of it real tokens could look at."""
+
+    places: np.ndarray
+    before: int = 0
+    behind: int = 0
+
+
+def _unhidden(
+    ids: np.ndarray,
+    labels: np.ndarray,
+    real: np.ndarray,
+    positions: np.ndarray,
+    pad_id: int | None,
+    tokenizer: TextTokenizer | None,
+) -> _Unhidden:
+    """Runs of the padding id at either end of what the mask shows."""
+    places = np.zeros(len(ids), dtype=bool)
+    shown = np.flatnonzero(real)
+    if pad_id is None or not len(shown) or pad_id not in (ids[shown[0]], ids[shown[-1]]):
+        return _Unhidden(places)
+    other = np.flatnonzero(ids[shown] != pad_id)
+    if not len(other):
+        return _Unhidden(places)
+    behind = shown[other[-1] + 1 :]
+    # Flattened batches are filled up with tokens that are rows of their own, each at position 0.
+    alone = len(behind) > 0 and not positions[behind].any() and bool((labels[behind] == IGNORED).all())
+    if not alone:
+        if tokenizer is not None and pad_id in tokenizer.stop_ids:
+            behind = behind[1:]  # the first one ends the row
+        elif len(behind) == 1:
+            behind = behind[1:]  # one may well be the end of the row
+    before = shown[: other[0]]
+    if len(before) == 1:
+        before = before[1:]  # and one its beginning: where all control tokens are one, this is BOS
+    places[behind] = places[before] = True
+    return _Unhidden(places, len(before), 0 if alone else len(behind))
 
 
 def _row(
@@ -77,23 +170,20 @@ def _row(
     ids: np.ndarray,
     labels: np.ndarray,
     tokenizer: TextTokenizer | None,
-    pad_id: int | None,
     meta: dict[str, Any],
 ) -> Row:
     trained = labels != IGNORED
     other = trained & (labels != ids)
     if other.any():
         shifted = other[:-1] & (labels[:-1] == ids[1:])
+        sample = np.flatnonzero(other)[:_SAMPLE]
         meta |= {"other_labels": int(other.sum()), "shifted_labels": int(shifted.sum())}
-    if pad_id is not None and len(ids) and ids[-1] == pad_id:
-        length = len(ids) - int(np.argmin((ids == pad_id)[::-1])) if (ids != pad_id).any() else 0
-        if len(ids) - length > 1:  # a single one may well be the end of the row
-            meta["attended_padding"] = len(ids) - length
+        meta["label_sample"] = [sample.tolist(), labels[sample].tolist()]
     if "label" in meta:
         target = json.dumps(meta["label"])
     else:
-        special = list(tokenizer.special_ids) if tokenizer else []
-        own = ids[trained & ~np.isin(ids, special)].tolist()
+        special = tokenizer.special_ids if tokenizer else frozenset()
+        own = [i for i in ids[trained].tolist() if i not in special]
         target = tokenizer.decode(own) if tokenizer else " ".join(map(str, own))
     first = np.flatnonzero(trained)
     return Row(
@@ -136,6 +226,9 @@ class RowsContext(CheckContext):
         eval_rows: Rows that the model will be evaluated on.
         quick: Leave out what needs the model.
         trust_remote_code: Run code that comes with the model.
+
+    Attributes:
+        padding_share: Share of padding in the training rows as they are stored, once they have been read.
     """
 
     def __init__(
@@ -149,10 +242,14 @@ class RowsContext(CheckContext):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(quick=quick)
-        self._settings = Model(name=model, adapter=None, trust_remote_code=trust_remote_code)
+        # How it will be trained is not known; in 32 bits nothing is hidden by rounding.
+        self._settings = Model(
+            name=model, adapter=None, precision="fp32", trust_remote_code=trust_remote_code
+        )
         self._files = {"train": str(rows)} | ({"eval": str(eval_rows)} if eval_rows else {})
         self._folder = folder
         self._places: dict[Split, str] = {}
+        self.padding_share = 0.0
 
     @property
     def model_name(self) -> str:
@@ -180,19 +277,70 @@ class RowsContext(CheckContext):
         stored: dict[Split, Rows] = {}
         for name, path in self._files.items():
             for split_name, split in _splits_of(path, name):
-                rows = _read(path, split_name, self.tokenizer)
+                rows = self._read(path, split_name, split)
                 self._places[split] = path + (f" ({split_name})" if split_name else "")
                 stored[split] = store(rows, self._folder / f"{split}.arrow")
                 if len(stored[split]) and "label" in stored[split].row(0).meta:
                     self.objective = "classes"
+        if self.objective == "tokens" and "TokenClassification" in self._architecture():
+            self.objective = "tags"
         return stored
+
+    def _read(self, path: str, split_name: str | None, split: Split) -> Iterator[Row]:
+        from luthier.records import Dropped
+        from luthier.sources.files import Files
+
+        tokenizer, pad_id = self.tokenizer, self.tokenizer.hf.pad_token_id
+        num_tokens = num_stored = 0
+        for record in Files(path=path, split=split_name).records():
+            if isinstance(record, Dropped):
+                raise UserError(
+                    f"a row cannot be read: {record.reason} ({record.detail})", record.id, "mend or remove it"
+                )
+            try:
+                # A column that some rows lack is None in the others.
+                present = {name: value for name, value in record.fields.items() if value is not None}
+                rows = to_rows(record.id, present, tokenizer, pad_id)
+            except (KeyError, ValueError, TypeError, OverflowError) as error:
+                reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+                raise UserError(
+                    f"a row is not tokenised ({reason}); it has the columns {', '.join(sorted(record.fields))}",
+                    record.id,
+                    "give rows with input_ids and, if there are, labels and attention_mask, all of one length",
+                ) from error
+            num_stored += np.size(present["input_ids"])
+            num_tokens += sum(len(row.input_ids) for row in rows)
+            yield from rows
+        if split == "train" and num_stored:
+            self.padding_share = 1 - num_tokens / num_stored
+
+    def _architecture(self) -> str:
+        """The model's class as its config names it."""
+        from transformers import AutoConfig
+
+        from luthier.models.load import resolve
+
+        try:
+            config = AutoConfig.from_pretrained(
+                resolve(self._settings), trust_remote_code=self._settings.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, TypeError):  # the first check that needs the model says so
+            return ""
+        return str((getattr(config, "architectures", None) or [""])[0])
 
     def _load_model(self) -> PreTrainedModel | PeftModel:
         from luthier.models.load import load_classifier, load_model
 
-        if self.objective == "classes":
-            return load_classifier(self._settings)
-        return load_model(self._settings, len(self.tokenizer), training=True, seed=0)
+        if self.objective == "tags":
+            raise Skip("models that label each token are not looked into")
+        try:
+            if self.objective == "classes":
+                return load_classifier(self._settings)
+            # Whether the tokenizer fits is what a check says, and loading would refuse it.
+            return load_model(self._settings, tokenizer_size=0, training=True, seed=0)
+        except UserError as error:
+            where = error.where.replace("recipe key model.name", "model")
+            raise UserError(error.what, where, error.fix) from error
 
 
 def _splits_of(path: str, name: str) -> list[tuple[str | None, Split]]:
@@ -202,25 +350,3 @@ def _splits_of(path: str, name: str) -> list[tuple[str | None, Split]]:
         return [(None, _SPLITS[name])]
     names = json.loads(listed.read_text(encoding="utf-8"))["splits"]
     return [(found, _SPLITS[found]) for found in names if found in _SPLITS]
-
-
-def _read(path: str, split: str | None, tokenizer: TextTokenizer) -> Iterator[Row]:
-    from luthier.records import Dropped
-    from luthier.sources.files import Files
-
-    pad_id = tokenizer.hf.pad_token_id
-    for record in Files(path=path, split=split).records():
-        if isinstance(record, Dropped):
-            raise UserError(
-                f"a row cannot be read: {record.reason} ({record.detail})", record.id, "mend or remove it"
-            )
-        try:
-            # A column that some rows lack is None in the others.
-            present = {name: value for name, value in record.fields.items() if value is not None}
-            yield from to_rows(record.id, present, tokenizer, pad_id)
-        except (KeyError, ValueError, TypeError) as error:
-            raise UserError(
-                f"a row is not tokenised: it has {', '.join(sorted(record.fields))}, and {type(error).__name__}: {error}",
-                record.id,
-                "give rows with input_ids and, if there are, labels and attention_mask, all of one length",
-            ) from error

@@ -149,9 +149,9 @@ class TextTokenizer:
         return inner | {0, len(text)}
 
     def decode(self, ids: Iterable[int], *, first: bool = False) -> str:
-        """The text of ids; ``first`` says that they begin a row."""
+        """The text of ids; ``first`` says that they begin a row. Ids that are none (-100, or too large) give nothing."""
         backend = self._first if first else self._next
-        text: str = backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        text: str = backend.decode([int(i) for i in ids if i >= 0], skip_special_tokens=False)
         return text
 
     def pieces(self, ids: Iterable[int]) -> list[str]:

@@ -28,14 +28,25 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
     """
     size = embedding_rows(context.model)
     outside = Offenders(context)
-    largest = -1
+    smallest, largest = 0, -1
     for split, batch in batches(context, "id", "input_ids"):
         offsets, ids = flat(batch.column("input_ids"))
         bad = (ids < 0) | (ids >= size)
         counted = np.concatenate([[0], np.cumsum(bad)])
         outside.add(split, batch.column("id"), np.diff(counted[offsets]) > 0)
-        largest = max(largest, int(ids.max(initial=-1)))
-    if outside.count:
+        smallest, largest = min(smallest, int(ids.min(initial=0))), max(largest, int(ids.max(initial=-1)))
+    if smallest < 0:
+        yield Finding(
+            "vocabulary",
+            "error",
+            f"{outside} hold negative ids, down to {smallest}"
+            + (": padding of labels stands in input_ids" if smallest == -100 else ""),
+            outside.where,
+            "pad input_ids with the padding token; -100 is for labels alone",
+            measured=smallest,
+            expected="at least 0",
+        )
+    elif outside.count:
         yield Finding(
             "vocabulary",
             "error",

@@ -1,0 +1,186 @@
+"""How rows begin and end: what checks of stop tokens, BOS and truncation share.
+
+Shapes: (num_rows,) of one split, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from luthier.check.columns import Offenders, flat
+from luthier.check.context import CheckContext, RunContext
+from luthier.records import Split
+from luthier.rows import read_batches
+
+# A pattern is matched in Python, about 20 us a row: two seconds at most.
+NUM_PATTERN_ROWS = 100_000
+# Fewer rows of one length than these are chance.
+FEWEST_CUT = 5
+# Lengths of texts spread out: where rows are cut, the longest length has many times the rows of those just below it.
+PILE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class RowEnds:
+    """The ends of all rows of a split.
+
+    Attributes:
+        lengths: Tokens.
+        trained: Whether any token is trained.
+        stopped: Whether the last trained token is a stop id (or the task's stop pattern matches there).
+        last_id: The last trained token, -1 without one.
+        next_id: The token behind it in the row, -1 without one.
+        has_stop: Whether a stop id stands anywhere in the row.
+        trained_stop: Whether one is trained anywhere in it.
+        whole: Whether every token behind the first is trained, stop ids aside, which some collators leave out.
+        first_id: The first token, -1 without one.
+        mislabelled: Whether labels are other tokens than the row's, so that nothing follows from where they end.
+    """
+
+    lengths: np.ndarray
+    trained: np.ndarray
+    stopped: np.ndarray
+    last_id: np.ndarray
+    next_id: np.ndarray
+    has_stop: np.ndarray
+    trained_stop: np.ndarray
+    whole: np.ndarray
+    first_id: np.ndarray
+    mislabelled: np.ndarray
+
+
+def row_ends(context: CheckContext) -> dict[Split, RowEnds]:
+    """The ends of all rows of all splits."""
+    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
+    stops = np.array(sorted(context.tokenizer.stop_ids), dtype=np.int64)
+    pattern = context.task.stop_pattern if isinstance(context, RunContext) else None
+    num_tried = 0
+    found: dict[Split, RowEnds] = {}
+    for split, rows in context.rows.items():
+        parts: list[dict[str, np.ndarray]] = []
+        for batch in read_batches(rows.path, ["input_ids", "loss_weights", "target", "meta"]):
+            part = _ends(batch, stops)
+            if pattern is not None:
+                for row in np.flatnonzero(part["trained"] & ~part["stopped"]).tolist():
+                    if num_tried == NUM_PATTERN_ROWS:
+                        part["stopped"][row] = True
+                        continue
+                    part["stopped"][row] = _ends_by(batch["target"][row].as_py(), pattern)
+                    num_tried += 1
+            parts.append(part)
+        joined = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]} if parts else _none()
+        found[split] = RowEnds(**joined)
+    return found
+
+
+def _ends(batch: pa.RecordBatch, stops: np.ndarray) -> dict[str, np.ndarray]:
+    offsets, ids = flat(batch.column("input_ids"))
+    _, weights = flat(batch.column("loss_weights"))
+    begin, end = offsets[:-1].astype(np.int64), offsets[1:].astype(np.int64)
+    lengths = end - begin
+    if not len(ids):
+        return {**_none(batch.num_rows), "lengths": lengths}
+    weighted, stop = weights != 0, np.isin(ids, stops)
+    # The last trained token of all before each row's end; of an earlier row if this one has none.
+    last = np.maximum.accumulate(np.where(weighted, np.arange(len(weights)), -1))[np.maximum(end - 1, 0)]
+    trained = (last >= begin) & (lengths > 0)
+    behind = np.minimum(last + 1, len(ids) - 1)
+    first = np.minimum(begin, len(ids) - 1)
+    after_first = np.minimum(begin + 1, end)
+    return {
+        "lengths": lengths,
+        "trained": trained,
+        "stopped": trained & stop[last],
+        "last_id": np.where(trained, ids[last], -1),
+        "next_id": np.where(trained & (last + 1 < end), ids[behind], -1),
+        "has_stop": _any(stop, begin, end),
+        "trained_stop": _any(stop & weighted, begin, end),
+        "whole": trained & ~_any(~weighted & ~stop, after_first, end),
+        "first_id": np.where(lengths > 0, ids[first], -1),
+        "mislabelled": pc.match_substring(batch.column("meta"), '"other_labels"').to_numpy(
+            zero_copy_only=False
+        ),
+    }
+
+
+def _none(num_rows: int = 0) -> dict[str, np.ndarray]:
+    """The ends of rows without tokens."""
+    numbers = ("lengths", "last_id", "next_id", "first_id")
+    flags = ("trained", "stopped", "has_stop", "trained_stop", "whole", "mislabelled")
+    return {n: np.full(num_rows, -1, np.int64) for n in numbers} | {
+        n: np.zeros(num_rows, bool) for n in flags
+    }
+
+
+def _any(marks: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Whether any of the marks from ``begin`` to ``end`` is set."""
+    counted = np.concatenate([[0], np.cumsum(marks)])
+    return np.asarray(counted[end] > counted[begin])
+
+
+def _ends_by(target: str, pattern: str) -> bool:
+    """Whether a generation that wrote the target would have ended by its last visible character or behind it."""
+    visible = len(target.rstrip())
+    return any(match.end() >= visible for match in re.finditer(pattern, target))
+
+
+def offenders(context: CheckContext, bad: Mapping[Split, np.ndarray]) -> Offenders:
+    """The rows that a check objects to, by a mask over all rows of each split."""
+    found = Offenders(context)
+    for split, marks in bad.items():
+        start = 0
+        for batch in read_batches(context.rows[split].path, ["id"]):
+            found.add(split, batch.column("id"), marks[start : start + batch.num_rows])
+            start += batch.num_rows
+    return found
+
+
+def is_stream(ends: Mapping[Split, RowEnds]) -> bool:
+    """Whether rows are blocks of one stream of texts, so that where they begin and end means nothing.
+
+    Nearly all are of one length, begin with any token, and are trained as a whole or hold trained ends inside.
+    """
+    lengths, whole, inside, first = (
+        np.concatenate([getattr(e, name) for e in ends.values()] or [np.empty(0, np.int64)])
+        for name in ("lengths", "whole", "trained_stop", "first_id")
+    )
+    full = lengths == lengths.max(initial=0)
+    if full.sum() < max(FEWEST_CUT, 0.95 * len(lengths)):
+        return False
+    begins_alike = int(np.unique(first, return_counts=True)[1].max()) > 0.5 * len(first)
+    return bool((whole | inside).mean() > 0.5 and not begins_alike)
+
+
+def pile(lengths: np.ndarray) -> int | None:
+    """The longest length, if far more rows have it than lengths just below it; None if they thin out towards it."""
+    longest = int(lengths.max(initial=0))
+    at = int((lengths == longest).sum())
+    below = int(((lengths >= 0.9 * longest) & (lengths < longest)).sum())
+    usual = below / max(1.0, 0.1 * longest)
+    return longest if at >= FEWEST_CUT and at >= PILE * usual else None
+
+
+def cut_length(ends: Mapping[Split, RowEnds]) -> int | None:
+    """The length at which rows are cut off; None if they are not.
+
+    Rows pile up there, and they lack their end far oftener than shorter ones. Rows that are all of one length are cut
+    too, if most have no end: no texts are all of one length.
+    """
+    lengths, trained, stopped, ill = (
+        np.concatenate([getattr(e, name) for e in ends.values()] or [np.empty(0, np.int64)])
+        for name in ("lengths", "trained", "stopped", "mislabelled")
+    )
+    known = trained.astype(bool) & ~ill.astype(bool)
+    longest = pile(lengths)
+    if longest is None or is_stream(ends):
+        return None
+    at, below = known & (lengths == longest), known & (lengths < longest)
+    endless = float((~stopped[at].astype(bool)).mean()) if at.any() else 0.0
+    usual = float((~stopped[below].astype(bool)).mean()) if below.any() else 0.0
+    return longest if endless >= max(0.5, usual + 0.3) else None

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from luthier.registry import source as source
     from luthier.registry import task as task
     from luthier.run_folder import RunFolder as RunFolder
+    from luthier.train.callback import WatchCallback as WatchCallback
 
     __version__: str
 
@@ -44,6 +45,7 @@ _EXPORTS = {
     **dict.fromkeys(("run", "prepare", "check", "train", "evaluate", "report"), "luthier.pipeline"),
     "audit": "luthier.check.audit",
     "Report": "luthier.check.runner",
+    "WatchCallback": "luthier.train.callback",
     "Recipe": "luthier.recipe",
     "load": "luthier.recipe_file",
     "RunFolder": "luthier.run_folder",
@@ -52,7 +54,8 @@ _EXPORTS = {
     **dict.fromkeys(("task", "source", "metric", "model"), "luthier.registry"),
 }
 __all__ = [
-    "Dropped", "Example", "Finding", "Recipe", "Record", "Refused", "Report", "RunFolder", "Span", "UserError", "__version__",
+    "Dropped", "Example", "Finding", "Recipe", "Record", "Refused", "Report", "RunFolder", "Span", "UserError", "WatchCallback",
+    "__version__",
     "audit", "check", "evaluate", "load", "metric", "model", "prepare", "registry", "report", "run", "source", "task", "train",
 ]  # fmt: skip
 

@@ -248,6 +248,7 @@ def _key(
     place: RunFolder, recipe: Recipe, *parts: str, code: Mapping[str, Any] | None = None, before: str = ""
 ) -> str:
     tree = recipe.model_dump(mode="json")
+    tree["train"].pop("stop_on")  # ends a run earlier, but changes no step of it
     sources = {name: registry.code_hash(entry) for name, entry in (code or {}).items()}
     return hash_value(
         [read_json(place.manifest)["key"], {part: tree[part] for part in parts}, sources, before]
@@ -283,6 +284,7 @@ def _refuse_other_recipe(place: RunFolder, recipe: Recipe) -> None:
     new = recipe.model_dump(mode="json")
     for tree in (old, new):
         tree["data"].pop("num_workers")  # changes no row
+        tree["train"].pop("stop_on")  # changes no step
     differing = [part for part in ("task", "model", "data", "train", "seed") if old[part] != new[part]]
     if differing:
         raise _other_training(place, ", ".join(differing))

@@ -14,6 +14,16 @@ from luthier.errors import UserError, UserErrors
 
 Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Watcher = Literal[
+    "watch-loss-spike",
+    "watch-loss-rise",
+    "watch-loss-stuck",
+    "watch-gradient-exploding",
+    "watch-gradient-vanishing",
+    "watch-overfitting",
+    "watch-throughput",
+    "watch-memory",
+]
 
 
 class Options(BaseModel):
@@ -153,6 +163,8 @@ class Train(Options):
     """Whether a lower or a higher ``best_metric`` is better."""
     early_stop_patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations without a better ``best_metric``."""
+    stop_on: list[Watcher] = []
+    """Watchers that stop the run when they speak, with a checkpoint (exit code 1); all others warn. A loss that is not finite always stops it."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the result."""
 

@@ -394,6 +394,23 @@ def test_train_prints_first_last_best(luthier, stage, recipe_yaml, tmp_path):
     assert row.split()[1:4] == [f"{value:.4f}" for value in (losses[0], losses[-1], min(losses))]
 
 
+def test_train_and_status_tell_what_watchers_found(luthier, stage, recipe_yaml, tmp_path):
+    def watched(read, place):
+        run = write_run(place.path, stage="train")
+        rows = [json.loads(line) for line in run.history.read_text().splitlines()]
+        rows[50]["findings"] = [{"check": "watch-loss-spike", "severity": "warning", "what": "9 times the median", "where": "step 50",
+                                 "fix": "look", "measured": 9, "expected": 1}]  # fmt: skip
+        write_text(run.history, "".join(json.dumps(row) + "\n" for row in rows))
+
+    stage("train", watched)
+    done = luthier("train", recipe_yaml, "--run", tmp_path / "out")
+    assert (
+        "! warning watch-loss-spike\n  9 times the median\n  where: step 50\n  fix:   look\n" in done.stdout
+    )
+    done = luthier("status", tmp_path / "out")
+    assert "noticed     watch-loss-spike at step 50: 9 times the median\n" in done.stdout
+
+
 # Looking at runs
 
 
@@ -546,6 +563,7 @@ def test_explain_prints_the_whole_page(luthier, name):
 
 
 def test_explain_of_anything_else(luthier):
+    assert "five epochs end worse than two" in luthier("explain", "watch-overfitting").stdout
     done = luthier("explain", "no-such-check")
     assert done.exit_code == 2 and "there is no check named 'no-such-check'" in done.stderr
 

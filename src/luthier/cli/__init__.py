@@ -563,14 +563,17 @@ def schema() -> None:
 def explain(
     check: Annotated[str, typer.Argument(metavar="CHECK", help="A check (`luthier list checks`).")],
 ) -> None:
-    """Explain a check: what it looks at, why, and what to do.
+    """Explain a check, or a watcher of training: what it looks at, why, and what to do.
 
     [dim]$[/] luthier explain prompt-parity
+
+    [dim]$[/] luthier explain watch-overfitting
     """
     from luthier import registry
     from luthier.cli import explained
+    from luthier.train.watchers import WATCHERS
 
-    entry = registry.lookup("check", check, "luthier explain")
+    entry = WATCHERS.get(check) or registry.lookup("check", check, "luthier explain")
     console = screen.out()
     width = console.width if console.is_terminal else None
     for line in explained.lines(check.rpartition("@")[2], entry, width):

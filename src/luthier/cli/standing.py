@@ -62,6 +62,11 @@ def _training(run: RunFolder, recipe: dict[str, Any], history: list[dict[str, An
         best = [row for row in evals if row["eval"].get("best")]
         if best:
             said.append(("best eval", f"{best[-1]['eval']['loss']:.4f} at step {best[-1]['step']}"))
+    said += [
+        ("noticed", f"{found['check']} at step {row['step']}: {found['what']}")
+        for row in steps
+        for found in row.get("findings", ())
+    ]
     if run.result():
         said.append(("time", f"trained in {duration(steps[-1]['seconds'])}" if steps else "trained"))
         return said

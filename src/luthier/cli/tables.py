@@ -75,7 +75,7 @@ def checked(run: RunFolder, console: Console, *, verbose: bool = False) -> None:
 
 
 def trained(run: RunFolder, console: Console) -> None:
-    """First, last and best losses."""
+    """First, last and best losses, and what watchers found."""
     history = read_jsonl(run.history)
     steps = [row for row in history if "loss" in row]
     evals = [row for row in history if "eval" in row]
@@ -90,6 +90,11 @@ def trained(run: RunFolder, console: Console) -> None:
         values = (evals[0]["eval"]["loss"], evals[-1]["eval"]["loss"], chosen["eval"]["loss"])
         losses.add_row(*cells("eval", *(f"{value:.4f}" for value in values), chosen["step"]))
     console.print(losses)
+    width = console.width if console.is_terminal else None
+    for line in (
+        line for row in steps for found in row.get("findings", ()) for line in findings.finding(found, width)
+    ):
+        console.print(line, soft_wrap=True)
     if steps:
         last = steps[-1]
         result = run.result()

@@ -17,6 +17,7 @@ from luthier.run_folder import RunFolder
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; in grey they differ in lightness too.
 _TRAIN, _EVAL, _NORM, _RATE = "#0072B2", "#D55E00", "#007A5A", "#8A4B7D"
+_WATCHER = "#A83A00"
 _RAW, _INK, _FAINT = "#9CC3DD", "#1F2328", "#6B7280"
 _STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that the figure is the same everywhere
@@ -65,7 +66,10 @@ def draw(run: RunFolder, window: int) -> list[Path]:
         for axes in (top, norm, rate):
             for step in epoch_starts(history):
                 axes.axvline(step, color="#B4B9C1", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            for found in history.findings:
+                axes.axvline(found["step"], color=_WATCHER, linewidth=1.4, linestyle=(0, (1, 2)), zorder=2)
         _name_epochs(top, history)
+        _name_findings(top, history)
         _token_axis(top, history)
         figure.align_ylabels()
         note = f"pale line: every step; dark line: {smoothed.note}" if smoothed.values else smoothed.note
@@ -174,6 +178,13 @@ def _name_epochs(axes: Axes, history: History) -> None:
     for number, step in enumerate([0, *starts], start=1):
         axes.annotate(f"epoch {number}", (step, 1), xycoords=("data", "axes fraction"), xytext=(4, -3),
                       textcoords="offset points", va="top", fontsize=10, color=_FAINT)  # fmt: skip
+
+
+def _name_findings(axes: Axes, history: History) -> None:
+    """Watchers beside the steps at which they spoke."""
+    for number, found in enumerate(history.findings):
+        axes.annotate(found["check"], (found["step"], 1), xycoords=("data", "axes fraction"), xytext=(-4, -18 - 14 * number),
+                      textcoords="offset points", ha="right", va="top", fontsize=10, color=_WATCHER)  # fmt: skip
 
 
 def _token_axis(axes: Axes, history: History) -> None:

@@ -32,6 +32,11 @@ class History:
         """One value a training step; what is missing or not finite is none."""
         return [finite(step.get(name)) for step in self.steps]
 
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What watchers found while the run trained, each with its step."""
+        return [{**found, "step": row["step"]} for row in self.steps for found in row.get("findings", ())]
+
 
 def read(run: RunFolder) -> History:
     """The history of a run; empty before training."""

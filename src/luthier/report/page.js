@@ -110,6 +110,12 @@
     draw("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }, svg);
     const plot = draw("g", { "clip-path": `url(#${clip})` }, svg);
     for (const step of data.starts) draw("line", { class: "epoch", x1: x(step), x2: x(step), y1: box.top, y2: box.bottom }, plot);
+    for (const mark of data.marks) {
+      if (mark.step < range[0] || mark.step > range[1]) continue;
+      const line = draw("line", { class: "watcher", x1: x(mark.step), x2: x(mark.step), y1: box.top, y2: box.bottom }, plot);
+      draw("title", {}, line, `${mark.check} at step ${mark.step}`);
+      if (large) draw("text", { class: "watcher", x: x(mark.step) - 4, y: box.top + 12, "text-anchor": "end" }, plot, mark.check);
+    }
     for (const line of shown) draw("path", { class: line.kind, d: path(line, x, y) }, plot);
     if (large) {
       for (const point of known) {

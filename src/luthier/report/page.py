@@ -93,7 +93,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
     return {
         "recipe": recipe,
         "about": _about(recipe, ledger, past),
-        "state": _state(run, ledger, findings, past, scores),
+        "state": _state(run, recipe, ledger, findings, past, scores),
         "headline": sentence,
         "verdict": verdict,
         "metrics": sections.metrics(scores) if scores else [],
@@ -106,6 +106,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "figure": _data_address(run.figures / "learning_curve.png"),
         "ledger": sections.ledger(ledger) if ledger else None,
         "findings": shown_findings.view(findings) if findings else None,
+        "watched": [{**found, "waived": False} for found in past.findings],
         "predictions": sections.predictions(predictions, recipe.report.num_predictions),
         "num_predictions": len(predictions),
         "samples": sections.samples(past),
@@ -142,7 +143,7 @@ def _about(recipe: Recipe, ledger: Mapping[str, Any] | None, past: history.Histo
 
 
 def _state(
-    run: RunFolder, ledger: Any, findings: Any, past: history.History, scores: Any
+    run: RunFolder, recipe: Recipe, ledger: Any, findings: Any, past: history.History, scores: Any
 ) -> tuple[str, str] | None:
     """What is missing from a whole run, and how to go on; none for a whole run."""
     go_on = f"luthier run {shlex.quote(str(run.recipe))} --run {shlex.quote(str(run.path))}"
@@ -152,6 +153,12 @@ def _state(
         return "Trained, but not compared with the base model on the test rows yet.", go_on
     if past.steps or past.evals:
         last = (past.steps or past.evals)[-1]["step"]
+        stopping = [f for f in past.findings if f["step"] == last and f["check"] in recipe.train.stop_on]
+        if stopping:
+            return (
+                f"{stopping[0]['check']} stopped training after step {last:,}: {stopping[0]['what']}.",
+                go_on,
+            )
         return (
             f"Training has not ended: the history reaches step {last:,}. It is still running, or was stopped.",
             go_on,

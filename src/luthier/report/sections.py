@@ -228,6 +228,7 @@ def chart_data(history: History, smoothed: Smoothed) -> dict[str, Any]:
             for row in history.evals
         ],
         "starts": epoch_starts(history),
+        "marks": [{"step": found["step"], "check": found["check"]} for found in history.findings],
         "total": len(raw),
     }
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -26,17 +26,18 @@ from luthier.encoding.batches import collate, micro_batches, shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Refused
 from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
-from luthier.models.forward import head_is_plain, token_scores
+from luthier.models.forward import base_model, head_is_plain, token_scores
 from luthier.models.generate import generate
 from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, logger
-from luthier.schedule import eval_interval, learning_rate, total_steps
+from luthier.schedule import eval_interval, learning_rate, num_warmup_steps, total_steps
 from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress, trainable
 from luthier.train.history import History
 from luthier.train.optimizer import adamw
+from luthier.train.watch import Setting, Watch
 
 OnStep = Callable[[str, int, int], None]
 
@@ -73,7 +74,8 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
         Where the run ended.
 
     Raises:
-        Refused: The loss or a gradient is not finite (the rows are named), or Ctrl-C (a checkpoint was saved).
+        Refused: The loss or a gradient is not finite (the rows are named); or a checkpoint was saved, and a watcher of
+            ``train.stop_on`` speaks, or Ctrl-C.
     """
     settings, run = loop.recipe.train, loop.run
     optimizer = adamw(loop.model.named_parameters(), settings)
@@ -86,10 +88,12 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
     history = History(run.history, progress.step if resumed else None)
     first_batch = collate([loop.train_rows.row(0)], 0).to(loop.accelerator.device)
     loop.plain_head = not head_is_plain(loop.model, first_batch)
-    if not resumed and len(loop.eval_rows):
-        evaluation = evaluate(loop, progress)
-        history.append({"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluation})
     total = loop.total_steps
+    watch = Watch(_setting(loop, total), history.kept)
+    if not resumed and len(loop.eval_rows):
+        before = {"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluate(loop, progress)}
+        watch.see(before)
+        history.append(before)
     started = time.perf_counter() - progress.seconds
     with _interruption() as interrupted:
         while progress.step < total and not _stopped_early(progress, settings.early_stop_patience):
@@ -99,10 +103,16 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
             if due and len(loop.eval_rows):
                 row["eval"] = evaluate(loop, progress)
                 progress.seconds = time.perf_counter() - started
+            found = watch.see(row)
+            if found:
+                row["findings"] = [asdict(finding) for finding in found]
             history.append(row | {"seconds": round(progress.seconds, 3)})
+            for finding in found:
+                logger.warning("step %d: %s: %s", progress.step, finding.check, finding.what)
             if on_step:
                 on_step(_figures(row), progress.step, total)
-            if _checkpoint_due(progress, row, due, total, loop.recipe) or interrupted.is_set():
+            stopping = [finding for finding in found if finding.check in settings.stop_on]
+            if _checkpoint_due(progress, row, due, total, loop.recipe) or interrupted.is_set() or stopping:
                 checkpoint.save(run, progress, loop.model, optimizer, key)
                 checkpoint.remove_old(run, settings.keep_checkpoints, progress.best_step)
             if interrupted.is_set():
@@ -111,9 +121,20 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
                     str(run.checkpoints),
                     "run the same command again to go on from there",
                 )
+            if stopping:
+                raise Refused(
+                    f"{stopping[0].check} stopped the run after step {progress.step} of {total}: {stopping[0].what}",
+                    str(run.history),
+                    f"{stopping[0].fix}; a checkpoint was saved: the same command goes on from it all the same",
+                )
     if settings.keep == "best" and progress.best_step not in (None, progress.step):
         checkpoint.load_weights(run.checkpoints / f"step-{progress.best_step}", loop.model)
     return progress
+
+
+def _setting(loop: Loop, total: int) -> Setting:
+    vocabulary = base_model(loop.model).config.get_text_config().vocab_size
+    return Setting(math.log(vocabulary), num_warmup_steps(loop.recipe.train, total))
 
 
 def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> dict[str, Any]:
@@ -303,7 +324,8 @@ def memory_gib() -> float:
 
 def _figures(row: dict[str, Any]) -> str:
     text = f"loss {row['loss']:.4f} · {row['tokens_per_s']:.0f} tokens/s"
-    return text + (f" · eval {row['eval']['loss']:.4f}" if "eval" in row else "")
+    text += f" · eval {row['eval']['loss']:.4f}" if "eval" in row else ""
+    return text + "".join(f" · ! {finding['check']}" for finding in row.get("findings", ()))
 
 
 @contextmanager

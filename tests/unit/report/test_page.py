@@ -7,7 +7,7 @@ from tests.fixtures.synthetic_run import CLOSING, IMAGE, SCRIPT, write_run
 
 from luthier.recipe import Recipe
 from luthier.records import Row
-from luthier.report import page, sections
+from luthier.report import curves, page, sections
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_json, write_text
 
 RECIPE = Recipe(name="stdlib-lines")
@@ -242,3 +242,18 @@ def test_a_very_long_row_leaves_out_only_context_and_counts_it() -> None:
     context, target = shown["spans"]
     assert len(context["tokens"]) + context["hidden"] == 8990 and context["hidden"] > 7000
     assert len(target["tokens"]) == 10 and shown["names"][0]["tokens"] == 8990
+
+
+def test_what_watchers_found_is_on_the_page_in_the_charts_and_in_the_figure(tmp_path: Path) -> None:
+    run = write_run(tmp_path, hostile=True)
+    finding = {"check": "watch-loss-spike", "severity": "warning", "what": SCRIPT, "where": "step 200", "fix": "look at it",
+               "measured": 9.5, "expected": 1.2}  # fmt: skip
+    rows = read_jsonl(run.history)
+    rows[200]["findings"] = [finding]
+    write_text(run.history, "".join(json.dumps(row) + "\n" for row in rows))
+    assert curves.draw(run, 21)
+    page_ = render(run)
+    assert SCRIPT in page_.text and "watch-loss-spike" in page_.text and "a watcher spoke" in page_.text
+    data = json.loads(page_.scripts[0])
+    assert data["marks"] == [{"step": 200, "check": "watch-loss-spike"}]
+    assert len(page_.scripts) == 2

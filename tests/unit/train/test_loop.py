@@ -6,8 +6,8 @@ import pytest
 from tests.fixtures.tiny_run import write_recipe
 
 from luthier import pipeline
-from luthier.errors import UserError
-from luthier.run_folder import read_json, write_json
+from luthier.errors import Refused, UserError
+from luthier.run_folder import RunFolder, read_json, write_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
@@ -51,3 +51,44 @@ def test_a_run_cut_off_between_saving_and_noting_it_is_taken_up(recipe, tmp_path
     pipeline.train(recipe, folder=run.path)
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == adapter
     assert "train" in read_json(run.stages)
+
+
+def _history(run):
+    """Objects of history.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in run.history.read_text().splitlines()]
+    for row in rows:
+        for key in ("seconds", "tokens_per_s", "memory_gib"):
+            row.pop(key, None)
+            row.get("eval", {}).pop(key, None)
+    return rows
+
+
+def test_a_watcher_stops_the_run_and_it_can_go_on(tmp_path, caplog):
+    train = {"max_steps": 24, "learning_rate": 1.0, "schedule": "constant", "eval_every_steps": 12,
+             "batch_size": 8, "checkpoint_every_steps": 6, "num_samples": 0}  # fmt: skip
+    recipe = write_recipe(tmp_path, train=train, model={"adapter": None})
+    progress = []
+    whole = pipeline.train(recipe, folder=tmp_path / "whole", progress=lambda *step: progress.append(step))
+    told = [row for row in _history(whole) if "findings" in row]
+    assert [found["check"] for row in told for found in row["findings"]] == ["watch-loss-rise"]
+    step, (found,) = told[0]["step"], told[0]["findings"]
+    assert found["severity"] == "warning" and f"{found['measured']:.3g}" in found["what"]
+    assert f"WARNING step {step}: watch-loss-rise: {found['what']}" in whole.log.read_text()
+    assert [label for label, *_ in progress if "! watch-loss-rise" in label], "the progress line has it too"
+
+    stops = "train.stop_on=[watch-loss-rise]"
+    with pytest.raises(Refused, match=rf"watch-loss-rise stopped the run after step {step} of 24") as refused:
+        pipeline.train(recipe, stops, folder=tmp_path / "stopped")
+    assert "a checkpoint was saved" in refused.value.fix
+    stopped = RunFolder(tmp_path / "stopped")
+    assert (stopped.checkpoints / f"step-{step}").is_dir() and stopped.result() is None
+    assert len(_history(stopped)) == step + 1
+    pipeline.report(recipe, stops, folder=stopped.path)
+    page = stopped.report.read_text(encoding="utf-8")
+    assert f"watch-loss-rise stopped training after step {step}" in page and 'id="watched"' in page
+
+    # The same command goes on, as does one that no longer stops, and ends as the run that was never stopped.
+    pipeline.train(recipe, folder=stopped.path)
+    assert _history(stopped) == _history(whole)
+    weights = "model/model.safetensors"
+    assert (stopped.path / weights).read_bytes() == (whole.path / weights).read_bytes()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,17 +20,25 @@ from mkdocs.structure.files import File, Files
 
 import luthier
 from luthier import recipe, registry
+from luthier.check.catalogue import ENTRIES, REPORTED
 from luthier.cli import app
+from luthier.train.watchers import WATCHERS
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages to those that lie in docs/."""
     schema = recipe.schema()
+    known = documented()
+    results = fault_results()
+    config.nav = with_checks(config.nav, known)
     pages = {
         "reference/recipe.md": recipe_page(schema),
         "reference/registered.md": registered_page(schema),
         "reference/commands.md": commands_page(),
         "reference/python.md": python_page(),
+        "reference/checks/index.md": checks_page(known),
+        "reference/faults.md": faults_page(known, results),
+        **{f"reference/checks/{name}.md": check_page(name, known[name].entry, results) for name in known},
     }
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
@@ -131,6 +143,9 @@ def registered_page(schema: dict[str, Any]) -> str:
     }
     for kind in registry.KINDS:
         lines += ["", f"## {kind.capitalize()}s"]
+        if kind == "check":
+            lines += ["", "Each has [a page of its own](checks/index.md)."]
+            continue
         for name, entry in registry.registered(kind).items():
             lines += ["", f"### {name}", "", text_of(entry)]
             for variant in options.get(kind, []):
@@ -143,10 +158,223 @@ def text_of(entry: Any) -> str:
     """A docstring as Markdown: its sections in Google style become paragraphs."""
     text = inspect.getdoc(entry) or ""
     text = re.sub(r"^(Args|Returns|Raises|Source|Attributes):", r"\n**\1.**", text, flags=re.MULTILINE)
-    text = re.sub(
-        r"^(What it does|Why is this bad|Example|Fix|Catalogue):", r"**\1:**", text, flags=re.MULTILINE
-    )
     return re.sub(r"^    +(\w+): ", r"- `\1`: ", text, flags=re.MULTILINE).replace("``", "`")
+
+
+@dataclass
+class Documented:
+    """A check, or a watcher of training."""
+
+    entry: Any
+    family: str
+
+
+# Family of the checks, by the file of the fault suite that plants its defects.
+FAMILIES = {
+    "data": "Data and ledger",
+    "tokens": "Tokens",
+    "model": "Model",
+    "optimisation": "Optimisation",
+    "round_trips": "Round trips",
+}
+WATCHING = "While training"
+# Checks whose defects lie in test_checks.py, which has no families.
+OTHERS: dict[str, str] = {}
+
+
+def documented() -> dict[str, Documented]:
+    """All checks of this package and all watchers, by family and name."""
+    planted = planted_families()
+    found = {
+        name: Documented(entry, planted.get(name) or OTHERS.get(name, "Others"))
+        for name, entry in registry.registered("check").items()
+        if entry.__module__.startswith("luthier.")
+    }
+    found |= {name: Documented(entry, WATCHING) for name, entry in WATCHERS.items()}
+    order = [*FAMILIES.values(), "Others", WATCHING]
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[1].family), item[0])))
+
+
+def planted_families() -> dict[str, str]:
+    """The family of each check that has planted defects."""
+    counts: dict[str, Counter[str]] = {}
+    for file, family in FAMILIES.items():
+        path = Path("tests/faults/planted", f"{file}.py")
+        for name in re.findall(r'@planted\(\s*"([^"]+)"', path.read_text()) if path.is_file() else ():
+            counts.setdefault(name, Counter())[family] += 1
+    return {name: count.most_common(1)[0][0] for name, count in counts.items()}
+
+
+def with_checks(nav: Any, known: dict[str, Documented]) -> Any:
+    """The navigation with a page for each check under Reference > Checks."""
+    families: dict[str, list[str]] = {}
+    for name, check in known.items():
+        families.setdefault(check.family, []).append(f"reference/checks/{name}.md")
+    (reference,) = (item["Reference"] for item in nav if isinstance(item, dict) and "Reference" in item)
+    (checks,) = (item["Checks"] for item in reference if isinstance(item, dict) and "Checks" in item)
+    checks += [{family: pages} for family, pages in families.items()]
+    return nav
+
+
+def checks_page(known: dict[str, Documented]) -> str:
+    """Table of all checks by family."""
+    lines = [
+        "# Checks",
+        "",
+        "What is checked before a training starts, by `luthier check` (a recipe), `luthier.audit(trainer)` (a live Trainer) and",
+        "`luthier audit` (tokenised rows of any framework); and what is watched while it runs. `luthier explain NAME` prints the same pages.",
+        "Which documented failures they catch, and in which set-ups that was tried: [fault suite](../faults.md).",
+    ]
+    family = ""
+    for name, check in known.items():
+        if check.family != family:
+            family = check.family
+            lines += [
+                "",
+                f"## {family}",
+                "",
+                "| name | what is true if it passes | catalogue |",
+                "|---|---|---|",
+            ]
+        numbers = ", ".join(str(number) for number in catalogue_of(check.entry))
+        lines.append(f"| [{name}]({name}.md) | {cell(prose(registry.summary(check.entry)))} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def catalogue_of(entry: Any) -> list[int]:
+    """Entries of the catalogue that a check is about."""
+    return [int(n) for n in re.findall(r"\d+", (inspect.getdoc(entry) or "").partition("Catalogue:")[2])]
+
+
+def check_page(name: str, entry: Any, results: dict[str, Any]) -> str:
+    """A check's docstring, the entries of the catalogue that it is about, and the defects planted for it."""
+    summary, *paragraphs = (inspect.getdoc(entry) or "").partition("Catalogue:")[0].split("\n\n")
+    lines = [f"# {name}", "", prose(summary)]
+    for paragraph in paragraphs:
+        heading, colon, text = paragraph.partition(": ")
+        known = colon and heading in ("What it does", "Why is this bad", "Example", "Fix")
+        lines += [
+            "",
+            *([f"## {heading}", ""] if known else []),
+            prose(text[:1].upper() + text[1:] if known else paragraph),
+        ]
+    if numbers := catalogue_of(entry):
+        lines += ["", "## Catalogue", "", "Documented failures that it is about:", ""]
+        for number in numbers:
+            reported = f" ({threads(number)})" if number in REPORTED else ""
+            lines.append(f"- [{number}](../faults.md#entry-{number}) {ENTRIES[number]}{reported}")
+    planted = [fault for fault in results["faults"] if fault["check"] == name]
+    if planted:
+        lines += [
+            "",
+            "## Planted defects that it catches",
+            "",
+            "| planted | in | what it says |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {cell(prose(fault['how']))} | {fault['where']} | {fault['severity']}: {cell(prose(fault['what']))} |"
+            for fault in planted
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def threads(number: int) -> str:
+    """Where people met a failure."""
+    return REPORTED[number]
+
+
+def prose(text: str) -> str:
+    """Text as Markdown in one line: code is code, and nothing outside it is markup."""
+    parts = " ".join(text.replace("``", "`").split()).split("`")
+    return "`".join(
+        part if number % 2 else re.sub(r"([*_\[\]\\])", r"\\\1", html.escape(part, quote=False))
+        for number, part in enumerate(parts)
+    )
+
+
+def fault_results() -> dict[str, Any]:
+    """What the fault suite came to (`make faults`); nothing if it was not run yet."""
+    path = Path("tests/faults/results.json")
+    empty: dict[str, Any] = {"faults": [], "healthy": [], "prevented": {}, "out_of_reach": {}}
+    return empty | (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+
+
+def faults_page(known: dict[str, Documented], results: dict[str, Any]) -> str:
+    """The fault suite: planted defects by family, healthy set-ups, and what becomes of each entry of the catalogue."""
+    lines = [
+        "---\nhide: [toc]\n---",
+        "# Fault suite",
+        "",
+        "Defects that let a training run and end as if nothing were wrong, planted one at a time into a healthy set-up: the check named must",
+        "find each, with the severity shown, and must not find it when that check is disabled. Healthy set-ups must give no error and at most",
+        "one warning. The entries are those of a catalogue of silent failures that people reported.",
+    ]
+    if not results["faults"]:
+        return "\n".join([*lines, "", "It was not run yet: `make faults`.", *by_entry(results)]) + "\n"
+    versions = ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())
+    lines += [
+        "",
+        f"{len(results['faults'])} defects and {len(results['healthy'])} healthy set-ups, made by "
+        f"`{results.get('command', 'make faults')}` on {results.get('date', 'an unknown day')} with {versions}. All defects were caught.",
+    ]
+    for family in dict.fromkeys(check.family for check in known.values()):
+        faults = [f for f in results["faults"] if f["check"] in known and known[f["check"]].family == family]
+        if not faults:
+            continue
+        lines += [
+            "",
+            f"## {family}",
+            "",
+            "| entry | check | planted | in | result |",
+            "|---|---|---|---|---|",
+        ]
+        for fault in faults:
+            entries = ", ".join(f'[{n}](#entry-{n} "{ENTRIES[n]}")' for n in fault["catalogue"])
+            lines.append(
+                f"| {entries} | [{fault['check']}](checks/{fault['check']}.md) | {cell(prose(fault['how']))} | {fault['where']} | "
+                f"{fault['severity']}: {cell(prose(fault['what']))} |"
+            )
+    lines += [
+        "",
+        "## Healthy set-ups",
+        "",
+        "| set-up | errors | warnings | checks passed | skipped |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {cell(prose(case['how']))} | 0 | {case['warnings']} | {case['passed']} | {case['skipped']} |"
+        for case in results["healthy"]
+    ]
+    return "\n".join(lines + by_entry(results)) + "\n"
+
+
+def by_entry(results: dict[str, Any]) -> list[str]:
+    """What becomes of each entry of the catalogue: caught by, prevented by or out of reach."""
+    checks: dict[int, list[str]] = {}
+    for fault in results["faults"]:
+        for number in fault["catalogue"]:
+            checks.setdefault(number, []).append(fault["check"])
+    lines = [
+        "",
+        "## By entry of the catalogue",
+        "",
+        "| entry | failure | reported in | what becomes of it |",
+        "|--:|---|---|---|",
+    ]
+    for number, name in ENTRIES.items():
+        said = [f"[{check}](checks/{check}.md)" for check in dict.fromkeys(checks.get(number, ()))]
+        if said:
+            said = [f"caught by {', '.join(said)} ({len(checks[number])} planted)"]
+        if prevented := results["prevented"].get(str(number)):
+            said.append(f"in a recipe prevented: {prose(prevented['why'])} (`{prevented['test']}`)")
+        if why := results["out_of_reach"].get(str(number)):
+            said.append(f"out of reach: {prose(why)}")
+        anchor = f'<a id="entry-{number}"></a>{number}'
+        lines.append(
+            f"| {anchor} | {cell(prose(name))} | {threads(number) if number in REPORTED else ''} | {cell('; '.join(said)) or 'not planted'} |"
+        )
+    return lines
 
 
 def commands_page() -> str:
@@ -180,6 +408,7 @@ def python_page() -> str:
     ]
     for title, module in (
         ("Stages", "pipeline"),
+        ("Any training", "check.audit|check.runner|train.callback"),
         ("Recipes and run folders", "recipe_file|recipe|run_folder"),
         ("Records", "records"),
         ("Decorators", "registry"),

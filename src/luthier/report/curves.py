@@ -182,9 +182,12 @@ def _name_epochs(axes: Axes, history: History) -> None:
 
 def _name_findings(axes: Axes, history: History) -> None:
     """Watchers beside the steps at which they spoke."""
+    last = max((row["step"] for row in history.steps), default=0)
     for number, found in enumerate(history.findings):
-        axes.annotate(found["check"], (found["step"], 1), xycoords=("data", "axes fraction"), xytext=(-4, -18 - 14 * number),
-                      textcoords="offset points", ha="right", va="top", fontsize=10, color=_WATCHER)  # fmt: skip
+        right = found["step"] < last / 5  # no room to the left
+        axes.annotate(found["check"], (found["step"], 1), xycoords=("data", "axes fraction"),
+                      xytext=(4 if right else -4, -18 - 14 * number), textcoords="offset points",
+                      ha="left" if right else "right", va="top", fontsize=10, color=_WATCHER)  # fmt: skip
 
 
 def _token_axis(axes: Axes, history: History) -> None:

@@ -114,7 +114,8 @@
       if (mark.step < range[0] || mark.step > range[1]) continue;
       const line = draw("line", { class: "watcher", x1: x(mark.step), x2: x(mark.step), y1: box.top, y2: box.bottom }, plot);
       draw("title", {}, line, `${mark.check} at step ${mark.step}`);
-      if (large) draw("text", { class: "watcher", x: x(mark.step) - 4, y: box.top + 12, "text-anchor": "end" }, plot, mark.check);
+      const right = x(mark.step) - box.left < 140; // no room to the left
+      if (large) draw("text", { class: "watcher", x: x(mark.step) + (right ? 4 : -4), y: box.top + 12, "text-anchor": right ? "start" : "end" }, plot, mark.check);
     }
     for (const line of shown) draw("path", { class: line.kind, d: path(line, x, y) }, plot);
     if (large) {

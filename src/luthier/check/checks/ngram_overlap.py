@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from luthier.check.columns import Offenders, flat, ngram_hashes, row_hashes
+from luthier.check.context import CheckContext, Skip
+from luthier.records import Finding
+from luthier.registry import check
+from luthier.rows import Rows, read_batches
+
+# Brown et al. 2020 (arXiv:2005.14165, appendix C) take 13-grams, and leave out those of more than ten training documents:
+# common phrases, legal boilerplate, here templates and system prompts. In small data such text is met less often.
+NGRAM = 13
+MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_SHARE = 10, 2, 0.02
+# Touvron et al. 2023 (arXiv:2307.09288, appendix A.6): a sample of which 80% of the tokens are met is "dirty".
+COVERED = 0.8
+# One in a hundred rows lifts a score visibly, and a single one may be chance.
+MOST_SHARE = 0.01
+FEWEST_ROWS = 2
+# Of a larger split so many rows are looked for, spread over it: a share of 1% is then known to 0.2%.
+MOST_ROWS = 2000
+_TABLE_BITS = 23
+_MANY = 1000
+
+
+@check("ngram-overlap")
+def ngram_overlap(context: CheckContext) -> Iterator[Finding]:
+    """Rows of the evaluation and test splits do not stand inside training rows.
+
+    What it does: looks up the runs of 13 tokens of these rows (2,000 of each split at most) in all training rows. Runs
+    that are in more than ten training rows are form, not content, and are left out with the tokens that stand in them. A
+    row counts if 80% of its other tokens stand in runs that were found, whatever is written around them. A warning from
+    1% of the rows, and two rows; below that a note. Rows that equal a training row are counted by ``split-overlap``.
+
+    Why is this bad: what was trained on is remembered, so the score says little about new data. Comparing whole rows
+    misses a question that stands in a longer text or under another template.
+
+    Example: the problems of a benchmark, with their answers, in a crawled training set; articles of which some
+    questions are in training and others in evaluation.
+
+    Fix: take the passages out of the training data, or split by document (``group``) and not by question.
+
+    Catalogue: 23
+    """
+    train = context.rows.get("train")
+    others = [split for split, rows in context.rows.items() if split != "train" and len(rows)]
+    if not train or not others:
+        raise Skip("there is only one split")
+    known = row_hashes(train)
+    wanted = {split: _wanted(context.rows[split], known) for split in others}
+    grams = np.unique(np.concatenate([w.hashes for w in wanted.values()]))
+    counts = _train_rows(train, grams)
+    limit = int(min(MOST_TRAIN_ROWS, max(FEWEST_TRAIN_ROWS, TRAIN_SHARE * len(train))))
+    looked = " and ".join(f"{len(w.ids):,} {split}" for split, w in wanted.items())
+    context.looked_at(f"{looked} rows against all {len(train):,} training rows")
+    for split, rows in wanted.items():
+        shares = rows.covered(grams, counts, limit)
+        found = Offenders(context)
+        found.add(split, rows.ids, shares >= COVERED)
+        if found.count:
+            warn = found.share > MOST_SHARE and found.count >= FEWEST_ROWS
+            yield Finding(
+                "ngram-overlap",
+                "warning" if warn else "note",
+                f"{found} of the {split} split stand inside training rows: {COVERED:.0%} of their tokens and more are "
+                f"in runs of {NGRAM} tokens that at most {limit} training rows have as well",
+                found.where,
+                context.fix(
+                    "give what belongs together one group in data.source, or take these passages out of the source",
+                    "take these passages out of the training data, or split by document and not by row",
+                ),
+                measured=round(found.share, 4),
+                expected=f"at most {MOST_SHARE}",
+            )
+
+
+@dataclass
+class _Wanted:
+    """The rows of a split that are looked for, and their 13-grams.
+
+    Attributes:
+        ids: Row ids.
+        hashes: 13-grams of all rows one after the other.
+        ends: Where each row's end in them, shape (num_rows + 1,).
+    """
+
+    ids: list[str]
+    hashes: np.ndarray
+    ends: np.ndarray
+
+    def covered(self, grams: np.ndarray, counts: np.ndarray, limit: int) -> np.ndarray:
+        """Share of each row's own tokens that stand in 13-grams of few training rows, shape (num_rows,); 0 if too few.
+
+        Args:
+            grams: All 13-grams that were looked for, sorted.
+            counts: Training rows that have each.
+            limit: Those of more training rows are form: their tokens do not count.
+        """
+        rows = counts[np.searchsorted(grams, self.hashes)]
+        shares = np.zeros(len(self.ids))
+        for index, (start, end) in enumerate(
+            zip(self.ends[:-1].tolist(), self.ends[1:].tolist(), strict=True)
+        ):
+            if end == start:
+                continue
+            form = _tokens_in(rows[start:end] > limit)
+            met = _tokens_in((rows[start:end] > 0) & (rows[start:end] <= limit)) & ~form
+            if (~form).sum() >= NGRAM:
+                shares[index] = met.sum() / (~form).sum()
+        return shares
+
+
+def _tokens_in(grams: np.ndarray) -> np.ndarray:
+    """Which tokens of a row stand in a marked 13-gram, bool, shape (num_grams + 12,)."""
+    change = np.zeros(len(grams) + NGRAM, np.int64)
+    change[: len(grams)] += grams
+    change[NGRAM:] -= grams
+    found: np.ndarray = np.cumsum(change)[:-1] > 0
+    return found
+
+
+def _wanted(rows: Rows, known: np.ndarray) -> _Wanted:
+    """At most so many rows of a split, spread over it, without those whose hash is known."""
+    new = ~np.isin(row_hashes(rows), known)
+    step = -(-len(rows) // MOST_ROWS)
+    ids: list[str] = []
+    hashes = [np.empty(0, np.uint64)]
+    start = 0
+    for batch in read_batches(rows.path, ["id", "input_ids"]):
+        offsets, tokens = flat(batch.column("input_ids"))
+        for place in range(-start % step, batch.num_rows, step):
+            if new[start + place]:
+                ids.append(str(batch.column("id")[place]))
+                hashes.append(ngram_hashes(tokens[offsets[place] : offsets[place + 1]], NGRAM))
+        start += batch.num_rows
+    return _Wanted(ids, np.concatenate(hashes), np.cumsum([0, *map(len, hashes[1:])]))
+
+
+def _train_rows(train: Rows, grams: np.ndarray) -> np.ndarray:
+    """The training rows that have each of some 13-grams, shape (num_grams,); those of very many are not counted on.
+
+    A table of 23 bits of the hashes keeps out nearly all that is not looked for. What has been met in more rows than
+    matter is taken out, so that text which stands in all rows costs little.
+    """
+    counts = np.zeros(len(grams), np.int64)
+    left, indices = grams, np.arange(len(grams))
+    table = _table(left)
+    for batch in read_batches(train.path, ["input_ids"]):
+        if not len(left):
+            break
+        offsets, ids = flat(batch.column("input_ids"))
+        hashes = ngram_hashes(ids, NGRAM)
+        places = np.flatnonzero(table[hashes >> np.uint64(64 - _TABLE_BITS)])
+        found = np.searchsorted(left, hashes[places]).clip(max=len(left) - 1)
+        rows = np.searchsorted(offsets, places, side="right") - 1
+        hit = (left[found] == hashes[places]) & (places + NGRAM <= offsets[rows + 1])
+        index = indices[found[hit]]
+        pairs = np.sort(rows[hit] * len(grams) + index)
+        first = np.diff(pairs, prepend=-1) != 0  # a row counts once
+        np.add.at(counts, pairs[first] % len(grams), 1)
+        if (counts[index] > MOST_TRAIN_ROWS).sum() > _MANY:
+            rare = counts[indices] <= MOST_TRAIN_ROWS
+            left, indices = left[rare], indices[rare]
+            table = _table(left)
+    return counts
+
+
+def _table(grams: np.ndarray) -> np.ndarray:
+    table = np.zeros(1 << _TABLE_BITS, dtype=bool)
+    table[grams >> np.uint64(64 - _TABLE_BITS)] = True
+    return table

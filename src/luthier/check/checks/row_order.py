@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from luthier.check.columns import flat, text_hashes
+from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.records import Finding, Severity
+from luthier.registry import check
+from luthier.rows import BATCH_ROWS, Rows, read_batches
+
+# Four standard deviations under the mean come by chance once in 30,000 shuffled data sets ...
+FEWEST_DEVIATIONS = 4.0
+# ... and runs twice as long as a shuffle gives them are no slight imperfection of a shuffle.
+MOST_OF_EXPECTED = 0.5
+FEWEST_ROWS = 30
+# Texts of neighbours: what half a standard deviation is alike more than texts drawn at random is called a medium effect
+# (Cohen 1988), and six standard errors are never chance.
+MORE_ALIKE, FEWEST_ERRORS = 0.5, 6.0
+NUM_TEXTS = 20_000
+_BUCKETS = 256
+
+
+@check("row-order")
+def row_order(context: CheckContext) -> Iterator[Finding]:
+    """Training meets the rows in no order: neither by class or answer nor by where they come from.
+
+    What it does: takes the training rows as the data loader gives them (or as they stand in the file) and counts the runs
+    of equal targets, and of equal groups where these are known. After a shuffle their number has a known mean and spread
+    (Wald and Wolfowitz); it must not lie four deviations under the mean and under half of it. If nothing shows there,
+    it compares the tokens of neighbours (of the first 20,000 rows) with those of rows drawn at random. A warning where
+    training reads in this order, a note for a file, which a trainer may still shuffle. Luthier's own training always
+    shuffles.
+
+    Why is this bad: while one class or one source is read, the model forgets the others; the loss goes up and down with
+    the blocks, and the last block wins.
+
+    Example: a streamed data set sorted by label, with a shuffle buffer smaller than a class.
+
+    Fix: shuffle once, on disk, before training; a shuffle buffer must be larger than the longest block.
+
+    Catalogue: 24
+    """
+    if isinstance(context, RunContext):
+        raise Skip("training shuffles the rows by a seeded permutation of all of them")
+    rows = context.rows.get("train")
+    if not rows or len(rows) < FEWEST_ROWS:
+        raise Skip(f"there are fewer than {FEWEST_ROWS} training rows")
+    reads, cause, fix = _reader(context)
+    severity: Severity = "warning" if reads else "note"
+    looked, in_order = [], False
+    for name, column in (("targets", "target"), ("groups", "group")):
+        runs = _runs(text_hashes(rows, column))
+        if not runs.deviation or (name == "targets" and context.objective == "tags"):
+            continue  # all are alike, or all differ: no order could be told
+        looked.append(name)
+        too_few = (runs.expected - runs.count) / runs.deviation > FEWEST_DEVIATIONS
+        if too_few and runs.count < MOST_OF_EXPECTED * runs.expected:
+            in_order = True
+            yield Finding(
+                "row-order",
+                severity,
+                f"equal {name} of {len(rows):,} training rows stand together in {runs.count:,} runs, where a shuffle gives "
+                f"{runs.expected:,.0f} +- {runs.deviation:,.1f} ({runs.expected / runs.count:.1f} times as many); "
+                f"the longest run has {runs.longest:,} rows{cause}",
+                context.place("train"),
+                fix,
+                measured=runs.count,
+                expected=round(runs.expected),
+            )
+    context.looked_at(f"{' and '.join([*looked, 'texts'])} of {len(rows):,} training rows in order")
+    if in_order:
+        return
+    more, errors = _likeness(rows)
+    if more > MORE_ALIKE and errors > FEWEST_ERRORS:
+        yield Finding(
+            "row-order",
+            severity,
+            f"training rows are more like their neighbours than like rows drawn at random, by {more:.2f} standard "
+            f"deviations: they are in the order of their sources or topics{cause}",
+            context.place("train"),
+            fix,
+            measured=round(more, 2),
+            expected=f"at most {MORE_ALIKE}",
+        )
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of equal values: how many there are, the longest, and what a random order has on average and as deviation."""
+
+    count: int
+    longest: int
+    expected: float
+    deviation: float
+
+
+def _runs(values: np.ndarray) -> _Runs:
+    """The runs of equal values of a sequence, shape (num_values,), against those of a random order of the same values.
+
+    Source: Wald and Wolfowitz 1940, "On a test whether two samples are from the same population", for two kinds; for
+    any number Barton and David 1957, "Multiple runs": with n values and n_i of kind i, the mean is
+    n + 1 - S2 / n and the variance (S2 (S2 + n (n + 1)) - 2 n S3 - n^3) / (n^2 (n - 1)), S2 and S3 being the sums of
+    the squares and cubes of the n_i.
+    """
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    counts = np.unique(values, return_counts=True)[1].astype(float)
+    n, squares, cubes = float(len(values)), float((counts**2).sum()), float((counts**3).sum())
+    variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
+    return _Runs(
+        count=len(starts),
+        longest=int(np.diff(np.append(starts, len(values))).max()),
+        expected=n + 1 - squares / n,
+        deviation=math.sqrt(variance) if variance > 1e-9 * n else 0.0,
+    )
+
+
+def _likeness(rows: Rows) -> tuple[float, float]:
+    """How much more neighbours are alike than rows drawn at random: in standard deviations of a pair, and in errors.
+
+    Alike is the cosine of the square roots of token shares (in 256 buckets of ids), from which the mean over all rows is
+    taken, so that what all of them share does not count.
+    """
+    parts: list[np.ndarray] = []
+    for batch in islice(read_batches(rows.path, ["input_ids"]), NUM_TEXTS // BATCH_ROWS):
+        offsets, ids = flat(batch.column("input_ids"))
+        lengths = np.diff(offsets)
+        buckets = (ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(56)).astype(np.int64)
+        cells = np.repeat(np.arange(len(lengths)), lengths) * _BUCKETS + buckets
+        counts = np.bincount(cells, minlength=len(lengths) * _BUCKETS).reshape(-1, _BUCKETS)
+        parts.append(np.sqrt(counts / lengths.clip(min=1)[:, None]).astype(np.float32))
+    points = np.concatenate(parts)
+    points -= points.mean(axis=0)
+    points /= np.linalg.norm(points, axis=1, keepdims=True).clip(min=1e-9)
+    near = (points[1:] * points[:-1]).sum(axis=1)
+    draw = np.random.default_rng(0)
+    one, other = draw.permutation(len(points)), draw.permutation(len(points))
+    apart = (points[one] * points[other]).sum(axis=1)[one != other]
+    spread = float(apart.std())
+    if spread < 1e-6:
+        return 0.0, 0.0
+    more = float(near.mean() - apart.mean()) / spread
+    return more, more * math.sqrt(len(near))
+
+
+def _reader(context: CheckContext) -> tuple[bool, str, str]:
+    """Whether this is the order that training reads in; why, for the message; and what to do."""
+    from torch.utils.data import IterableDataset, SequentialSampler
+
+    from luthier.check.trainer import TrainerContext
+
+    if not isinstance(context, TrainerContext):
+        return (
+            False,
+            ": read like this, without a shuffle, training meets one after the other",
+            ("shuffle the file once, unless the trainer shuffles all rows (and not a buffer of them)"),
+        )
+    loader = context.trainer.get_train_dataloader()
+    if isinstance(loader.dataset, IterableDataset):
+        return (
+            True,
+            "; an IterableDataset is read in its own order, and nothing shuffles it later",
+            (
+                "shuffle the data on disk, or with dataset.shuffle(seed=0, buffer_size=...) over more than the longest run"
+            ),
+        )
+    sampler = getattr(loader, "sampler", None)
+    sampler = getattr(sampler, "sampler", sampler)  # accelerate's wrapper
+    if isinstance(sampler, SequentialSampler):
+        return (
+            True,
+            "; the sampler of the data loader is sequential",
+            (
+                "let the Trainer shuffle (train_sampling_strategy='random' is its default), or shuffle the data set"
+            ),
+        )
+    kind = type(sampler).__name__
+    # Rows of like length come together there by design; where length goes with the class, so do classes.
+    meant = kind in ("LengthGroupedSampler", "DistributedLengthGroupedSampler", "BatchRebalanceSampler")
+    return (
+        not meant,
+        f"; the data loader's sampler is {kind}",
+        f"let {kind} draw rows from all classes and sources",
+    )

@@ -29,6 +29,8 @@ from luthier.run_folder import (
 
 if TYPE_CHECKING:
     from luthier.check.context import RunContext
+    from luthier.models.engine import Engine
+    from luthier.rows import Rows
     from luthier.train.rehearsal import Rehearsal
 
 Progress = Callable[[str, int, int | None], None]
@@ -136,7 +138,10 @@ def train(
         raise _other_training(place, "data")
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, len(tokenizer), training=True, seed=recipe.seed)
-    write_json(place.environment, read_json(place.environment) | chosen(model, recipe.model))
+    known = read_json(place.environment)
+    rows = Rows(place.rows("train"))
+    engine = _engine(recipe, model, rows, known.get("engine"))
+    write_json(place.environment, known | chosen(model, recipe.model) | {"engine": engine.to_dict()})
     for line in coverage(model):
         logger.info("train: %s", line)
     loop = training.Loop(
@@ -144,9 +149,10 @@ def train(
         place,
         model,
         tokenizer,
-        Rows(place.rows("train")),
+        rows,
         Rows(place.rows("eval")),
         recipes.build("task", recipe.task).stop_pattern,
+        engine=engine,
     )
     with user_disk_errors(place.path):
         end = training.train(loop, key, progress)
@@ -154,6 +160,25 @@ def train(
         _note_done(place, "train", key)
     logger.info("train: %d steps, best at step %s", end.step, end.best_step)
     return place
+
+
+def _engine(recipe: Recipe, model: Any, rows: Rows, before: Mapping[str, Any] | None) -> Engine:
+    """How the model is computed; a run that is taken up again takes the way that it took before, to the bit."""
+    from luthier.models import engine
+    from luthier.schedule import total_steps
+
+    settings = recipe.train
+    tokens = total_steps(settings, len(rows)) * settings.batch_size * float(rows.lengths().mean())
+    compiling = settings.compile if before is None else before["compiled_layers"] > 0
+    found = engine.start(
+        model,
+        engine.probe_rows(rows),
+        packing=settings.packing,
+        compiling=compiling,
+        planned_tokens=round(tokens),
+    )
+    logger.info("train: %s", found)
+    return found
 
 
 def evaluate(

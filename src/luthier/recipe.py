@@ -129,6 +129,10 @@ class Train(Options):
     """Rows of one optimizer step, over all micro-batches and ranks."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens, padding included, that go through the model at once; a single longer row goes alone. Changes memory and speed, never the result."""
+    packing: bool | Auto = "auto"
+    """Rows one after another without padding, none of which sees another; ``auto`` is wherever the model allows it. Changes speed, never the result."""
+    compile: bool | Auto = "auto"
+    """Compile the small functions of a layer; ``auto`` is where a run is long enough to earn it back and a measurement shows that it helps."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

@@ -106,6 +106,29 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return groups
 
 
+def pack_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row indices grouped so that rows one after another stay within ``max_tokens``: no padding, so few groups.
+
+    Args:
+        lengths: Tokens of each row.
+        max_tokens: Tokens of a group; a row that is longer goes alone.
+
+    Returns:
+        Every index once; each row goes into the first group that has room, longest rows first.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = next((i for i, left in enumerate(room) if left >= lengths[index]), None)
+        if place is None:
+            groups.append([])
+            room.append(max_tokens)
+            place = len(groups) - 1
+        groups[place].append(index)
+        room[place] -= lengths[index]
+    return groups
+
+
 def shuffled(position: int, count: int, num_rows: int, seed: int) -> list[int]:
     """The rows at ``position`` to ``position + count`` of an endless stream of reshuffled epochs.
 

@@ -22,11 +22,12 @@ from accelerate import Accelerator
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from luthier.encoding.batches import collate, micro_batches, shuffled
+from luthier.encoding.batches import shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Refused
 from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
-from luthier.models.forward import base_model, head_is_plain, token_scores
+from luthier.models.engine import Engine
+from luthier.models.forward import base_model, token_scores
 from luthier.models.generate import generate
 from luthier.recipe import Recipe
 from luthier.records import Row
@@ -54,7 +55,7 @@ class Loop:
     eval_rows: Rows
     stop_pattern: str | None
     accelerator: Accelerator = field(default_factory=Accelerator)
-    plain_head: bool = True
+    engine: Engine = Engine()  # noqa: RUF009 # frozen
 
     @property
     def total_steps(self) -> int:
@@ -86,8 +87,6 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
     else:
         progress = Progress(next_eval_tokens=settings.eval_every_tokens or 0)
     history = History(run.history, progress.step if resumed else None)
-    first_batch = collate([loop.train_rows.row(0)], 0).to(loop.accelerator.device)
-    loop.plain_head = not head_is_plain(loop.model, first_batch)
     total = loop.total_steps
     watch = Watch(_setting(loop, total), history.kept)
     if not resumed and len(loop.eval_rows):
@@ -184,13 +183,13 @@ def accumulate_gradients(
         rows: Of the whole step.
         groups: Indices into this rank's rows of each micro-batch; as they fit, if not given.
     """
-    accelerator, settings = loop.accelerator, loop.recipe.train
+    accelerator, most = loop.accelerator, loop.recipe.train.micro_batch_tokens
     total_weight = float(sum(row.loss_weights.sum() for row in rows))
     own = rows[accelerator.process_index :: accelerator.num_processes]
     loss = torch.zeros((), device=accelerator.device)
-    for group in groups or micro_batches([len(row.input_ids) for row in own], settings.micro_batch_tokens):
-        batch = collate([own[i] for i in group], pad_id=0).to(accelerator.device)
-        part = token_scores(loop.model, batch, plain=loop.plain_head).weighted_sum() / total_weight
+    for group in groups or loop.engine.groups([len(row.input_ids) for row in own], most):
+        batch = loop.engine.batch([own[i] for i in group]).to(accelerator.device)
+        part = token_scores(loop.model, batch, plain=loop.engine.plain_head).weighted_sum() / total_weight
         accelerator.backward(part)
         loss += part.detach()
     if accelerator.num_processes > 1:
@@ -207,9 +206,11 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
     loop.model.eval()
     rows = [loop.eval_rows.row(i) for i in range(len(loop.eval_rows))]
     sums = dict.fromkeys(("weighted", "weight", "nats", "tokens", "correct"), 0.0)
-    for group in micro_batches([len(row.input_ids) for row in rows], loop.recipe.train.micro_batch_tokens):
-        batch = collate([rows[i] for i in group], pad_id=0).to(loop.accelerator.device)
-        scores = token_scores(loop.model, batch, plain=loop.plain_head)
+    for group in loop.engine.groups(
+        [len(row.input_ids) for row in rows], loop.recipe.train.micro_batch_tokens
+    ):
+        batch = loop.engine.batch([rows[i] for i in group]).to(loop.accelerator.device)
+        scores = token_scores(loop.model, batch, plain=loop.engine.plain_head)
         sums["weighted"] += float(scores.weighted_sum())
         sums["weight"] += float(scores.weights_N.sum())
         sums["nats"] += float(scores.nll_N.sum())

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from luthier import recipe as recipes
 from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.models.engine import Engine
 from luthier.models.forward import head_is_plain
 from luthier.plan import Plan, Step, due, window
 from luthier.recipe import Recipe
@@ -87,7 +88,7 @@ class Rehearsal:
         model = self._model()
         loop = Loop(self._recipe, self._run, model, self._tokenizer(), self._train, self._eval, stop_pattern)
         first_batch = collate([self._train.row(0)], 0).to(loop.accelerator.device)
-        loop.plain_head = not head_is_plain(model, first_batch)
+        loop.engine = Engine(plain_head=not head_is_plain(model, first_batch))
         return loop
 
     def step(self, micro_batches: Sequence[Sequence[int]], max_tokens: int | None = None) -> Step:

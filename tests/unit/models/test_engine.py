@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from tests.fixtures import tiny_trainer
 from tests.fixtures.tiny_model import random_rows
 
+from luthier.errors import UserError
 from luthier.models import engine, fused, packed
 from luthier.models.forward import base_model, token_scores
 
@@ -22,7 +23,7 @@ def adapted(family="llama"):
 def test_the_fast_way_gives_the_model_s_own_losses():
     model = adapted().train()
     own = engine.start(model, ROWS, packing=False, fusing=False, compiling=False)
-    assert own == engine.Engine(False, "switched off", False, 0, 0)
+    assert own == engine.Engine(why_not_packed="switched off", plain_head=False)
     expected = token_scores(model, own.batch(ROWS)).nll_N
     fast = engine.start(model, ROWS, packing=True, fusing=True, compiling=False)
     assert fast.packed and fast.why_not_packed is None and fast.fused_adapters == 14 and not fast.plain_head
@@ -32,7 +33,7 @@ def test_the_fast_way_gives_the_model_s_own_losses():
 
 
 def test_a_model_with_a_state_keeps_its_padding_and_says_why():
-    found = engine.start(adapted("mamba"), ROWS, packing=True, fusing=True, compiling=False)
+    found = engine.start(adapted("mamba"), ROWS, fusing=True, compiling=False)
     assert not found.packed and "keeps a state" in found.why_not_packed
     assert not found.batch(ROWS).row_lengths
 
@@ -40,14 +41,14 @@ def test_a_model_with_a_state_keeps_its_padding_and_says_why():
 def test_attention_that_was_asked_for_is_kept():
     model = adapted()
     base_model(model).set_attn_implementation("eager")
-    found = engine.start(model, ROWS, packing=True, fusing=False, compiling=False)
+    found = engine.start(model, ROWS, fusing=False, compiling=False)
     assert not found.packed and found.why_not_packed == "model.attention is eager"
 
 
 def test_packs_that_leak_are_found_out(monkeypatch):
     model = adapted()
     monkeypatch.setattr(packed, "_mask", lambda length, window, like: torch.zeros(length, length))
-    found = engine.start(model, ROWS, packing=True, fusing=False, compiling=False)
+    found = engine.start(model, ROWS, fusing=False, compiling=False)
     assert not found.packed and "nats from the model's own" in found.why_not_packed
     assert base_model(model).config._attn_implementation == "sdpa"
 
@@ -60,4 +61,24 @@ def test_a_product_that_is_wrong_is_taken_back(monkeypatch, caplog):
     whole = fused._LoraProduct.apply
     monkeypatch.setattr(fused._LoraProduct, "apply", lambda *a: whole(*a) * 1.5)
     found = engine.start(model, ROWS, packing=False, fusing=True, compiling=False)
-    assert found.fused_adapters == 0 and "adapters are not fused" in caplog.text
+    assert found.fused_adapters == 0 and "not computed as one product" in caplog.text
+
+
+def test_packing_that_is_wanted_and_cannot_be_is_a_mistake():
+    with pytest.raises(UserError, match="cannot be packed: MambaForCausalLM keeps a state"):
+        engine.start(adapted("mamba"), ROWS, packing=True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("faster", [True, False])
+def test_compiling_is_kept_where_it_pays(faster, monkeypatch):
+    model = adapted()
+    own = engine.start(model, ROWS, planned_tokens=0)
+    assert own.compiled_layers == 0 and own.compile_speedup is None  # too short a run
+    times = iter([2.0, 1.0 if faster else 2.0])
+    monkeypatch.setattr(engine, "_seconds", lambda *_: next(times))
+    found = engine.start(model, ROWS, planned_tokens=10**12)
+    assert (found.compiled_layers, found.compile_speedup) == ((7, 2.0) if faster else (0, 1.0))
+    assert found.fused_adapters == 14
+    expected = token_scores(adapted(), engine.Engine().batch(ROWS)).nll_N
+    assert torch.allclose(token_scores(model, found.batch(ROWS)).nll_N, expected, atol=1e-5)

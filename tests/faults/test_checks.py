@@ -570,8 +570,8 @@ def test_loss_that_is_scaled(context: RunContext) -> None:
     whole = base.loss_function
     base.loss_function = lambda **inputs: 12 * whole(**inputs)  # GAS times world size
     finding = only(context, "initial-loss")
-    ours, theirs = map(float, re.findall(r"\d+\.\d+", finding.what))
-    assert theirs / ours == pytest.approx(12, rel=1e-3)
+    ours, theirs, ratio = map(float, re.findall(r"\d+\.\d+", finding.what))
+    assert theirs / ours == pytest.approx(12, rel=1e-3) == pytest.approx(ratio, rel=1e-3)
 
 
 def test_loss_is_not_finite(context: RunContext) -> None:

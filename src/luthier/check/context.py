@@ -7,7 +7,7 @@ One interface for three things that can be checked: a prepared run of ours (here
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +48,8 @@ class CheckContext:
         quick: Whether the model is left out.
         seen: How much each check looked at, as it said.
         forward_failed: Whether a forward pass of the model has failed, which is said once.
+        comparable: Why forward passes of the model cannot be compared, empty if they can, None before it was tried.
+        hollow: Parameters on the meta device, which have no numbers; known once the model has been asked for.
     """
 
     objective: Literal["tokens", "classes", "tags"] = "tokens"
@@ -57,6 +59,8 @@ class CheckContext:
         self.seen: list[str] = []
         self._model_failed = False
         self.forward_failed = False
+        self.comparable: str | None = None
+        self.hollow: list[str] = []
 
     def looked_at(self, what: str) -> None:
         """Notes how much the running check looked at: ``1,204 rows``, ``4 batches``, ``30 steps``."""
@@ -114,10 +118,14 @@ class CheckContext:
         if self._model_failed:
             raise Skip("the model cannot be loaded, see the errors")
         try:
-            return self._load_model()
+            model = self._load_model()
         except UserError:
             self._model_failed = True
             raise
+        self.hollow = [name for name, p in model.named_parameters() if p.is_meta]
+        if self.hollow:
+            raise Skip("some of its parameters have no numbers (see weights)")
+        return model
 
     def _load_model(self) -> PreTrainedModel | PeftModel:
         raise Skip("there is no model")
@@ -142,6 +150,27 @@ class CheckContext:
     def computing(self) -> AbstractContextManager[Any]:
         """The number format in which the training computes, where the model's own parameters leave that open."""
         return nullcontext()
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Room for forward passes in the number format of the training; a failure is said once.
+
+        Raises:
+            Skip: A forward pass has failed before.
+            UserError: This one fails.
+        """
+        if self.forward_failed:
+            raise Skip("the model's forward pass fails, see the errors")
+        try:
+            with self.computing():
+                yield
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            self.forward_failed = True
+            raise UserError(
+                f"the model's forward pass fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"model {self.model_name}",
+                "see what weights, precision and pooled-position found; else try one batch by hand: model(**batch)",
+            ) from error
 
     def place(self, split: Split) -> str:
         """Where a split's rows lie, for messages."""
@@ -172,7 +201,7 @@ class CheckContext:
         row = replace(
             self.rows["train"].row(0), input_ids=places % base.config.vocab_size, loss_weights=weights
         )
-        with self.computing():
+        with self.forward():
             return not head_is_plain(self.model, collate([row], pad_id=0).to(base.device))
 
     def spread(self, split: Split, count: int) -> Iterator[Row]:

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from luthier.models.forward import base_model
 
-# Numbers of a parameter that are looked at, spread over all of it; the standard error of their kurtosis is 0.005.
-_MOST_NUMBERS = 1_000_000
+# Numbers of a parameter that are looked at, spread over all of it; the standard error of their kurtosis is 0.015.
+_MOST_NUMBERS = 100_000
 # Fewer numbers have no shape that could be told from another: the standard error of their kurtosis is above 0.15.
 _FEWEST_NUMBERS = 1_000
 # Standard errors by which the kurtosis of random numbers may be off; one matrix of 2 million would be, by chance.

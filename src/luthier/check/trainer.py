@@ -176,28 +176,32 @@ class TrainerContext(CheckContext):
     def computing(self) -> AbstractContextManager[Any]:
         """The trainer's autocast, if parameters are of several formats, whose products fail without."""
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-        return nullcontext() if len(kinds) == 1 else self.trainer.compute_loss_context_manager()
+        return nullcontext() if len(kinds) == 1 else self.trainer.accelerator.autocast()
 
     @cached_property
     def training(self) -> TrainerTraining:
         """The trainer's own step, optimizer and schedule."""
         return TrainerTraining(self)
 
-    def items(self, indices: Sequence[int]) -> list[Any]:
+    def items(self, indices: Sequence[int], max_tokens: int | None = None) -> list[Any]:
         """The data set's items that some training rows came from, each once; an item that is a pack holds several rows.
+
+        Args:
+            indices: Of the rows.
+            max_tokens: Cut what is longer to the row's ``window``, or to its beginning where the collator has to find out
+                what is trained, or where rows are packed.
 
         Raises:
             Skip: It is not known which item a row came from.
         """
-        owners = [self._owners[i] for i in indices]
-        if None in owners:
-            raise Skip("the collator joins rows so that none can be put into a batch of its own")
-        return [self._items[owner] for owner in dict.fromkeys(owners) if owner is not None]
-
-    @property
-    def num_items(self) -> int:
-        """Items of the training data that were read."""
-        return len(self._items)
+        found: dict[int, Any] = {}
+        for index in indices:
+            owner = self._owners[index]
+            if owner is None:
+                raise Skip("the collator joins rows so that none can be put into a batch of its own")
+            if owner not in found:
+                found[owner] = _cut(self._items[owner], self.rows["train"].row(index), max_tokens)
+        return list(found.values())
 
     @cached_property
     def new_tokens(self) -> list[int]:
@@ -293,7 +297,7 @@ class TrainerTraining:
             raise Skip("the model will be spread over processes, so that no step can be made here")
         if self._failed:
             raise Skip("the training step fails, see the errors")
-        items = [[_cut(item, max_tokens) for item in self._context.items(i)] for i in micro_batches]
+        items = [self._context.items(indices, max_tokens) for indices in micro_batches]
         model.zero_grad(set_to_none=True)
         try:
             with _as_in_training(trainer):
@@ -445,29 +449,43 @@ def _has_config(module: torch.nn.Module) -> bool:
     return hasattr(vars(module).get("config"), "to_dict")
 
 
-def _cut(item: Any, max_tokens: int | None) -> Any:
-    """A copy of an item without its padding, whose columns of one value a token are cut to their ``window``."""
+def is_cut_as_row(item: Any, row: Row) -> bool:
+    """Whether cutting an item gives the same tokens as cutting its row."""
+    if not isinstance(item, Mapping) or "input_ids" not in item or "pack" in row.meta:
+        return False
+    real = _real(item)
+    labelled = "label" in row.meta or np.shape(item.get("labels", ())) == (len(item["input_ids"]),)
+    return labelled and len(real) == len(row.input_ids)
+
+
+def _real(item: Mapping[str, Any]) -> np.ndarray:
+    """Positions of an item's tokens that are no padding."""
+    length = len(item["input_ids"])
+    mask = np.asarray(item.get("attention_mask", np.ones(length)))
+    return np.flatnonzero(mask) if mask.shape == (length,) else np.arange(length)
+
+
+def _cut(item: Any, row: Row, max_tokens: int | None) -> Any:
+    """A copy of a row's item, without its padding if it is cut."""
     (item,) = _copies([item])
     if max_tokens is None or not isinstance(item, dict) or "input_ids" not in item:
         return item
-    length = len(item["input_ids"])
-    mask = np.asarray(item.get("attention_mask", np.ones(length)))
-    real = np.flatnonzero(mask) if len(mask) == length else np.arange(length)
+    length, real = len(item["input_ids"]), _real(item)
     if not len(real) or len(real) == length <= max_tokens:
         return item
-    labels = np.asarray(item.get("labels", -100))
-    trained = (
-        np.flatnonzero(labels[real[0] :][1:] != IGNORED) if labels.shape == (length,) else np.empty(0, int)
-    )
-    first = 0 if "seq_lengths" in item or not len(trained) else int(trained[0]) + 1
-    part = window(len(real), first, max_tokens)
+    labels = np.asarray(item["labels"] if "pack" in row.meta and "labels" in item else row.loss_weights)
+    trained = np.flatnonzero((labels != IGNORED) & (labels != 0))
+    first = int(trained[trained > 0][0]) if (trained > 0).any() else 0
+    if is_cut_as_row(item, row):
+        part = window(len(real), first, max_tokens)
+    else:
+        part = slice(0, max(max_tokens, first + max_tokens // 2))
     start, stop = int(real[0]) + part.start, min(int(real[0]) + part.stop, int(real[-1]) + 1)
     for name, value in item.items():
         if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value) == length:
             item[name] = value[start:stop]
     if "seq_lengths" in item:  # of the rows in a pack
-        ends = np.minimum(np.cumsum(item["seq_lengths"]), stop)
-        lengths = np.diff(ends, prepend=0)
+        lengths = np.diff(np.minimum(np.cumsum(item["seq_lengths"]), stop), prepend=0)
         item["seq_lengths"] = lengths[lengths > 0].tolist()
     return item
 

@@ -8,6 +8,7 @@ from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import (
     attending,
     batch_of,
+    comparable,
     distance,
     evaluating,
     figure,
@@ -52,6 +53,7 @@ def attention(context: CheckContext) -> Iterator[Finding]:
     batch = batch_of(context, rows)
     inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
     with evaluating(context.model):
+        comparable(context)
         own = logits(context, **inputs)
         with attending(context.model, "eager"):
             eager = logits(context, **inputs)

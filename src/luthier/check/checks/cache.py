@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import (
     batch_of,
+    comparable,
     cut,
     distance,
     evaluating,
@@ -22,15 +23,15 @@ from luthier.records import Finding, Row
 from luthier.registry import check
 
 # Of different lengths, so that one is padded on the left, as generation does it.
-LENGTHS = (48, 32)
-NEW_TOKENS = 4
+LENGTHS = (32, 24)
+NEW_TOKENS = 3
 
 
 @check("cache")
 def cache(context: CheckContext) -> Iterator[Finding]:
     """Generation with a cache of keys and values gives the logits that it gives without.
 
-    What it does: lets ``generate`` write 4 tokens greedily behind 2 training rows (cut to 48 and 32 tokens, padded on the
+    What it does: lets ``generate`` write 3 tokens greedily behind 2 training rows (cut to 32 and 24 tokens, padded on the
     left), with ``use_cache`` and without; as long as both wrote the same, their logits agree relative to their spread to
     0.001 in fp32 and 0.1 in 16 bits.
 
@@ -49,6 +50,7 @@ def cache(context: CheckContext) -> Iterator[Finding]:
         raise Skip("the model cannot generate")
     rows = [cut(row, n) for row, n in zip(short_rows(context, 2, LENGTHS[0]), LENGTHS, strict=False)]
     with evaluating(context.model):
+        comparable(context)
         steps = {used: _generate(context, rows, use_cache=used) for used in (True, False)}
     worst = 0.0
     known = min(len(logits) for logits, _ in steps.values())

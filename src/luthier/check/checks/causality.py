@@ -8,6 +8,7 @@ from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import (
     attending,
     batch_of,
+    comparable,
     distance,
     embedding_rows,
     evaluating,
@@ -48,6 +49,7 @@ def causality(context: CheckContext) -> Iterator[Finding]:
         raise Skip("no row has four tokens, of which the last ones could be changed")
     ids = [batch_of(context, [row]).input_ids_BT for row in rows]
     with evaluating(context.model):
+        comparable(context)
         moved = _moved(context, ids)
         found = []
         if not moved <= most_distance(context):

@@ -52,7 +52,7 @@ def class_head(context: CheckContext) -> Iterator[Finding]:
     Why is this bad: large logits saturate the softmax, so that the first epochs go into making them small. A head that an
     adapter does not save is drawn anew when the adapter is loaded: the model classifies at random.
 
-    Example: ``LoraConfig(task_type="CAUSAL_LM")`` for a classifier, which leaves ``score`` out of what is saved.
+    Example: ``LoraConfig`` without ``task_type`` for a classifier, which leaves ``score`` out of what is trained and saved.
 
     Fix: ``task_type="SEQ_CLS"`` or ``modules_to_save=["score"]``; for large logits a smaller start of the head:
     ``model.score.weight.data.normal_(std=0.02)``.

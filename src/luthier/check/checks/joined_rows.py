@@ -46,7 +46,7 @@ def joined_rows(context: CheckContext) -> Iterator[Finding]:
 
 def _joined(context: TrainerContext) -> Iterator[Finding]:
     """A collator that makes one sequence of several rows and does not say where they begin."""
-    size = context.trainer.get_train_dataloader().batch_size or 1
+    size = context.trainer.args.train_batch_size
     batch = context.batches[0]
     context.looked_at("1 batch")
     sequences = len(batch["input_ids"])

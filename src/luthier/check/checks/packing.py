@@ -13,6 +13,7 @@ from torch import Tensor
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.check.model_rows import (
     attending,
+    comparable,
     cut,
     distance,
     embedding_rows,
@@ -83,6 +84,7 @@ def packing(context: CheckContext) -> Iterator[Finding]:
         raise Skip("no rows are packed")
     context.looked_at(f"{len(borders)} limits between packed rows")
     with evaluating(context.model):
+        comparable(context)
         findings = [finding for border in borders for finding in _leaks(context, border)]
     yield from findings[:1]  # of one cause
 
@@ -269,6 +271,7 @@ def _own(context: RunContext) -> Iterator[Finding]:
     changed = replace(rows[0], input_ids=(np.asarray(rows[0].input_ids) + 1) % embedding_rows(context.model))
     device, plain = base_model(context.model).device, context.plain_forward
     with evaluating(context.model):
+        comparable(context)
         before, after = (
             token_scores(context.model, pack([first, *rows[1:]]).to(device), plain=plain)
             for first in (rows[0], changed)

@@ -10,6 +10,7 @@ from luthier.check.model_rows import (
     Side,
     as_collated,
     attending,
+    comparable,
     cut,
     distance,
     evaluating,
@@ -61,6 +62,7 @@ def padding_invariance(context: CheckContext) -> Iterator[Finding]:
         rows.append(cut(rows[0], max(2, len(rows[0].input_ids) // 2)))
     limit = MOST_DIFFERENCE[context.is_exact]
     with evaluating(context.model):
+        comparable(context)
         alone = torch.cat([row_losses(context, [row]) for row in rows])
         padded = {side: row_losses(context, rows, side) for side in _sides(context)}
     for side, beside in padded.items():
@@ -115,6 +117,7 @@ def _collated(context: TrainerContext) -> Iterator[Finding]:
     real_BT = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
     context.looked_at(f"{len(real_BT)} training rows of up to {int(real_BT.sum(-1).max())} tokens")
     with evaluating(context.model):
+        comparable(context)
         alone = [_alone(context, batch, real_BT, row) for row in range(len(real_BT))]
         distances = _distances(context, batch, real_BT, alone)
         worst = max(distances, key=lambda d: (d != d, d))

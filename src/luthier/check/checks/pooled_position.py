@@ -150,8 +150,8 @@ def _read(context: CheckContext, inputs: dict[str, Tensor]) -> list[_Reading]:
             (gradient,) = torch.autograd.grad((logits_BC * direction).sum(), embedded[0], allow_unused=True)
     finally:
         hook.remove()
-    if gradient is None:
-        raise Skip("the logits do not depend on the embeddings of the ids")
+    if gradient is None or not gradient.isfinite().all() or not gradient.any():
+        raise Skip("no gradient of the logits reaches the embeddings, or none that is finite (see weights)")
     influence_BT = gradient.float().norm(dim=-1)
     ids_BT = inputs["input_ids"]
     real_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)) != 0

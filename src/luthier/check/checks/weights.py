@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from luthier.check.context import CheckContext
+from luthier.check.context import CheckContext, Skip
 from luthier.check.origin import is_added, plain_name, shown, unloaded
 from luthier.models.forward import base_model
 from luthier.records import Finding
@@ -37,10 +38,16 @@ def weights(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 59, 70, 71
     """
-    model = context.model
+    try:
+        model = context.model
+    except Skip:
+        if not context.hollow:
+            raise
+        yield _hollow(context)
+        return
     named = dict(model.named_parameters())
     context.looked_at(f"{len(named):,} parameters of {sum(p.numel() for p in named.values()):,} numbers")
-    faults: dict[str, list[str]] = {"meta": [], "broken": [], "huge": [], "constant": [], "zero": []}
+    faults: dict[str, list[str]] = {"broken": [], "huge": [], "constant": [], "zero": []}
     largest = 0.0
     for name, parameter in named.items():
         kind, size = _fault(name, parameter)
@@ -63,8 +70,19 @@ def weights(context: CheckContext) -> Iterator[Finding]:
     yield from _unloaded(context)
 
 
+def _hollow(context: CheckContext) -> Finding:
+    return Finding(
+        "weights",
+        "error",
+        f"{len(context.hollow)} parameters are on the meta device, where they have no numbers: {shown(context.hollow, 5)}",
+        "the model",
+        "load them: from_pretrained without a device_map that leaves layers out, or model.to_empty and load_state_dict",
+        measured=len(context.hollow),
+        expected=0,
+    )
+
+
 _MEANING = {
-    "meta": "are on the meta device and hold no numbers",
     "broken": "hold NaN or infinity",
     "huge": "hold numbers up to {largest:.3g}",
     "constant": "are matrices of one number repeated",
@@ -75,8 +93,6 @@ _MEANING = {
 @torch.no_grad()
 def _fault(name: str, parameter: Tensor) -> tuple[str, float]:
     """What is wrong with a parameter, empty if nothing is; and its largest number."""
-    if parameter.is_meta:
-        return "meta", 0.0
     if not parameter.is_floating_point() or not parameter.numel():
         return "", 0.0
     least, most = (float(value) for value in torch.aminmax(parameter.detach()))
@@ -108,12 +124,16 @@ def _rows(context: CheckContext) -> Iterator[Finding]:
         bad = torch.nonzero(~(lengths <= MOST_RATIO * usual) if usual else ~torch.isfinite(lengths))[:, 0]
         if not len(bad):
             continue
-        worst = float(lengths[bad].max()) / usual if usual else float("nan")
+        worst = float(lengths[bad].max()) / usual if usual else math.nan
+        how = (
+            f"up to {worst:.3g} times as long as the usual one ({usual:.3g})"
+            if worst < math.inf
+            else "not finite"
+        )
         yield Finding(
             "weights",
-            "warning" if worst == worst and worst < float("inf") else "error",
-            f"{len(bad)} of {len(lengths):,} rows of the {side} embedding are up to {worst:.3g} times as long as the usual "
-            f"one ({usual:.3g}): ids {shown(list(map(str, bad.tolist())), 5)}{_used(context, bad)}",
+            "warning" if worst < math.inf else "error",
+            f"{len(bad)} of {len(lengths):,} rows of the {side} embedding are {how}: ids {shown(list(map(str, bad.tolist())), 5)}{_used(context, bad)}",
             f"model {context.model_name}",
             context.fix(
                 "name added tokens in model.new_tokens, whose rows start as the mean of the others",

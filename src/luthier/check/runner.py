@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from luthier import registry
 from luthier.check.context import CheckContext, Skip
 from luthier.errors import UserError
 from luthier.records import Finding
-from luthier.run_folder import write_text
+from luthier.run_folder import logger, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -176,6 +177,10 @@ def check(
             context.seen.clear()
         except UserError as error:
             findings.append(Finding(name, "error", error.what, error.where, error.fix))
+        except Exception as error:
+            if isinstance(error, OSError | MemoryError) or "memory" in str(error):  # the machine's limits
+                raise
+            findings.append(_broken(name, error))
         else:
             findings += found
             if not found:
@@ -192,6 +197,19 @@ def check(
         seen=seen,
         quick=context.quick,
         subject=_subject(context),
+    )
+
+
+def _broken(name: str, error: Exception) -> Finding:
+    """The finding of a check that failed itself: nothing is proved then, and the other checks still speak."""
+    logger.debug("the check %s failed", name, exc_info=error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return Finding(
+        name,
+        "error",
+        f"the check itself failed, which is a defect of it: {type(error).__name__}: {error}",
+        f"{Path(place.filename).name}:{place.lineno}",
+        f"report it to the project; until it is mended, go on without it: check.waive=[{name}]",
     )
 
 

@@ -139,3 +139,22 @@ def test_a_check_passes_is_skipped_or_has_findings(monkeypatch):
     assert found.quick and repr(found).endswith("; quick: nothing that needs the model was checked>")
     assert found.seconds.keys() == checks.keys()
     assert check(Nothing(), only=["passes"]).seconds.keys() == {"passes"}
+
+
+def test_a_check_that_fails_itself_is_an_error_and_the_others_still_speak(monkeypatch):
+    def fails(context):
+        yield Finding("fails", "note", "seen", "here", "none")
+        raise ZeroDivisionError("by 0")
+
+    def exhausts(context):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    checks = {"fails": fails, "passes": lambda context: iter(())}
+    monkeypatch.setattr(registry, "registered", lambda kind: checks)
+    found = check(Nothing())
+    (finding,) = found.findings
+    assert not found.ok and found.passed == ["passes"]
+    assert "ZeroDivisionError: by 0" in finding.what and finding.where.startswith("test_runner.py:")
+    monkeypatch.setattr(registry, "registered", lambda kind: {"exhausts": exhausts})
+    with pytest.raises(RuntimeError, match="memory"):
+        check(Nothing())

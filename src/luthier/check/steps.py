@@ -13,6 +13,7 @@ from torch import Tensor
 
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import cut, embedding_rows
+from luthier.check.trainer import TrainerContext, is_cut_as_row
 from luthier.plan import Step
 from luthier.records import Row
 
@@ -30,13 +31,13 @@ class StepRow:
         index: In ``context.rows["train"]``.
         row: Cut as the step cuts it; of a pack, its first row.
         num_trained: Trained tokens; 1 where the row has a label.
-        whole: Whether nothing had to be cut off, and nothing lies in the same pack.
+        same: Whether the step has these very tokens: nothing lies in the same pack, and items are cut as rows are.
     """
 
     index: int
     row: Row
     num_trained: int
-    whole: bool
+    same: bool
 
 
 def step_rows(context: CheckContext, count: int, max_tokens: int, *, varied: bool = False) -> list[StepRow]:
@@ -62,9 +63,13 @@ def step_rows(context: CheckContext, count: int, max_tokens: int, *, varied: boo
             part.loss_weights if context.objective == "tags" else part.loss_weights[1:]
         )
         num_trained = 1 if context.objective == "classes" else int(trained)
-        whole = pack is None and len(part.input_ids) == len(row.input_ids)
+        same = pack is None and (
+            len(part.input_ids) == len(row.input_ids)
+            or not isinstance(context, TrainerContext)
+            or is_cut_as_row(context.items([index])[0], row)
+        )
         if num_trained and len(part.input_ids):
-            found.setdefault(str(pack or index), StepRow(index, part, num_trained, whole))
+            found.setdefault(str(pack or index), StepRow(index, part, num_trained, same))
     if not found:
         raise Skip("there is no training row with a trained token (see untrained-row)")
     chosen = sorted(

@@ -18,7 +18,7 @@ from luthier.registry import check
 # More micro-batches show no more than these, and each costs a forward and a backward pass.
 MOST_MICRO_BATCHES = 16
 # Of all rows of a step together, so that it takes seconds on a CPU.
-TOKENS_PER_STEP = 512
+TOKENS_PER_STEP = 320
 # What is k-fold is off by 100% and more. Sums in another order differ by 1e-6 in fp32, by 0.6% in bf16; the balancing
 # loss of a mixture of experts, which is no sum over tokens, by some tenths of a percent.
 MOST_LOSS_DIFFERENCE = 0.01
@@ -68,7 +68,7 @@ class Split:
 def accumulation(context: CheckContext) -> Iterator[Finding]:
     """A step has the same loss and gradients, whatever micro-batches its rows are split into.
 
-    What it does: the training's own step over a few rows (at most 16, 512 tokens together; dropout off), once with a
+    What it does: the training's own step over a few rows (at most 16, 320 tokens together; dropout off), once with a
     micro-batch for each row, as many as ``gradient_accumulation_steps``, and once with all rows in one. Losses must
     agree to 1%, gradients to 2% in fp32 and 15% in bf16. If they do not, it is measured whether micro-batches are
     counted k-fold, divided twice, or averaged without regard to their tokens, and looked up who was to divide. Without

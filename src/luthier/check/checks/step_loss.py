@@ -26,7 +26,7 @@ NEAR = 0.01
 def step_loss(context: CheckContext) -> Iterator[Finding]:
     """The loss that a training step computes is the cross-entropy of its rows' trained tokens (or labels).
 
-    What it does: one step of the training itself over 4 short rows in one micro-batch (of up to 64 tokens, dropout off),
+    What it does: one step of the training itself over 4 rows in one micro-batch (cut to 64 tokens; dropout off),
     beside the mean cross-entropy that follows from the model's logits for the same rows: they agree to 3%. If they do
     not, the loss is compared with what known mistakes give: labels that are not shifted, or shifted twice; a loss over
     the prompt too; a sum instead of a mean; a divisor that counts first tokens. Label smoothing is taken out. Of a loss
@@ -42,9 +42,9 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 31, 36, 37, 43
     """
     training = context.training
-    rows = [row for row in step_rows(context, NUM_ROWS, MAX_TOKENS) if row.whole]
+    rows = [row for row in step_rows(context, NUM_ROWS, MAX_TOKENS) if row.same]
     if not rows:
-        raise Skip(f"all rows are packed, or longer than {MAX_TOKENS} tokens")
+        raise Skip("rows are packed, or made of text by the collator")
     if context.objective == "tags":
         raise Skip("models that label each token are not looked into")
     if any(row.row.meta.get("other_labels") for row in rows):
@@ -52,7 +52,7 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
     context.looked_at(f"one step over {said(rows)}")
     custom = isinstance(context, TrainerContext) and _is_custom(context)
     with unchanged(context.model), no_dropout(context.model), _without_smoothing(context):
-        measured = training.step([[row.index for row in rows]]).loss
+        measured = training.step([[row.index for row in rows]], MAX_TOKENS).loss
     with evaluating(context.model):
         expected = _cross_entropy(context, rows)
         if not math.isfinite(measured) or not math.isfinite(expected):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from luthier.check.context import CheckContext
+from luthier.check.context import CheckContext, Skip
 from luthier.check.runner import Progress, Report, check
 from luthier.errors import UserError
 
@@ -75,8 +75,23 @@ def audit(
         else:
             from luthier.check.trainer import TrainerContext, untouched
 
-            context = TrainerContext(trainer, Path(folder), max_rows=max_rows, quick=quick)
+            with _said_as_mistake():
+                context = TrainerContext(trainer, Path(folder), max_rows=max_rows, quick=quick)
             restore = untouched(trainer)  # type: ignore[assignment]
         with restore:
-            _ = context.rows  # read once, and first: what kind of training it is shows here
+            with _said_as_mistake():
+                _ = context.rows  # read once, and first: what kind of training it is shows here
             return check(context, only=only, progress=progress)
+
+
+@contextmanager
+def _said_as_mistake() -> Iterator[None]:
+    """Turns the reason why nothing at all can be looked at into an error; a report of skips would look like a pass."""
+    try:
+        yield
+    except Skip as why:
+        raise UserError(
+            f"this cannot be audited: {why}",
+            "luthier.audit",
+            "audit a causal language model or a classifier, over rows that can be read more than once",
+        ) from why

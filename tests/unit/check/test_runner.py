@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from tests.fixtures import tiny_trainer
 from tests.unit.report.test_page import Parsed
+from torch.utils.data import IterableDataset
 
+import luthier
 from luthier import registry
 from luthier.check.context import CheckContext, Skip
 from luthier.check.runner import Report, check
@@ -158,3 +161,21 @@ def test_a_check_that_fails_itself_is_an_error_and_the_others_still_speak(monkey
     monkeypatch.setattr(registry, "registered", lambda kind: {"exhausts": exhausts})
     with pytest.raises(RuntimeError, match="memory"):
         check(Nothing())
+
+
+def test_what_cannot_be_audited_is_a_mistake_and_no_pass():
+    class Once(IterableDataset):
+        def __init__(self):
+            self.rows = iter(tiny_trainer.items(8))
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.rows)
+
+    trainer = tiny_trainer.trainer(train=Once())
+    with pytest.raises(UserError, match="cannot be audited: the training data can be read only once"):
+        luthier.audit(trainer)
+    with pytest.raises(UserError, match="there is nothing to audit"):
+        luthier.audit()

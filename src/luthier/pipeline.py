@@ -7,6 +7,7 @@ modules are imported where they are used, so that naming a stage does not load t
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -116,8 +117,11 @@ def train(
     from luthier.models.load import chosen, coverage, load_model, load_tokenizer, save_trained
     from luthier.rows import Rows
     from luthier.train import loop as training
+    from luthier.train.ranks import Ranks
 
-    place = check(recipe, *overrides, folder=folder, progress=progress)
+    ranks = Ranks()
+    with ranks.one_after_the_first():
+        place = check(recipe, *overrides, folder=folder, progress=progress)
     recipe = read(recipe, *overrides)
     findings = read_json(place.findings)
     if not findings["ok"]:
@@ -138,10 +142,13 @@ def train(
         raise _other_training(place, "data")
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, len(tokenizer), training=True, seed=recipe.seed)
-    known = read_json(place.environment)
     rows = Rows(place.rows("train"))
-    engine = _engine(recipe, model, rows, known.get("engine"))
-    write_json(place.environment, known | chosen(model, recipe.model) | {"engine": engine.to_dict()})
+    with ranks.one_after_the_first():
+        known = read_json(place.environment)
+        engine = _engine(recipe, model, rows, known.get("engine"))
+        if ranks.is_first:
+            seen = chosen(model, recipe.model) | {"engine": engine.to_dict(), "num_processes": ranks.count}
+            write_json(place.environment, known | seen)
     for line in coverage(model):
         logger.info("train: %s", line)
     loop = training.Loop(
@@ -152,24 +159,29 @@ def train(
         rows,
         Rows(place.rows("eval")),
         recipes.build("task", recipe.task).stop_pattern,
-        engine=engine,
+        ranks,
+        engine,
     )
     with user_disk_errors(place.path):
         end = training.train(loop, key, progress)
-        save_trained(model, tokenizer, place, recipe.model)
-        _note_done(place, "train", key)
+        if ranks.is_first:
+            save_trained(model, tokenizer, place, recipe.model)
+            _note_done(place, "train", key)
+        ranks.wait()
     logger.info("train: %d steps, best at step %s", end.step, end.best_step)
     return place
 
 
 def _engine(recipe: Recipe, model: Any, rows: Rows, before: Mapping[str, Any] | None) -> Engine:
-    """How the model is computed; a run that is taken up again takes the way that it took before, to the bit."""
+    """How the model is computed; a run that is taken up again, or another of its processes, takes the way that it took."""
     from luthier.models import engine
     from luthier.schedule import total_steps
 
     settings = recipe.train
     tokens = total_steps(settings, len(rows)) * settings.batch_size * float(rows.lengths().mean())
-    compiling = settings.compile if before is None else before["compiled_layers"] > 0
+    compiling = settings.compile
+    if compiling == "auto" and before is not None:
+        compiling = before["compiled_layers"] > 0
     found = engine.start(
         model,
         engine.probe_rows(rows),
@@ -190,6 +202,8 @@ def evaluate(
     from luthier.rows import Rows
 
     place = train(recipe, *overrides, folder=folder, progress=progress)
+    if not _writes():
+        return place
     recipe = read(recipe, *overrides)
     key = _key(
         place,
@@ -231,6 +245,8 @@ def report(
     from luthier.rows import Rows
 
     recipe, place = _open(recipe, overrides, folder)
+    if not _writes():
+        return place
     with user_disk_errors(place.path):
         curves.draw(place, recipe.report.smoothing_window)
         shown = []
@@ -267,6 +283,11 @@ def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None
             logger.addHandler(handler)
             logger.setLevel(logging.INFO)
     return recipe, place
+
+
+def _writes() -> bool:
+    """Whether this is the process, of several that torchrun started, that does what needs doing once."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _key(

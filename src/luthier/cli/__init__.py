@@ -69,7 +69,13 @@ Overrides = Annotated[
 ]
 RunOption = Annotated[
     Path | None,
-    typer.Option("--run", metavar="DIR", help="The run folder; runs/NAME if not given.", show_default=False),
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="The run folder; runs/NAME if not given.",
+        show_default=False,
+        envvar="LUTHIER_RUN",
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
@@ -571,9 +577,9 @@ def explain(
     """
     from luthier import registry
     from luthier.cli import explained
-    from luthier.train.watchers import WATCHERS
+    from luthier.train.watchers import DOCUMENTED
 
-    entry = WATCHERS.get(check) or registry.lookup("check", check, "luthier explain")
+    entry = DOCUMENTED.get(check) or registry.lookup("check", check, "luthier explain")
     console = screen.out()
     width = console.width if console.is_terminal else None
     for line in explained.lines(check.rpartition("@")[2], entry, width):

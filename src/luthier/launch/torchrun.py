@@ -28,7 +28,14 @@ def line(
     Raises:
         UserError: Several machines without a place to meet.
     """
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    # All processes say the same; the first one of each machine says it here.
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={processes}",
+        "--local-ranks-filter=0",
+    ]
     if nodes == 1:
         start += ["--standalone"]
     elif endpoint is None:

@@ -15,9 +15,8 @@ from luthier.errors import UserError
 from luthier.records import Finding
 from luthier.run_folder import logger
 from luthier.train.watch import Setting, Watch
-from luthier.train.watchers import OWN, WATCHERS
+from luthier.train.watchers import DOCUMENTED, OWN, not_finite
 
-NOT_FINITE = "watch-not-finite"
 # Under fp16 the first steps look for a loss scale: a few of them overflow and are skipped, which is as it should be.
 FP16_SKIPPED_LOGS = 5
 
@@ -43,13 +42,12 @@ class WatchCallback(TrainerCallback):
     """
 
     def __init__(self, stop_on: Collection[str] = ()) -> None:
-        known = (*WATCHERS, NOT_FINITE)
         for name in stop_on:
-            if name not in known:
+            if name not in DOCUMENTED:
                 raise UserError(
                     f"there is no watcher named {name!r}",
                     "WatchCallback(stop_on=)",
-                    f"one of: {', '.join(known)}",
+                    f"one of: {', '.join(DOCUMENTED)}",
                 )
         self.stop_on = frozenset(stop_on)
         self.findings: list[Finding] = []
@@ -98,7 +96,7 @@ class WatchCallback(TrainerCallback):
         if "loss" not in row and "eval" not in row:
             return
         found = self._watch.see(row)
-        if not any(finding.check == NOT_FINITE for finding in self.findings):
+        if not any(finding.check == "watch-not-finite" for finding in self.findings):
             found += self._not_finite(args, state, row, kwargs.get("model"))
         self._tell(found, args, control)
 
@@ -121,29 +119,9 @@ class WatchCallback(TrainerCallback):
         norm = row.get("gradient_norm", 0.0)
         if "loss" in row:
             self._bad_logs = 0 if math.isfinite(norm) else self._bad_logs + 1
-        broken = _broken_parameters(model)
-        patience = FP16_SKIPPED_LOGS if args.fp16 else 1
-        if math.isfinite(loss) and not broken and self._bad_logs < patience:
-            return []
-        said = [f"the logged loss is {loss:.4g}", f"the gradient norm {norm:.4g}"]
-        if broken:
-            said.append(f"{len(broken)} parameters hold NaN or infinity, first {broken[0]}")
-        hidden = (
-            " (logging_nan_inf_filter replaces losses that are not finite)" if math.isfinite(loss) else ""
-        )
-        finding = Finding(
-            NOT_FINITE,
-            "error",
-            f"after step {state.global_step} {', '.join(said)}{hidden}",
-            f"step {state.global_step}",
-            "go back to an earlier checkpoint: a lower learning_rate, bf16 or 32 bits instead of fp16, max_grad_norm=1.0; "
-            "logging_nan_inf_filter=False shows it at once",
-            measured=str(
-                loss if not math.isfinite(loss) else norm if not math.isfinite(norm) else len(broken)
-            ),
-            expected="finite numbers",
-        )
-        return [finding]
+        overflows = args.fp16 and self._bad_logs < FP16_SKIPPED_LOGS
+        found = not_finite(state.global_step, loss, norm, _broken_parameters(model), overflows=overflows)
+        return [found] if found else []
 
 
 def _row(logs: dict[str, Any], step: int, epoch: float) -> dict[str, Any]:

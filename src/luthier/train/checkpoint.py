@@ -64,15 +64,11 @@ def save(
         for p, entries in optimizer.state.items()
         for entry, value in entries.items()
     }
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     with new_folder(path) as folder:
         save_file(
             {name: p.detach().contiguous() for name, p in parameters.items()}, folder / "weights.safetensors"
         )
         save_file(state, folder / "optimizer.safetensors")
-        save_file(generators, folder / "generators.safetensors")
         hashes = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
         write_json(folder / "state.json", {"key": key, "progress": asdict(progress), "files": hashes})
     return path
@@ -85,7 +81,7 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
 
 
 def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Puts weights, optimizer state and generators back.
+    """Puts weights and optimizer state back.
 
     Raises:
         UserError: The checkpoint is damaged, or made for other parameters.
@@ -97,10 +93,6 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
         optimizer.state[parameters[parameter]][entry] = value.to(
             parameters[parameter].device if value.ndim else "cpu"
         )
-    generators = load_file(path / "generators.safetensors")
-    torch.set_rng_state(generators["cpu"])
-    for i in range(torch.cuda.device_count()):
-        torch.cuda.set_rng_state(generators[f"cuda{i}"], i)
     return Progress(**read_json(path / "state.json")["progress"])
 
 

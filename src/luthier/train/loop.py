@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -30,7 +29,7 @@ from luthier.models.engine import Engine
 from luthier.models.forward import base_model, token_scores
 from luthier.models.generate import generate
 from luthier.recipe import Recipe
-from luthier.records import Row
+from luthier.records import Finding, Row
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, logger
 from luthier.schedule import eval_interval, learning_rate, num_warmup_steps, total_steps
@@ -38,6 +37,7 @@ from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress, trainable
 from luthier.train.history import History
 from luthier.train.optimizer import adamw
+from luthier.train.ranks import Ranks
 from luthier.train.watch import Setting, Watch
 
 OnStep = Callable[[str, int, int], None]
@@ -54,7 +54,7 @@ class Loop:
     train_rows: Rows
     eval_rows: Rows
     stop_pattern: str | None
-    accelerator: Accelerator = field(default_factory=Accelerator)
+    ranks: Ranks = field(default_factory=Ranks)
     engine: Engine = Engine()  # noqa: RUF009 # frozen
 
     @property
@@ -86,7 +86,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
         logger.info("resuming from %s", resumed)
     else:
         progress = Progress(next_eval_tokens=settings.eval_every_tokens or 0)
-    history = History(run.history, progress.step if resumed else None)
+    history = History(run.history, progress.step if resumed else None, writes=loop.ranks.is_first)
     total = loop.total_steps
     watch = Watch(_setting(loop, total), history.kept)
     if not resumed and len(loop.eval_rows):
@@ -111,24 +111,34 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
             if on_step:
                 on_step(_figures(row), progress.step, total)
             stopping = [finding for finding in found if finding.check in settings.stop_on]
-            if _checkpoint_due(progress, row, due, total, loop.recipe) or interrupted.is_set() or stopping:
-                checkpoint.save(run, progress, loop.model, optimizer, key)
-                checkpoint.remove_old(run, settings.keep_checkpoints, progress.best_step)
-            if interrupted.is_set():
+            # What one process hears or sees of itself, a signal or its speed, all of them act on after the same step.
+            leaving, stopped = (n > 0 for n in loop.ranks.sum([interrupted.is_set(), bool(stopping)]))
+            if _checkpoint_due(progress, row, due, total, loop.recipe) or leaving or stopped:
+                if loop.ranks.is_first:
+                    checkpoint.save(run, progress, loop.model, optimizer, key)
+                    checkpoint.remove_old(run, settings.keep_checkpoints, progress.best_step)
+                loop.ranks.wait()
+            if leaving:
                 raise Refused(
                     f"interrupted after step {progress.step} of {total}; a checkpoint was saved",
                     str(run.checkpoints),
                     "run the same command again to go on from there",
                 )
-            if stopping:
-                raise Refused(
-                    f"{stopping[0].check} stopped the run after step {progress.step} of {total}: {stopping[0].what}",
-                    str(run.history),
-                    f"{stopping[0].fix}; a checkpoint was saved: the same command goes on from it all the same",
-                )
+            if stopped:
+                raise _stopped_by(stopping, progress.step, total, run)
     if settings.keep == "best" and progress.best_step not in (None, progress.step):
         checkpoint.load_weights(run.checkpoints / f"step-{progress.best_step}", loop.model)
     return progress
+
+
+def _stopped_by(findings: Sequence[Finding], step: int, total: int, run: RunFolder) -> Refused:
+    names = ", ".join(finding.check for finding in findings) or "a watcher of another process"
+    return Refused(
+        f"{names} stopped the run after step {step} of {total}: {'; '.join(f.what for f in findings)}",
+        str(run.history),
+        "; ".join(f.fix for f in findings)
+        + "; a checkpoint was saved: the same command goes on from it all the same",
+    )
 
 
 def _setting(loop: Loop, total: int) -> Setting:
@@ -143,6 +153,8 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
     rate = learning_rate(progress.step + 1, loop.total_steps, settings)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    # Dropout draws by step and rank alone, so that a resumed run draws what an uninterrupted one does.
+    torch.manual_seed(loop.recipe.seed + 1_000_003 * (progress.step + 1) + 7_919 * loop.ranks.index)
     position = progress.step * settings.batch_size
     indices = shuffled(position, settings.batch_size, len(loop.train_rows), loop.recipe.seed)
     rows = [loop.train_rows.row(i) for i in indices]
@@ -183,20 +195,17 @@ def accumulate_gradients(
         rows: Of the whole step.
         groups: Indices into this rank's rows of each micro-batch; as they fit, if not given.
     """
-    accelerator, most = loop.accelerator, loop.recipe.train.micro_batch_tokens
+    ranks, most = loop.ranks, loop.recipe.train.micro_batch_tokens
     total_weight = float(sum(row.loss_weights.sum() for row in rows))
-    own = rows[accelerator.process_index :: accelerator.num_processes]
-    loss = torch.zeros((), device=accelerator.device)
+    own = rows[ranks.index :: ranks.count]
+    loss = torch.zeros((), device=ranks.device)
     for group in groups or loop.engine.groups([len(row.input_ids) for row in own], most):
-        batch = loop.engine.batch([own[i] for i in group]).to(accelerator.device)
+        batch = loop.engine.batch([own[i] for i in group]).to(ranks.device)
         part = token_scores(loop.model, batch, plain=loop.engine.plain_head).weighted_sum() / total_weight
-        accelerator.backward(part)
+        part.backward()
         loss += part.detach()
-    if accelerator.num_processes > 1:
-        for parameter in trainable(loop.model).values():
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = accelerator.reduce(gradient, "sum")
-    return float(accelerator.reduce(loss, "sum"))
+    ranks.sum_gradients(list(trainable(loop.model).values()))
+    return ranks.sum([float(loss)])[0]
 
 
 @torch.no_grad()
@@ -204,19 +213,22 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
     """The eval split's losses as weighted means over all tokens, and what the model now writes for a few rows."""
     began = time.perf_counter()
     loop.model.eval()
-    rows = [loop.eval_rows.row(i) for i in range(len(loop.eval_rows))]
+    ranks = loop.ranks
+    rows = [loop.eval_rows.row(i) for i in range(ranks.index, len(loop.eval_rows), ranks.count)]
     sums = dict.fromkeys(("weighted", "weight", "nats", "tokens", "correct"), 0.0)
     for group in loop.engine.groups(
         [len(row.input_ids) for row in rows], loop.recipe.train.micro_batch_tokens
     ):
-        batch = loop.engine.batch([rows[i] for i in group]).to(loop.accelerator.device)
+        batch = loop.engine.batch([rows[i] for i in group]).to(ranks.device)
         scores = token_scores(loop.model, batch, plain=loop.engine.plain_head)
         sums["weighted"] += float(scores.weighted_sum())
         sums["weight"] += float(scores.weights_N.sum())
         sums["nats"] += float(scores.nll_N.sum())
         sums["tokens"] += len(scores.nll_N)
         sums["correct"] += int(scores.correct_N.sum())
-    samples = _samples(loop, rows[: loop.recipe.train.num_samples])
+    sums = dict(zip(sums, ranks.sum(list(sums.values())), strict=True))
+    num_bytes = ranks.sum([sum(row.target_bytes for row in rows)])[0]
+    samples = _samples(loop, loop.eval_rows[: loop.recipe.train.num_samples]) if ranks.is_first else []
     loop.model.train()
     loss = sums["weighted"] / sums["weight"]
     if not math.isfinite(loss):
@@ -225,11 +237,10 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
             str(loop.run.history),
             "lower train.learning_rate, or set model.precision=fp32; earlier checkpoints are kept",
         )
-    num_bytes = sum(row.target_bytes for row in rows)
     result = {
         "loss": loss,
         "perplexity": perplexity(min(loss, 700.0)),  # infinity is no JSON
-        "bits_per_byte": bits_per_byte(sums["nats"], max(1, num_bytes)),
+        "bits_per_byte": bits_per_byte(sums["nats"], max(1, round(num_bytes))),
         "token_accuracy": token_accuracy(int(sums["correct"]), int(sums["tokens"])),
         "num_tokens": int(sums["tokens"]),
     }

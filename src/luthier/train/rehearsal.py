@@ -27,6 +27,7 @@ from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress, trainable
 from luthier.train.loop import Loop, accumulate_gradients
 from luthier.train.optimizer import adamw
+from luthier.train.ranks import Ranks
 
 
 class Rehearsal:
@@ -86,8 +87,11 @@ class Rehearsal:
     def _loop(self) -> Loop:
         stop_pattern = recipes.build("task", self._recipe.task).stop_pattern
         model = self._model()
-        loop = Loop(self._recipe, self._run, model, self._tokenizer(), self._train, self._eval, stop_pattern)
-        first_batch = collate([self._train.row(0)], 0).to(loop.accelerator.device)
+        ranks = Ranks(alone=True)  # others wait for the checks of the first one
+        loop = Loop(
+            self._recipe, self._run, model, self._tokenizer(), self._train, self._eval, stop_pattern, ranks
+        )
+        first_batch = collate([self._train.row(0)], 0).to(loop.ranks.device)
         loop.engine = Engine(plain_head=not head_is_plain(model, first_batch))
         return loop
 

@@ -7,7 +7,7 @@ them speak; so they compare medians and extremes of many steps, never two number
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
 
@@ -415,6 +415,47 @@ def memory_growth(course: Course) -> Finding | None:
     )
 
 
+def not_finite(
+    step: int, loss: float, norm: float, broken: Sequence[str], *, overflows: bool = False
+) -> Finding | None:
+    """Losses, gradients and weights are numbers.
+
+    What it does: in Luthier's own loop, looks at the loss and the gradient norm of each step before the step is made; one that is
+    not finite ends the run, and names the rows that give it. In a ``Trainer``, looks at each log and at the trained parameters.
+
+    Why is this bad: after one step with NaN all weights are NaN. A ``Trainer`` goes on, and its ``logging_nan_inf_filter`` replaces
+    such losses by the mean of those before: the log looks fine, or shows 0.0.
+
+    Example: a model trained in bf16 that is fine-tuned in fp16; a head that was never initialised.
+
+    Fix: a lower learning rate, bf16 or 32 bits instead of fp16, clipping; from a checkpoint before it.
+
+    Catalogue: 40, 71, 73
+
+    Args:
+        step: The step.
+        loss, norm: As logged.
+        broken: Names of trained parameters that are not finite.
+        overflows: Whether a gradient norm that is not finite is as it should be, as while fp16 looks for its scale.
+    """
+    if math.isfinite(loss) and not broken and (math.isfinite(norm) or overflows):
+        return None
+    said = [f"the logged loss is {loss:.4g}", f"the gradient norm {norm:.4g}"]
+    if broken:
+        said.append(f"{len(broken)} parameters hold NaN or infinity, first {broken[0]}")
+    hidden = " (logging_nan_inf_filter replaces losses that are not finite)" if math.isfinite(loss) else ""
+    return Finding(
+        "watch-not-finite",
+        "error",
+        f"after step {step} {', '.join(said)}{hidden}",
+        f"step {step}",
+        "go back to an earlier checkpoint: a lower learning_rate, bf16 or 32 bits instead of fp16, max_grad_norm=1.0; "
+        "logging_nan_inf_filter=False shows it at once",
+        measured=str(loss if not math.isfinite(loss) else norm if not math.isfinite(norm) else len(broken)),
+        expected="finite numbers",
+    )
+
+
 WATCHERS: dict[str, Watcher] = {
     "watch-loss-spike": loss_spike,
     "watch-loss-rise": loss_rise,
@@ -427,3 +468,5 @@ WATCHERS: dict[str, Watcher] = {
 }
 
 OWN = ("watch-throughput", "watch-memory")  # of one process on one machine; the others see the same in each
+# By what is looked up: a Trainer's callback knows one more, which Luthier's own loop refuses to go on from.
+DOCUMENTED: dict[str, Callable[..., Finding | None]] = {**WATCHERS, "watch-not-finite": not_finite}

@@ -425,24 +425,26 @@ def _as_in_training(trainer: Trainer) -> Iterator[None]:
 @contextmanager
 def modules_as_before(model: torch.nn.Module) -> Iterator[None]:
     """A block after which every module has its former attributes and hooks; parameters' values are left as they are."""
-    before = {module: dict(vars(module)) for module in model.modules()}
-    # What others change in place: hooks, submodules, lists of merged adapters.
-    held = {
-        module: {n: v.copy() for n, v in own.items() if isinstance(v, dict | list | set)}
-        for module, own in before.items()
-    }
-    configs = {id(m.config): (m.config, dict(vars(m.config))) for m in before if _has_config(m)}
+    modules = list(model.modules())
+    configs = {id(m.config): m.config for m in modules if _has_config(m)}
+    with _attributes_as_before([*modules, *configs.values()]):
+        yield
+
+
+@contextmanager
+def _attributes_as_before(things: Sequence[Any]) -> Iterator[None]:
+    """A block after which things have their former attributes, and containers among these their former content."""
+    before = [(thing, dict(vars(thing))) for thing in things]
+    # What others change in place: hooks, submodules, lists of callbacks and of merged adapters.
+    held = [{n: v.copy() for n, v in own.items() if isinstance(v, dict | list | set)} for _, own in before]
     try:
         yield
     finally:
-        for module, own in before.items():
-            vars(module).clear()
-            vars(module).update(own)
-            for name, content in held[module].items():
+        for (thing, own), contents in zip(before, held, strict=True):
+            vars(thing).clear()
+            vars(thing).update(own)
+            for name, content in contents.items():
                 _restore(own[name], content)
-        for config, values in configs.values():
-            vars(config).clear()
-            vars(config).update(values)
 
 
 def _has_config(module: torch.nn.Module) -> bool:
@@ -570,24 +572,16 @@ def untouched(trainer: Trainer) -> Iterator[None]:
     assert model is not None
     attributes = dict(vars(trainer))
     contents = {name: _content(value) for name, value in attributes.items() if not name.endswith("dataset")}
-    others = [
-        (thing, dict(vars(thing))) for thing in (trainer.args, trainer.accelerator, trainer.callback_handler)
-    ]
-    lists = {name: list(v) for name, v in vars(trainer.accelerator).items() if isinstance(v, list)}
+    others = _attributes_as_before([trainer.args, trainer.accelerator, trainer.callback_handler])
     gradients = {p: (p.grad, p.requires_grad) for p in model.parameters()}
     try:
-        with same_draws(), modules_as_before(model):
+        with same_draws(), modules_as_before(model), others:
             yield
     finally:
         vars(trainer).clear()
         vars(trainer).update(attributes)
         for name, content in contents.items():
             _restore(attributes[name], content)
-        for thing, values in others:
-            vars(thing).clear()
-            vars(thing).update(values)
-        for name, value in lists.items():
-            vars(trainer.accelerator)[name][:] = value
         for parameter, (gradient, trained) in gradients.items():
             parameter.grad = gradient
             parameter.requires_grad_(trained)

@@ -22,7 +22,7 @@ import luthier
 from luthier import recipe, registry
 from luthier.check.catalogue import ENTRIES, REPORTED
 from luthier.cli import app
-from luthier.train.watchers import WATCHERS
+from luthier.train.watchers import DOCUMENTED
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -190,7 +190,7 @@ def documented() -> dict[str, Documented]:
         for name, entry in registry.registered("check").items()
         if entry.__module__.startswith("luthier.")
     }
-    found |= {name: Documented(entry, WATCHING) for name, entry in WATCHERS.items()}
+    found |= {name: Documented(entry, WATCHING) for name, entry in DOCUMENTED.items()}
     order = [*FAMILIES.values(), "Others", WATCHING]
     return dict(sorted(found.items(), key=lambda item: (order.index(item[1].family), item[0])))
 
@@ -243,7 +243,8 @@ def checks_page(known: dict[str, Documented]) -> str:
 
 def catalogue_of(entry: Any) -> list[int]:
     """Entries of the catalogue that a check is about."""
-    return [int(n) for n in re.findall(r"\d+", (inspect.getdoc(entry) or "").partition("Catalogue:")[2])]
+    line = (inspect.getdoc(entry) or "").partition("Catalogue:")[2].partition("\n\n")[0]
+    return [int(number) for number in re.findall(r"\d+", line)]
 
 
 def check_page(name: str, entry: Any, results: dict[str, Any]) -> str:
@@ -311,7 +312,7 @@ def faults_page(known: dict[str, Documented], results: dict[str, Any]) -> str:
         "one warning. The entries are those of a catalogue of silent failures that people reported.",
     ]
     if not results["faults"]:
-        return "\n".join([*lines, "", "It was not run yet: `make faults`.", *by_entry(results)]) + "\n"
+        return "\n".join([*lines, "", "It was not run yet: `make faults`.", *by_entry(known, results)]) + "\n"
     versions = ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())
     lines += [
         "",
@@ -346,10 +347,10 @@ def faults_page(known: dict[str, Documented], results: dict[str, Any]) -> str:
         f"| {cell(prose(case['how']))} | 0 | {case['warnings']} | {case['passed']} | {case['skipped']} |"
         for case in results["healthy"]
     ]
-    return "\n".join(lines + by_entry(results)) + "\n"
+    return "\n".join(lines + by_entry(known, results)) + "\n"
 
 
-def by_entry(results: dict[str, Any]) -> list[str]:
+def by_entry(known: dict[str, Documented], results: dict[str, Any]) -> list[str]:
     """What becomes of each entry of the catalogue: caught by, prevented by or out of reach."""
     checks: dict[int, list[str]] = {}
     for fault in results["faults"]:
@@ -366,6 +367,11 @@ def by_entry(results: dict[str, Any]) -> list[str]:
         said = [f"[{check}](checks/{check}.md)" for check in dict.fromkeys(checks.get(number, ()))]
         if said:
             said = [f"caught by {', '.join(said)} ({len(checks[number])} planted)"]
+        watchers = [
+            n for n in known if known[n].family == WATCHING and number in catalogue_of(known[n].entry)
+        ]
+        if watchers:
+            said.append(f"watched by {', '.join(f'[{name}](checks/{name}.md)' for name in watchers)}")
         if prevented := results["prevented"].get(str(number)):
             said.append(f"in a recipe prevented: {prose(prevented['why'])} (`{prevented['test']}`)")
         if why := results["out_of_reach"].get(str(number)):

@@ -27,7 +27,7 @@ def lines(name: str, entry: Any, width: int | None) -> Iterator[Text]:
         width: Columns to break lines at; none for whole paragraphs.
     """
     width = width and min(width, _WIDEST)
-    text = safe(inspect.getdoc(entry) or "It has no documentation.")
+    text = safe(inspect.getdoc(entry) or "It has no documentation.").partition("\n\nArgs:")[0]
     yield Text(safe(name), "bold")
     for paragraph in re.split(r"\n\s*\n", text):
         yield Text()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from luthier import recipe
 from luthier.records import Finding
 from luthier.train.watch import Setting, Watch
-from luthier.train.watchers import OWN, WATCHERS
+from luthier.train.watchers import DOCUMENTED, OWN, WATCHERS
 
 HERE = Path(__file__).parents[2]
 CURVES = json.loads((HERE / "fixtures" / "curves.json").read_text())
@@ -181,7 +181,8 @@ def test_the_advice_is_that_of_the_training():
 
 def test_every_watcher_is_planted_documented_and_known_to_the_recipe():
     assert {name for _, name, *_ in PLANTED} == WATCHERS.keys() == set(recipe.Watcher.__args__)
-    for watcher in WATCHERS.values():
+    assert DOCUMENTED.keys() == {*WATCHERS, "watch-not-finite"}
+    for watcher in DOCUMENTED.values():
         for heading in ("What it does:", "Why is this bad:", "Example:", "Fix:"):
             assert f"\n    {heading} " in watcher.__doc__
 

@@ -178,15 +178,33 @@ FAMILIES = {
     "round_trips": "Round trips",
 }
 WATCHING = "While training"
-# Checks whose defects lie in test_checks.py, which has no families.
-OTHERS: dict[str, str] = {}
+# Checks of steps and checkpoints, whose defects are planted together, and those whose defects lie in test_checks.py.
+OTHERS = {
+    **dict.fromkeys(("drop-budget", "trim-share", "encoding"), "Data and ledger"),
+    **dict.fromkeys(("target-whole", "tokenizer-loss"), "Tokens"),
+    **dict.fromkeys(("merge", "resume", "save-reload", "tokenizer-reload"), "Round trips"),
+    **dict.fromkeys(
+        (
+            *(
+                "accumulation",
+                "adapter-targets",
+                "best-checkpoint",
+                "dropped-columns",
+                "gradient-norm",
+                "gradients",
+            ),
+            *("overfit-batch", "parameter-groups", "ranks", "schedule", "step-loss", "update-size"),
+        ),
+        "Optimisation",
+    ),
+}
 
 
 def documented() -> dict[str, Documented]:
     """All checks of this package and all watchers, by family and name."""
     planted = planted_families()
     found = {
-        name: Documented(entry, planted.get(name) or OTHERS.get(name, "Others"))
+        name: Documented(entry, OTHERS.get(name) or planted.get(name, "Others"))
         for name, entry in registry.registered("check").items()
         if entry.__module__.startswith("luthier.")
     }

@@ -434,7 +434,8 @@ def not_finite(
 
     Args:
         step: The step.
-        loss, norm: As logged.
+        loss: As logged.
+        norm: As logged, of all gradients.
         broken: Names of trained parameters that are not finite.
         overflows: Whether a gradient norm that is not finite is as it should be, as while fp16 looks for its scale.
     """

@@ -50,7 +50,7 @@ def words(count: int = 400) -> list[str]:
 def completions(count: int, seed: int, *, length: tuple[int, int] = (5, 14), noted: bool = True) -> list[Row]:
     """Functions to complete: a comment of random words and a signature; the body follows from the signature.
 
-    The models were taught bodies of one line; ``noted`` ones have a comment besides, which is left to be learned.
+    ``noted`` bodies have a comment besides; the models have seen few of them, so that something is left to be learned.
     """
     draw, vocabulary = random.Random(seed), words()
     made = []
@@ -132,7 +132,7 @@ def teach(family: str, tokenizer: PreTrainedTokenizerFast) -> Any:
     model = AutoModelForCausalLM.from_config(config(family)).train()
     texts = [
         [*tokenizer(row["prompt"] + row["completion"]).input_ids, EOS]
-        for row in completions(1200, 1, noted=False)
+        for row in completions(1200, 1, noted=False) + completions(60, 4)
     ]
     chats = [row["messages"] for row in conversations(400, seed=1)]
     texts += [tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"] for chat in chats]

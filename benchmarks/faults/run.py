@@ -49,6 +49,7 @@ NEUTRAL = (
     r"pin_memory|no accelerator|CUDA|use_cpu",  # about this machine
     r"LOAD REPORT",  # that a classification head is new, which it is
     r"`template` was not specified",  # how LLaMA-Factory found the template
+    r"recommend enable mixed precision",  # advice on speed
     r"requires torchvision",  # left out of that environment, see below
 )
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -62,6 +63,9 @@ def main() -> None:
     parser.add_argument("--judge", action="store_true", help="run nothing; judge what was said before")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # importing a trainer from source takes ten seconds each time
     os.environ |= {"DO_NOT_TRACK": "1", "COLUMNS": "200"}  # wide enough for the tables that linters print
     sys.path.insert(0, str(HERE))
     import base
@@ -130,26 +134,27 @@ def judge(cases: Any) -> dict[str, Any]:
     verdicts: dict[str, dict[str, dict[str, str]]] = {}
     figures: dict[str, float] = {"faults": len(cases.FAULTS), "healthy_set_ups": len(cases.HEALTHY)}
     for tool in PACKAGES:
-        seconds = 0.0
+        said = {path.stem: json.loads(path.read_text()) for path in (BUILD / "said" / tool).glob("*.json")}
+        usual = {found["text"] for name in cases.HEALTHY if name in said for found in said[name]["findings"]}
+        seconds = sum(said[name]["seconds"] for name in said)
         for case in cases.CASES.values():
-            path = BUILD / "said" / tool / f"{case.name}.json"
             if tool in case.na:
                 verdict = {"verdict": "n/a", "evidence": case.na[tool]}
-            elif not path.is_file():
+            elif case.name not in said:
                 verdict = {"verdict": "not run", "evidence": ""}
+            elif case.name in cases.HEALTHY:
+                verdict = of_healthy(said[case.name])
             else:
-                said = json.loads(path.read_text())
-                seconds += said["seconds"]
-                verdict = (of_fault if case.catalogue or case.about else of_healthy)(tool, case, said)
+                verdict = of_fault(tool, case, said[case.name], usual)
             verdicts.setdefault(case.name, {})[tool] = verdict
         given = [verdicts[name][tool]["verdict"] for name in cases.FAULTS]
         calm = [verdicts[name][tool]["verdict"] for name in cases.HEALTHY]
         figures |= {
-            f"{tool}/faults_given": sum(verdict != "n/a" for verdict in given),
+            f"{tool}/faults_given": sum(verdict not in ("n/a", "not run") for verdict in given),
             f"{tool}/faults_reported": sum(verdict in ("stops", "warns") for verdict in given),
             f"{tool}/faults_stopped": given.count("stops"),
             f"{tool}/faults_silent": given.count("silent") + given.count("mentions"),
-            f"{tool}/healthy_given": sum(verdict != "n/a" for verdict in calm),
+            f"{tool}/healthy_given": sum(verdict not in ("n/a", "not run") for verdict in calm),
             f"{tool}/healthy_alarms": calm.count("cries wolf"),
             f"{tool}/seconds": round(seconds),
         }
@@ -165,39 +170,49 @@ def judge(cases: Any) -> dict[str, Any]:
             "counted as reported; silent: none; cries wolf: a warning or error on a healthy set-up; n/a: cannot be expressed, cannot "
             "occur, or shows in nothing that the tool is given."
         ),
+        "cases": {
+            case.name: {
+                "text": case.text,
+                "healthy": case.name in cases.HEALTHY,
+                "catalogue": list(case.catalogue),
+                "about": case.about,
+            }
+            for case in cases.CASES.values()
+        },
         "verdicts": verdicts,
     }
 
 
-def of_fault(tool: str, case: Any, said: dict[str, Any]) -> dict[str, str]:
-    """Whether what was said concerns the fault, and how strongly."""
-    findings = list(said["findings"])
-    if said["crash"]:
-        if tool in SEES:  # the Trainer that carries it
-            return {"verdict": "n/a", "evidence": f"the Trainer itself fails: {line(said['crash'])}"}
-        findings.append({"severity": "error", "text": said["crash"]})
+def of_fault(tool: str, case: Any, said: dict[str, Any], usual: set[str]) -> dict[str, str]:
+    """Whether what was said concerns the fault, and how strongly; ``usual`` is said of healthy set-ups too."""
+    findings, ended = said["findings"], said["crash"]
+    for found in findings:
+        if found["severity"] == "ended":
+            ended = found["text"]
+    if tool in TRAINERS:
+        findings = [*findings, {"severity": "error", "text": ended}]
     for severity, verdict in (("error", "stops"), ("warning", "warns"), ("note", "mentions")):
         for found in findings:
-            if found["severity"] == severity and (match := re.search(case.about, found["text"], re.I)):
+            match = re.search(case.about, found["text"], re.I)
+            if found["severity"] == severity and match and found["text"] not in usual:
                 return {"verdict": verdict, "evidence": line(found["text"], match.start())}
-    if tool in TRAINERS and any(found["severity"] == "error" for found in findings):
-        last = next(found for found in reversed(findings) if found["severity"] == "error")
-        return {"verdict": "fails otherwise", "evidence": line(last["text"])}
+    if ended:
+        if tool in TRAINERS:
+            return {"verdict": "fails otherwise", "evidence": line(ended)}
+        return {"verdict": "n/a", "evidence": f"the Trainer itself fails: {line(ended)}"}
     sees, reason = SEES.get(tool, (case.shows, ""))
     if not sees & case.shows:
         return {"verdict": "n/a", "evidence": reason}
     return {"verdict": "silent", "evidence": ""}
 
 
-def of_healthy(tool: str, case: Any, said: dict[str, Any]) -> dict[str, str]:
+def of_healthy(said: dict[str, Any]) -> dict[str, str]:
     """Whether something was said against a healthy set-up."""
-    findings = list(said["findings"])
-    if said["crash"]:
-        findings.append({"severity": "error", "text": said["crash"]})
+    crash = [{"severity": "ended", "text": said["crash"]}] if said["crash"] else []
     alarms = [
         found["text"]
-        for found in findings
-        if found["severity"] in ("error", "warning")
+        for found in said["findings"] + crash
+        if found["severity"] != "note"
         and not any(re.search(pattern, found["text"], re.I) for pattern in NEUTRAL)
     ]
     if alarms:

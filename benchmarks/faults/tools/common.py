@@ -20,7 +20,7 @@ import cases
 import torch
 
 Finding = dict[str, str]
-"""``severity`` (error, warning or note) and ``text``."""
+"""``severity`` (error, warning, note, or ended for an error of the training itself) and ``text``."""
 
 TIMEOUT_S = 300
 heard: list[Finding] = []
@@ -84,14 +84,14 @@ def listen() -> None:
     warnings.showwarning = shown
 
 
-def train(trainer: Any) -> str:
-    """Trains to the end; the error that ended it before, if any."""
+def train(trainer: Any) -> list[Finding]:
+    """Trains to the end; the error that ended it before, if any, with the severity ``ended``."""
     try:
         trainer.train()
     except Exception as error:
         traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return [{"severity": "ended", "text": f"{type(error).__name__}: {error}"}]
+    return []
 
 
 def distinct(findings: list[Finding]) -> list[Finding]:

@@ -12,7 +12,7 @@ from typing import Any
 import cases
 import yaml
 
-from tools.common import distinct, each
+from tools.common import Finding, distinct, each
 
 # Its own lines, those of its libraries, and Python's warnings.
 SAID = re.compile(
@@ -21,7 +21,7 @@ SAID = re.compile(
 TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 
 
-def look(setup: cases.SetUp) -> list[dict[str, str]]:
+def look(setup: cases.SetUp) -> list[Finding]:
     folder = Path(tempfile.mkdtemp())
     shutil.copytree(setup.folder, folder / "model")
     setup.tokenizer.save_pretrained(folder / "model")

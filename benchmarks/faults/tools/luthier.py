@@ -3,10 +3,10 @@
 import cases
 
 import luthier
-from tools.common import each
+from tools.common import Finding, each
 
 
-def look(setup: cases.SetUp) -> list[dict[str, str]]:
+def look(setup: cases.SetUp) -> list[Finding]:
     report = luthier.audit(cases.trainer(setup))
     print(report)
     return [

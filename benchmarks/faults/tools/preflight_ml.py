@@ -11,7 +11,7 @@ from preflight.runner import run_checks
 from torch import nn
 from torch.nn import functional
 
-from tools.common import each
+from tools.common import Finding, each
 
 SEVERITIES = {Severity.FATAL: "error", Severity.WARN: "warning", Severity.INFO: "note"}
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -50,7 +50,7 @@ def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     )
 
 
-def look(setup: cases.SetUp) -> list[dict[str, str]]:
+def look(setup: cases.SetUp) -> list[Finding]:
     trainer = cases.trainer(setup)
     loader = trainer.get_train_dataloader()
     first = next(iter(loader))

@@ -2,13 +2,12 @@
 
 import cases
 
-from tools.common import distinct, each, heard, listen, train
+from tools.common import Finding, distinct, each, heard, listen, train
 
 
-def look(setup: cases.SetUp) -> list[dict[str, str]]:
-    if error := train(cases.trainer(setup)):
-        heard.append({"severity": "error", "text": error})
-    return distinct(heard)
+def look(setup: cases.SetUp) -> list[Finding]:
+    ended = train(cases.trainer(setup))
+    return distinct(heard) + ended
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import cases
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from tools.common import distinct, each, heard, listen, train
+from tools.common import Finding, distinct, each, heard, listen, train
 
 
-def look(setup: cases.SetUp) -> list[dict[str, str]]:
+def look(setup: cases.SetUp) -> list[Finding]:
     settings = {**cases.ARGUMENTS, **setup.args, **setup.sft}
     args = SFTConfig(output_dir=tempfile.mkdtemp(), bf16=False, **settings)  # bf16, its default, wants a GPU
     given = dict(setup.trainer)
@@ -28,9 +28,8 @@ def look(setup: cases.SetUp) -> list[dict[str, str]]:
         peft_config=setup.peft,
         **given,
     )
-    if error := train(trainer):
-        heard.append({"severity": "error", "text": error})
-    return distinct(heard)
+    ended = train(trainer)
+    return distinct(heard) + ended
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
-def without_numbers(text: str) -> str:
-    """Numbers depend on the machine in their last digits, and times in all of them."""
-    return re.sub(r" +", " ", re.sub(r"\d[\d.,]*", "N", text))
+def gist(text: str) -> list[str]:
+    """Findings without their numbers, which depend on the machine in their last digits, and which checks passed."""
+    findings, _, rest = text.partition("\n- skipped")
+    passed = re.findall(r"^✓ [\w-]+", rest, flags=re.MULTILINE)
+    return [re.sub(r"\d[\d.,]*", "N", " ".join(findings.split())), *passed]
 
 
 @pytest.mark.slow
@@ -32,7 +34,7 @@ def test_an_example_says_what_the_docs_show(name: str, tmp_path: Path) -> None:
     stored = EXAMPLES / f"{name}.txt"
     if "LUTHIER_REGENERATE" in os.environ:
         stored.write_text(done.stdout, encoding="utf-8")
-    assert without_numbers(done.stdout) == without_numbers(stored.read_text(encoding="utf-8"))
+    assert gist(done.stdout) == gist(stored.read_text(encoding="utf-8"))
     for text in (done.stdout, stored.read_text(encoding="utf-8")):
         before, after = text.split("With model.accepts_loss_kwargs = False")
         factor = re.search(r"has ([\d.]+) times the\s+loss", before)

@@ -153,10 +153,15 @@ def _broken_parameters(model: Any) -> list[str]:
     """Names of trained parameters that hold a number that is not finite."""
     if model is None:
         return []
-    with torch.no_grad():
-        return [
-            name for name, p in model.named_parameters() if not torch.isfinite(p.sum(dtype=torch.float32))
-        ]
+    sums: dict[torch.device, dict[str, torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            sums.setdefault(parameter.device, {})[name] = parameter.detach().sum(dtype=torch.float32)
+    # One answer from each device: asking for every parameter would wait for the GPU as often.
+    finite = {device: torch.stack(list(of.values())).isfinite().tolist() for device, of in sums.items()}
+    return [
+        name for device, of in sums.items() for name, good in zip(of, finite[device], strict=True) if not good
+    ]
 
 
 def _memory_gib() -> float:

@@ -190,7 +190,9 @@ def distance(first: Tensor, second: Tensor) -> float:
     """
     if not first.numel():
         return 0.0
-    spread = (first - first.mean(-1, keepdim=True)).square().mean().sqrt()
+    # A head with one output (a regression) has no spread over classes: there it is the size of the numbers.
+    mean = first.mean(-1, keepdim=True) if first.shape[-1] > 1 else 0.0
+    spread = (first - mean).square().mean().sqrt()
     return float((first - second).square().mean().sqrt() / spread.clamp(min=1e-6))
 
 

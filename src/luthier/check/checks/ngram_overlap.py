@@ -15,11 +15,13 @@ from luthier.rows import Rows, read_batches
 # common phrases, legal boilerplate, here templates and system prompts. In small data such text is met less often.
 NGRAM = 13
 MOST_TRAIN_ROWS, FEWEST_TRAIN_ROWS, TRAIN_SHARE = 10, 2, 0.02
+# What half of the rows that are looked for have is form as well, in pieces of five tokens: headings around a text.
+PIECE, PIECE_SHARE, FEWEST_PIECES = 5, 0.5, 3
 # Touvron et al. 2023 (arXiv:2307.09288, appendix A.6): a sample of which 80% of the tokens are met is "dirty".
 COVERED = 0.8
-# One in a hundred rows lifts a score visibly, and a single one may be chance.
+# One in a hundred rows lifts a score visibly, and one or two may be chance.
 MOST_SHARE = 0.01
-FEWEST_ROWS = 2
+FEWEST_ROWS = 3
 # Of a larger split so many rows are looked for, spread over it: a share of 1% is then known to 0.2%.
 MOST_ROWS = 2000
 _TABLE_BITS = 23
@@ -31,9 +33,10 @@ def ngram_overlap(context: CheckContext) -> Iterator[Finding]:
     """Rows of the evaluation and test splits do not stand inside training rows.
 
     What it does: looks up the runs of 13 tokens of these rows (2,000 of each split at most) in all training rows. Runs
-    that are in more than ten training rows are form, not content, and are left out with the tokens that stand in them. A
-    row counts if 80% of its other tokens stand in runs that were found, whatever is written around them. A warning from
-    1% of the rows, and two rows; below that a note. Rows that equal a training row are counted by ``split-overlap``.
+    that are in more than ten training rows are form, not content, and are left out with the tokens that stand in them;
+    so is what half of these rows share. A row counts if 80% of its other tokens stand in runs that were found. A
+    warning from 1% of the rows, and three rows; below that a note. Rows that equal a training row are counted by
+    ``split-overlap``.
 
     Why is this bad: what was trained on is remembered, so the score says little about new data. Comparing whole rows
     misses a question that stands in a longer text or under another template.
@@ -85,11 +88,13 @@ class _Wanted:
         ids: Row ids.
         hashes: 13-grams of all rows one after the other.
         ends: Where each row's end in them, shape (num_rows + 1,).
+        form: Of each row, which tokens stand in pieces that many of these rows share, bool, shape (num_tokens,).
     """
 
     ids: list[str]
     hashes: np.ndarray
     ends: np.ndarray
+    form: list[np.ndarray]
 
     def covered(self, grams: np.ndarray, counts: np.ndarray, limit: int) -> np.ndarray:
         """Share of each row's own tokens that stand in 13-grams of few training rows, shape (num_rows,); 0 if too few.
@@ -106,18 +111,18 @@ class _Wanted:
         ):
             if end == start:
                 continue
-            form = _tokens_in(rows[start:end] > limit)
-            met = _tokens_in((rows[start:end] > 0) & (rows[start:end] <= limit)) & ~form
+            form = _tokens_in(rows[start:end] > limit, NGRAM) | self.form[index]
+            met = _tokens_in((rows[start:end] > 0) & (rows[start:end] <= limit), NGRAM) & ~form
             if (~form).sum() >= NGRAM:
                 shares[index] = met.sum() / (~form).sum()
         return shares
 
 
-def _tokens_in(grams: np.ndarray) -> np.ndarray:
-    """Which tokens of a row stand in a marked 13-gram, bool, shape (num_grams + 12,)."""
-    change = np.zeros(len(grams) + NGRAM, np.int64)
+def _tokens_in(grams: np.ndarray, length: int) -> np.ndarray:
+    """Which tokens of a row stand in a marked run of so many tokens, bool, shape (num_grams + length - 1,)."""
+    change = np.zeros(len(grams) + length, np.int64)
     change[: len(grams)] += grams
-    change[NGRAM:] -= grams
+    change[length:] -= grams
     found: np.ndarray = np.cumsum(change)[:-1] > 0
     return found
 
@@ -127,16 +132,21 @@ def _wanted(rows: Rows, known: np.ndarray) -> _Wanted:
     new = ~np.isin(row_hashes(rows), known)
     step = -(-len(rows) // MOST_ROWS)
     ids: list[str] = []
-    hashes = [np.empty(0, np.uint64)]
+    hashes, pieces = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     start = 0
     for batch in read_batches(rows.path, ["id", "input_ids"]):
         offsets, tokens = flat(batch.column("input_ids"))
         for place in range(-start % step, batch.num_rows, step):
             if new[start + place]:
                 ids.append(str(batch.column("id")[place]))
-                hashes.append(ngram_hashes(tokens[offsets[place] : offsets[place + 1]], NGRAM))
+                row = tokens[offsets[place] : offsets[place + 1]]
+                hashes.append(ngram_hashes(row, NGRAM))
+                pieces.append(ngram_hashes(row, PIECE))
         start += batch.num_rows
-    return _Wanted(ids, np.concatenate(hashes), np.cumsum([0, *map(len, hashes[1:])]))
+    found, counts = np.unique(np.concatenate([np.unique(part) for part in pieces]), return_counts=True)
+    shared = found[counts >= max(FEWEST_PIECES, PIECE_SHARE * len(ids))]
+    form = [_tokens_in(np.isin(part, shared), PIECE) for part in pieces[1:]]
+    return _Wanted(ids, np.concatenate(hashes), np.cumsum([0, *map(len, hashes[1:])]), form)
 
 
 def _train_rows(train: Rows, grams: np.ndarray) -> np.ndarray:

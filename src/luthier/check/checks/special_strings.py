@@ -125,8 +125,8 @@ def _out_of_place(context: CheckContext, tokenizer: TextTokenizer) -> Iterator[F
     yield Finding(
         "special-strings",
         "warning",
-        f"{found} have control tokens where no other row has them, such as {one} followed by {other} with nothing but "
-        "text between: text that spells control tokens was turned into them",
+        f"{found} have control tokens where nine rows in ten have none, such as {one} followed by {other} with nothing "
+        "but text between: text that spells control tokens was turned into them",
         found.where,
         context.fix(
             "give conversations as messages, and text as text",

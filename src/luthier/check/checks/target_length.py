@@ -93,6 +93,8 @@ def _long(long: Offenders, lengths: np.ndarray, num_trained: int, usual: _Usual)
 def _short(rows: Rows, short: Offenders, places: np.ndarray, usual: _Usual) -> Iterator[Finding]:
     texts = values_at(rows, "target", places[:: -(-len(places) // _NUM_TEXTS)])
     text, count = Counter(text.strip().casefold() for text in texts).most_common(1)[0]
+    if not text:
+        return  # check empty-target says so
     same = count / len(texts)
     stand_in = same > MOST_OF_THEM
     said = f", and {same:.0%} of these say {text[:40]!r}" if stand_in else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from luthier.display.text import duration
+from luthier.display.text import counted, duration
 from luthier.errors import UserError
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 from luthier.schedule import total_steps
@@ -33,7 +33,7 @@ def lines(run: RunFolder) -> list[tuple[str, str]]:
     if run.findings.is_file():
         found = read_json(run.findings)
         counts = {s: sum(f["severity"] == s for f in found["findings"]) for s in ("error", "warning", "note")}
-        text = ", ".join(f"{count} {name}s" for name, count in counts.items())
+        text = ", ".join(counted(count, name) for name, count in counts.items())
         said.append(("findings", f"{'ok' if found['ok'] else 'not ok'}: {text}"))
     stages = {
         "prepare": run.manifest,

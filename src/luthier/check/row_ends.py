@@ -166,21 +166,23 @@ def pile(lengths: np.ndarray) -> int | None:
     return longest if at >= FEWEST_CUT and at >= PILE * usual else None
 
 
-def cut_length(ends: Mapping[Split, RowEnds]) -> int | None:
-    """The length at which rows are cut off; None if they are not.
+def cut_lengths(ends: Mapping[Split, RowEnds]) -> dict[Split, int]:
+    """The length at which the rows of each split are cut off; without the splits where they are not.
 
     Rows pile up there, and they lack their end far oftener than shorter ones. Rows that are all of one length are cut
     too, if most have no end: no texts are all of one length.
     """
-    lengths, trained, stopped, ill = (
-        np.concatenate([getattr(e, name) for e in ends.values()] or [np.empty(0, np.int64)])
-        for name in ("lengths", "trained", "stopped", "mislabelled")
-    )
-    known = trained.astype(bool) & ~ill.astype(bool)
-    longest = pile(lengths)
-    if longest is None or is_stream(ends):
-        return None
-    at, below = known & (lengths == longest), known & (lengths < longest)
-    endless = float((~stopped[at].astype(bool)).mean()) if at.any() else 0.0
-    usual = float((~stopped[below].astype(bool)).mean()) if below.any() else 0.0
-    return longest if endless >= max(0.5, usual + 0.3) else None
+    found: dict[Split, int] = {}
+    if is_stream(ends):
+        return found
+    for split, e in ends.items():
+        longest = pile(e.lengths)
+        if longest is None:
+            continue
+        known = e.trained & ~e.mislabelled
+        at, below = known & (e.lengths == longest), known & (e.lengths < longest)
+        endless = float((~e.stopped[at]).mean()) if at.any() else 0.0
+        usual = float((~e.stopped[below]).mean()) if below.any() else 0.0
+        if endless >= max(0.5, usual + 0.3):
+            found[split] = longest
+    return found

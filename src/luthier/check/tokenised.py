@@ -186,11 +186,13 @@ def _row(
         own = [i for i in ids[trained].tolist() if i not in special]
         target = tokenizer.decode(own) if tokenizer else " ".join(map(str, own))
     first = np.flatnonzero(trained)
+    weights = trained.astype(np.float32)
+    weights[:1] = 0.0  # transformers never computes a loss there: nothing stands before it
     return Row(
         id=name,
         group="",  # not known
         input_ids=ids.astype(np.int32),
-        loss_weights=trained.astype(np.float32),
+        loss_weights=weights,
         span_ids=trained.astype(np.int16),
         span_names=["context", "target"],
         num_prompt_tokens=int(first[0]) if len(first) else len(ids),

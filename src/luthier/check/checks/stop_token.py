@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from luthier.check.context import CheckContext, RunContext
-from luthier.check.row_ends import RowEnds, cut_length, is_stream, offenders, row_ends
+from luthier.check.row_ends import RowEnds, cut_lengths, is_stream, offenders, row_ends
 from luthier.records import Finding, Severity, Split
 from luthier.registry import check
 
@@ -40,9 +40,9 @@ def stop_token(context: CheckContext) -> Iterator[Finding]:
     if not ours and is_stream(ends):
         yield from _stream(context, ends)
         return
-    cut = None if ours else cut_length(ends)
+    cut = {} if ours else cut_lengths(ends)
     open_ = {
-        split: e.trained & ~e.stopped & ~e.mislabelled & (e.lengths != (cut or -1))
+        split: e.trained & ~e.stopped & ~e.mislabelled & (e.lengths != cut.get(split, -1))
         for split, e in ends.items()
     }
     endless = offenders(context, open_)
@@ -111,7 +111,7 @@ def _causes(
     fix = f"put the stop token ({end}) behind each answer before it is encoded, or its id behind the answer's ids"
     for marks, said in (
         (rest & ~has_stop, "have no stop token at all in their ids"),
-        (rest & has_stop, "have one elsewhere, but go on to be trained behind it"),
+        (rest & has_stop, "have one elsewhere, and are trained to go on with something else"),
     ):
         if marks.any():
             causes.append(_Cause(int(marks.sum()), said, fix))

@@ -37,7 +37,7 @@ def template_prefix(context: CheckContext) -> Iterator[Finding]:
     compares the texts; with thinking in the answers too, if rows have any. What is not stable counts only as far as rows
     are concerned, all of which are looked at: conversations with several trained answers for a history that is
     rewritten (a warning), and those without the generation prompt before their answers (an error from half of them).
-    Renders the template on two dates as well; a date in the prompt is a note.
+    A template that asks for the date of the day is a note.
 
     Why is this bad: the model is trained after another prompt than ``generate`` gives it, or trained to answer in a form
     in the middle of a conversation (without thinking, say) that it is not to use at the end of one.
@@ -64,11 +64,7 @@ def template_prefix(context: CheckContext) -> Iterator[Finding]:
         if (answer := _other_history(tokenizer, options, thought)) and rows.several.count:
             yield _rewritten(rows, *answer)
             break
-    dates = [
-        rendered(tokenizer, [user(0)], **options, strftime_now=lambda form, day=day: day)
-        for day in ("one", "two")
-    ]
-    if dates[0] != dates[1]:
+    if _is_dated(tokenizer, options):
         yield Finding(
             "template-prefix",
             "note",
@@ -78,6 +74,15 @@ def template_prefix(context: CheckContext) -> Iterator[Finding]:
             'give the template a fixed date where it takes one (date_string="26 Jul 2024"), in training and generation',
             measured=rows.chats.count,
         )
+
+
+def _is_dated(tokenizer: TextTokenizer, options: Mapping[str, Any]) -> bool:
+    """Whether the template asks for the time: then it cannot be rendered where there is no clock to ask."""
+    return (
+        "strftime_now" in str(tokenizer.hf.chat_template)
+        and rendered(tokenizer, [user(0)], **options) is not None
+        and rendered(tokenizer, [user(0)], **options, strftime_now="no clock") is None
+    )
 
 
 @dataclass

@@ -93,7 +93,9 @@ def _judge(
     other = rows_with(~own & (num_trained > 0))
     whole = other & ~rows_with(~mostly)
     bad = other & ~whole
-    counts.inverted += int((bad & ~rows_with(own & (num_trained > 0))).sum())
+    in_body = trained[found.end] - trained[np.minimum(found.body, found.end)]
+    answered = own & (in_body >= 0.5 * (found.end - found.body))
+    counts.inverted += int((bad & ~rows_with(answered)).sum())
     for rows, tokens in ((bad, counts.spilled), (whole, counts.whole)):
         inside = rows[found.rows]
         for role, name in enumerate(found.names):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.row_ends import cut_length, offenders, pile, row_ends
+from luthier.check.row_ends import cut_lengths, offenders, pile, row_ends
 from luthier.records import Finding, Severity
 from luthier.registry import check
 
@@ -39,16 +39,17 @@ def truncation(context: CheckContext) -> Iterator[Finding]:
         yield from _classes(context)
         return
     ends = row_ends(context)
-    length = cut_length(ends)
-    if length is None:
+    lengths = cut_lengths(ends)
+    if not lengths:
         return
+    full = {split: e.lengths == lengths.get(split, -1) for split, e in ends.items()}
     stubs = offenders(
-        context,
-        {s: (e.lengths == length) & e.trained & ~e.stopped & ~e.mislabelled for s, e in ends.items()},
+        context, {s: full[s] & e.trained & ~e.stopped & ~e.mislabelled for s, e in ends.items()}
     )
-    shorter = sum(int((e.trained & (e.lengths < length)).sum()) for e in ends.values())
-    good = sum(int((e.stopped & (e.lengths < length)).sum()) for e in ends.values())
-    all_at = sum(int((e.lengths == length).sum()) for e in ends.values())
+    shorter = sum(int((e.trained & ~full[s]).sum()) for s, e in ends.items() if s in lengths)
+    good = sum(int((e.stopped & ~full[s]).sum()) for s, e in ends.items() if s in lengths)
+    all_at = sum(int(marks.sum()) for marks in full.values())
+    length = max(lengths.values())
     compared = f"of the {shorter:,} shorter ones {good:,} do" if shorter else "no row is shorter"
     severity: Severity = "note"
     if stubs.share >= WARNING_SHARE:
@@ -73,7 +74,9 @@ def _classes(context: CheckContext) -> Iterator[Finding]:
     context.looked_at(f"all {sum(map(len, lengths.values())):,} rows")
     joined = np.concatenate([*lengths.values(), np.empty(0, np.int64)])
     length = pile(joined)
-    if length is None or (joined == length).all():
+    others = np.bincount(joined)[:length].max(initial=0)
+    # Texts made by a pattern have few lengths, and many rows of each.
+    if length is None or not others or (joined == length).sum() < 2 * others:
         return
     full = offenders(context, {split: n == length for split, n in lengths.items()})
     yield Finding(

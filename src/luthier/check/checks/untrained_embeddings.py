@@ -98,19 +98,24 @@ def _in_data(context: CheckContext, name: str, layer: Any, kinds: dict[int, str]
     present = ids_of[total > 0].tolist()
     if not present:
         return
-    trained = _trained(layer)
+    trained, blocked = _trained(layer), getattr(layer, "padding_idx", None)
     frozen = [i for i in present if trained is not None and i not in trained]
     severity: Severity = "note"
-    # A row for padding is zero by construction, and often the same as the end's.
-    if frozen and frozen != [getattr(layer, "padding_idx", None)]:
+    if frozen and frozen != [
+        blocked
+    ]:  # a row for padding is zero by construction, and often the end's as well
         severity = "error" if holding.share >= ERROR_SHARE else "warning"
+    if present == [blocked]:
+        stays = "and never will be: it is the padding token too, to which torch gives no gradient"
+    else:
+        stays = "and nothing trains them" if frozen else "and this training begins from there"
     most = sorted(present, key=lambda i: -int(total[np.searchsorted(ids_of, i)]))[:NAMES_SHOWN]
     shown = ", ".join(f"{_text(context, i)} ({i}: {kinds[i]})" for i in most)
-    stays = "and nothing trains them" if frozen else "which this training trains from there"
     yield Finding(
         "untrained-embeddings",
         severity,
-        f"{len(present):,} tokens in {holding} have an {name} embedding that was never trained, {stays}: {shown}",
+        f"{len(present):,} token{'s' * (len(present) > 1)} in {holding} have an {name} embedding that was never trained, "
+        f"{stays}: {shown}",
         holding.where,
         "train these rows (LoraConfig(trainable_token_indices=...) or modules_to_save), or take tokens that the model knows",
         measured=len(present),

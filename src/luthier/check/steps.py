@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -183,10 +184,21 @@ def said(rows: Sequence[StepRow]) -> str:
     return f"{len(rows)} training row{'s' * (len(rows) > 1)} of up to {longest} tokens"
 
 
+def seed() -> None:
+    """Sets the generators that collators and layers draw from, for steps that are to draw the same."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Room for saving and loading without transformers' progress bars and remarks on what it reads."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
     from transformers.utils import logging
 
     level, bars, hub_bars = (

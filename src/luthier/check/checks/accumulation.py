@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import unchanged
+from luthier.check.model_rows import evaluating, losses, unchanged
 from luthier.check.steps import StepRow, gradient_factor, no_dropout, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
@@ -111,7 +111,19 @@ def accumulation(context: CheckContext) -> Iterator[Finding]:
             raise Skip(
                 f"the same step has a loss of {apart.loss:.4f} and of {again:.4f}: something is drawn at random"
             )
+        if plan.accumulation_steps > 1 and split.is_fold(split.num) and _divides_itself(context, split, rows):
+            return
         yield _diagnosed(context, split, rows, max_tokens)
+
+
+def _divides_itself(context: CheckContext, split: Split, rows: Sequence[StepRow]) -> bool:
+    """Whether each micro-batch is divided by the planned number of them, so that only the step in one is too small."""
+    if context.objective == "tags" or not all(row.same for row in rows):
+        return False
+    with evaluating(context.model):
+        of_means = float(torch.stack([losses(context, [row.row])[0].mean() for row in rows]).mean())
+    expected = of_means * split.num / context.training.plan.accumulation_steps
+    return split.num > 1 and abs(split.apart / expected - 1) <= MOST_LOSS_DIFFERENCE
 
 
 def _computes_exactly(context: CheckContext) -> bool:

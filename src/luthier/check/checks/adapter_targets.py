@@ -4,14 +4,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.origin import looks_fresh
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check
@@ -26,20 +24,17 @@ def adapter_targets(context: CheckContext) -> Iterator[Finding]:
     """Each entry of an adapter's target modules matches, in each layer that has such a module, and what it adds is trained.
 
     What it does: matches every entry of ``target_modules`` and ``modules_to_save`` against the model's modules; counts,
-    for each kind of module, the layers that got the adapter and those that have one; looks whether the adapter's
-    parameters are trainable; and whether a classification head whose weights look freshly drawn is trained and saved.
+    for each kind of module, the layers that got the adapter and those that have one; and looks whether the adapter's
+    parameters are trainable.
 
     Why is this bad: peft complains only if nothing matches at all. An entry with no match trains less than was asked for;
-    a pattern for the digits 0-9 leaves out layers 10 and up. A fresh head that no adapter trains or saves is another one
-    after each reload.
+    a pattern for the digits 0-9 leaves out layers 10 and up.
 
-    Example: ``target_modules=["q_proj", "v_proj", "gate_proj"]`` for a model whose MLP is one ``fc1``; ``LoraConfig``
-    with ``task_type="CAUSAL_LM"`` around a model for sequence classification.
+    Example: ``target_modules=["q_proj", "v_proj", "gate_proj"]`` for a model whose MLP is one ``fc1``.
 
-    Fix: ``target_modules="all-linear"``, or the names that the finding lists; ``task_type="SEQ_CLS"`` or
-    ``modules_to_save=["score"]``; ``is_trainable=True``.
+    Fix: ``target_modules="all-linear"``, or the names that the finding lists; ``is_trainable=True``.
 
-    Catalogue: 61, 62, 63, 69
+    Catalogue: 61, 62, 69
     """
     model = context.model
     if not isinstance(model, PeftModel):
@@ -56,7 +51,6 @@ def adapter_targets(context: CheckContext) -> Iterator[Finding]:
         yield from _entries(context, config, original, adapted, kept)
         yield from _layers(context, config, original, adapted)
         yield from _trainable(context, adapter, config)
-    yield from _head(context, modules)
 
 
 def _original(name: str) -> str:
@@ -164,28 +158,3 @@ def _trainable(context: CheckContext, adapter: str, config: Any) -> Iterator[Fin
         measured=0,
         expected=len(own),
     )
-
-
-def _head(context: CheckContext, modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
-    """A fresh classification head that is not trained, or not saved with the adapter."""
-    if context.objective == "tokens":
-        return
-    for name, module in modules.items():
-        if name.rpartition(".")[2] not in HEADS or isinstance(module, BaseTunerLayer):
-            continue
-        kept = isinstance(module, ModulesToSaveWrapper)
-        weights: list[torch.Tensor] = [p for p in module.parameters() if p.ndim > 1]
-        trained = any(p.requires_grad for p in module.parameters())
-        if (kept and trained) or not any(looks_fresh(w) for w in weights):
-            continue
-        lacks = "saved with the adapter" if trained else "trained"
-        yield Finding(
-            "adapter-targets",
-            "error",
-            f"the classification head {name} was drawn at random and is not {lacks}: 0 of {sum(w.numel() for w in weights):,} "
-            "weights of it will be the same after a reload",
-            f"module {name}",
-            f"LoraConfig(task_type='SEQ_CLS'), or modules_to_save=[{name.rpartition('.')[2]!r}]",
-            measured=0,
-            expected=sum(w.numel() for w in weights),
-        )

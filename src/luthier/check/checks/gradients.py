@@ -64,7 +64,13 @@ def gradients(context: CheckContext) -> Iterator[Finding]:
 
         trained = [name for name, p in parameters.items() if p.requires_grad]
         if not trained:
-            yield _finding(context, f"none of the model's {len(parameters)} parameters is trainable", [])
+            yield _finding(
+                context,
+                f"none of the model's {len(parameters)} parameters is trainable",
+                [],
+                measured="none",
+                expected="some",
+            )
             return
         absent = [name for name in trained if _is_absent(found[name]) and ".experts." not in name]
         why = _without_checkpointing(context, absent) if absent else ""
@@ -178,7 +184,8 @@ def _finding(
     names: list[str],
     fix: str = "",
     *,
-    measured: int | None = None,
+    measured: int | str | None = None,
+    expected: int | str = 0,
     where: str = "the model",
 ) -> Finding:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
@@ -188,8 +195,8 @@ def _finding(
         what,
         f"parameters {', '.join(names[:NAMES_SHOWN])}{more}" if names else where,
         fix or context.fix(_FIX, _OTHER_FIX),
-        measured=len(names) if measured is None else measured,
-        expected=0,
+        measured=measured if measured is not None else len(names),
+        expected=expected,
     )
 
 

@@ -18,6 +18,7 @@ from luthier.check.steps import (
     quiet,
     restrict,
     said,
+    seed,
     set_gradients,
     step_rows,
 )
@@ -100,6 +101,7 @@ def resume(context: CheckContext) -> Iterator[Finding]:
 def _make_step(
     training: Training, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rows: Sequence[StepRow]
 ) -> None:
+    seed()  # a step that draws is to draw the same after resuming
     step = training.step([[row.index for row in rows]], MAX_TOKENS)
     only_trained(step)
     if not step.norm < float("inf"):

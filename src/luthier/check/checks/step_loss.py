@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import batch_of, evaluating, logits, losses, unchanged
-from luthier.check.steps import StepRow, no_dropout, said, step_rows
+from luthier.check.steps import StepRow, no_dropout, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.records import Finding
 from luthier.registry import check
@@ -52,7 +52,9 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
     context.looked_at(f"one step over {said(rows)}")
     custom = isinstance(context, TrainerContext) and _is_custom(context)
     with unchanged(context.model), no_dropout(context.model), _without_smoothing(context):
-        measured = training.step([[row.index for row in rows]], MAX_TOKENS).loss
+        step = training.step([[row.index for row in rows]], MAX_TOKENS)
+        only_trained(step)
+        measured = step.loss
     with evaluating(context.model):
         expected = _cross_entropy(context, rows)
         if not math.isfinite(measured) or not math.isfinite(expected):
@@ -60,6 +62,11 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
         if abs(measured - expected) <= MOST_DIFFERENCE * abs(expected):
             return
         known = _mistakes(context, rows, expected) if context.objective == "tokens" else {}
+    num = training.plan.accumulation_steps
+    if num > 1 and abs(measured * num / expected - 1) <= NEAR:
+        if _divides_itself(context, num):
+            return
+        known = {f"a loss that is divided by the {num} micro-batches twice": expected / num}
     ranked = sorted(known, key=lambda name: abs(known[name] - measured))
     cause = ranked[0] if ranked and abs(known[ranked[0]] / measured - 1) <= NEAR else ""
     if cause or not custom:
@@ -81,6 +88,18 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
         measured=round(measured, 4),
         expected=round(expected, 4),
     )
+
+
+def _divides_itself(context: CheckContext, num: int) -> bool:
+    """Whether a step of as many micro-batches as planned has the right loss, since each is divided by that number."""
+    rows = step_rows(context, num, MAX_TOKENS)
+    if len(rows) < num or not all(row.same for row in rows):
+        return True  # it cannot be told
+    with unchanged(context.model), no_dropout(context.model), _without_smoothing(context):
+        measured = context.training.step([[row.index] for row in rows], MAX_TOKENS).loss
+    with evaluating(context.model):
+        expected = sum(_cross_entropy(context, [row]) for row in rows) / num
+    return abs(measured - expected) <= MOST_DIFFERENCE * expected
 
 
 def _where(context: CheckContext) -> str:

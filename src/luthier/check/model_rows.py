@@ -167,7 +167,7 @@ def comparable(context: CheckContext) -> None:
             first, second = (losses(context, [row])[0] for _ in range(2))
         else:
             first, second = (class_logits(context, [row]) for _ in range(2))
-        if not torch.isfinite(first).all() or float(first.abs().max()) > _LARGEST:
+        if not torch.isfinite(first).all() or float(first.detach().abs().max()) > _LARGEST:
             context.comparable = "what the model gives is not finite (see weights and initial-loss)"
         elif not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
             context.comparable = "two evaluations of one row differ (see dropout-off)"

@@ -24,8 +24,8 @@ BATCH_ROWS = 8
 # published models behind the catalogue: 2.5. Here it is 4, and the loss 8 nats above ln C.
 MOST_SPREAD = 4.0
 # A head that knows the classes by other numbers agrees with the labels after renumbering, beyond chance (Cohen's kappa).
-# Of 32 rows with at most 8 classes, labels that have nothing to do with the predictions reach 0.35 at most.
-LEAST_KAPPA = 0.6
+# Labels that have nothing to do with the predictions reach 0.63 at most in 1,500 tables of 32 rows.
+LEAST_KAPPA = 0.8
 ROWS_PER_CLASS = 4
 
 

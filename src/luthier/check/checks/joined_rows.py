@@ -51,7 +51,8 @@ def _joined(context: TrainerContext) -> Iterator[Finding]:
     context.looked_at("1 batch")
     sequences = len(batch["input_ids"])
     marked = any(len(row_limits(batch, row)) > 2 for row in range(sequences))
-    if sequences < size <= context.num_items and not marked:
+    known = context.training.plan.num_rows  # streamed rows are not counted
+    if sequences < size and (known is None or known >= size) and not marked:
         yield Finding(
             "joined-rows",
             "warning",

@@ -135,8 +135,15 @@ def test_healthy_run_has_no_findings(healthy: RunContext) -> None:
     report = runner.check(healthy)
     assert [f for f in report.findings if f.severity != "note"] == []
     assert report.ok
-    assert [s["check"] for s in report.skipped] == []
-    assert set(BUILT_IN) <= set(report.passed) == set(report.seen)
+    # What does not apply says so; whatever passed says how much it looked at.
+    skipped = {s["check"] for s in report.skipped}
+    assert set(BUILT_IN) <= set(report.passed) | skipped
+    assert set(report.passed) <= set(report.seen)
+    assert not skipped & {
+        "accumulation", "adapter-targets", "bos", "dropout-off", "gradient-norm", "gradients", "initial-loss", "merge",
+        "overfit-batch", "padding-invariance", "parameter-groups", "prompt-parity", "resume", "save-reload", "schedule",
+        "split-overlap", "step-loss", "stop-token", "target-whole", "update-size", "vocabulary",
+    }  # fmt: skip
     # A check leaves the model as it found it, to the bit, gradients and generator included.
     after = dict(healthy.model.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -151,7 +158,7 @@ def test_model_that_cannot_be_loaded_is_said_once(context: RunContext) -> None:
     report = runner.check(context)
     assert ["matches no linear layer" in f.what for f in report.findings] == [True]
     assert not report.ok
-    assert {s["check"] for s in report.skipped} == {
+    assert {s["check"] for s in report.skipped if "cannot be loaded" in s["why"]} >= {
         "gradients",
         "initial-loss",
         "padding-invariance",

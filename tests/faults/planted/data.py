@@ -289,7 +289,7 @@ def texts_with_two_labels(folder: Path) -> Said:
     made = labelled(60, lambda i: i % 3)
     rows = made.train_dataset
     made.train_dataset = rows + [{**row, "labels": (row["labels"] + 1) % 3} for row in rows[:12]]
-    return luthier.audit(made, quick=True)
+    return luthier.audit(made)
 
 
 # Order
@@ -300,7 +300,7 @@ def stream_sorted_by_class(folder: Path) -> Said:
     """A classifier's training rows are streamed in the order of their classes."""
     made = labelled(90, lambda i: i // 30)
     made.train_dataset = Stream(made.train_dataset)
-    return luthier.audit(made, quick=True)
+    return luthier.audit(made)
 
 
 @planted("row-order", catalogue=(24,), where="data set", severity="warning")
@@ -308,7 +308,7 @@ def shuffle_buffer_smaller_than_a_class(folder: Path) -> Said:
     """A stream sorted by class is shuffled through a buffer of a fifth of a class."""
     made = labelled(300, lambda i: i // 100)
     made.train_dataset = Stream(made.train_dataset, buffer=20)
-    return luthier.audit(made, quick=True)
+    return luthier.audit(made)
 
 
 @planted("row-order", catalogue=(24,), where="Trainer arguments", severity="warning")
@@ -333,25 +333,56 @@ def file_sorted_by_answer(folder: Path) -> Said:
     return audited_file(folder, items(rows))
 
 
+@planted("row-order", catalogue=(45,), where="Trainer arguments", severity="note")
+def rows_grouped_by_length(folder: Path) -> Said:
+    """A Trainer's sampler puts rows of like length together, so that the loss curve has spikes."""
+    draw = random.Random(15)
+    rows = [
+        {"prompt": f"{words(draw, 6)}:", "response": words(draw, draw.randrange(3, 40))} for _ in range(400)
+    ]
+    return audited(rows, train_sampling_strategy="group_by_length")
+
+
+@planted("row-order", catalogue=(24, 45), where="data set", severity="warning")
+def stream_sorted_by_length(folder: Path) -> Said:
+    """A Trainer's rows are streamed from the shortest to the longest."""
+    draw = random.Random(16)
+    rows = [
+        {"prompt": f"{words(draw, 6)}:", "response": words(draw, draw.randrange(3, 40))} for _ in range(160)
+    ]
+    made = tiny_trainer.trainer(train=items(rows), eval=items(texts(12, seed=1)))
+    made.train_dataset = Stream(sorted(made.train_dataset, key=lambda row: len(row["input_ids"])))
+    return luthier.audit(made, quick=True)
+
+
 # Labels
 
 
 @planted("class-labels", catalogue=(44,), where="data set")
 def labels_from_one(folder: Path) -> Said:
     """A classifier of three classes gets the labels 1 to 3."""
-    return luthier.audit(labelled(60, lambda i: i % 3 + 1), quick=True)
+    return luthier.audit(labelled(60, lambda i: i % 3 + 1))
+
+
+@planted("class-labels", catalogue=(44,), where="rows file")
+def labels_of_another_head(folder: Path) -> Said:
+    """Tokenised rows have five classes, and the model's folder a head for three."""
+    tiny_trainer.save_folder(folder / "model", tiny_trainer.classifier(num_labels=3))
+    rows = labelled(60, lambda i: i % 5, num_labels=5).train_dataset
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return cli("audit", "--model", folder / "model", "--rows", folder / "rows.jsonl")
 
 
 @planted("class-labels", catalogue=(44,), where="model", severity="warning")
 def labels_from_one_in_a_head_with_room(folder: Path) -> Said:
     """Labels 1 to 3 for a head that was made one larger, so that class 0 is never shown."""
-    return luthier.audit(labelled(240, lambda i: i % 3 + 1, num_labels=4), quick=True)
+    return luthier.audit(labelled(240, lambda i: i % 3 + 1, num_labels=4))
 
 
 @planted("class-labels", catalogue=(44,), where="data set", severity="warning")
 def class_that_was_filtered_out(folder: Path) -> Said:
     """One of four classes has no training row left."""
-    return luthier.audit(labelled(240, lambda i: (0, 1, 3)[i % 3], num_labels=4), quick=True)
+    return luthier.audit(labelled(240, lambda i: (0, 1, 3)[i % 3], num_labels=4))
 
 
 @planted("class-labels", catalogue=(43,), where="data set", severity="warning")
@@ -360,13 +391,13 @@ def one_hot_labels_as_floats(folder: Path) -> Said:
     made = labelled(60, lambda i: [float(c == i % 3) for c in range(3)])
     made.eval_dataset = None
     made.args.eval_strategy = "no"
-    return luthier.audit(made, quick=True)
+    return luthier.audit(made)
 
 
 @planted("class-labels", catalogue=(43,), where="model", severity="warning")
 def classes_for_a_head_of_one(folder: Path) -> Said:
     """Four classes, as floats, for a head with one output, for which transformers takes the squared error."""
-    return luthier.audit(labelled(60, lambda i: float(i % 4), num_labels=1), quick=True)
+    return luthier.audit(labelled(60, lambda i: float(i % 4), num_labels=1))
 
 
 @planted("class-labels", catalogue=(44,), where="model", severity="warning")
@@ -380,13 +411,13 @@ def names_of_classes_in_another_order(folder: Path) -> Said:
     )
     made.train_dataset = datasets.Dataset.from_list(made.train_dataset, features=features)
     made.model.config.id2label = {0: "positive", 1: "negative"}
-    return luthier.audit(made, quick=True)
+    return luthier.audit(made)
 
 
 @planted("class-labels", catalogue=(24,), where="data set", severity="warning")
 def one_class_for_nearly_all_rows(folder: Path) -> Said:
     """49 of 50 rows of a classifier have one class."""
-    return luthier.audit(labelled(200, lambda i: int(i % 50 == 0), num_labels=2), quick=True)
+    return luthier.audit(labelled(200, lambda i: int(i % 50 == 0), num_labels=2))
 
 
 # Texts

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from tests.fixtures.given_rows import GivenRows, row
 
 from luthier import registry
@@ -79,3 +80,17 @@ def test_texts_of_two_sources(tmp_path: Path) -> None:
 def test_few_rows_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(Skip, match="fewer than 30"):
         check(GivenRows(tmp_path, train=[row(i, [1, 2, 3], target=str(i // 10)) for i in range(29)]))
+
+
+def test_lengths_in_order(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(5, 90, 400)
+    assert module()._variation(np.sort(lengths)) == pytest.approx(8, rel=0.02)
+    assert max(module()._variation(draw.permutation(lengths)) for _ in range(200)) <= 1
+    for sample in (lengths, np.sort(lengths), np.concatenate([lengths[:200], 50 + lengths[200:]])):
+        correlation = abs(spearmanr(np.arange(400), sample).statistic)
+        assert module()._sorted(sample) == (correlation > 0.9)
+    assert module()._variation(np.full(400, 7)) == module()._variation(lengths[:9]) == 0
+    rows = [row(i, draw.integers(0, 99, n).tolist()) for i, n in enumerate(np.sort(lengths))]
+    (found,) = check(GivenRows(tmp_path, train=rows))
+    assert found.severity == "note" and "in the order of their lengths" in found.what

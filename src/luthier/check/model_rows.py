@@ -231,13 +231,18 @@ def as_collated(context: TrainerContext, indices: Sequence[int], max_tokens: int
         What goes into the model's forward.
 
     Raises:
-        Skip: Rows are packed, or the collator draws at random what it gives.
+        Skip: Rows are packed, or the collator draws at random what it gives, or it fails on rows that are cut.
     """
+    if any("pack" in context.rows["train"].row(index).meta for index in indices):
+        raise Skip("rows are packed, so that none can be put into a batch of its own")
     items = context.items(indices)
     shares = [1 - place / (2 * max(1, len(items) - 1)) for place in range(len(items))]
     items = [_cut_item(item, max_tokens, share) for item, share in zip(items, shares, strict=True)]
-    with same_draws():
-        batch, again = context.collate(list(items)), context.collate(list(items))
+    try:
+        with same_draws():
+            batch, again = context.collate(list(items)), context.collate(list(items))
+    except Exception as error:  # whatever a foreign collator raises when what it gets is cut
+        raise Skip(f"the collator fails on shortened rows: {type(error).__name__}: {error}") from error
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     if len(tensors["input_ids"]) != len(items):
         raise Skip("rows are packed, so that none can be put into a batch of its own")

@@ -1,6 +1,7 @@
 """Defects of models and of what collators make for them, and healthy set-ups near the thresholds of these checks."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -653,3 +654,38 @@ def classifier_of_mistral_padded_on_the_left(folder: Path) -> Said:
 def classifier_that_goes_on(folder: Path) -> Said:
     """A classifier that knows its classes already and is trained further."""
     return classify(taught_classifier())
+
+
+def sft_trainer(model: PreTrainedModel, **settings: Any) -> Any:
+    """TRL's SFTTrainer over rows that are tokenised already, packed by TRL itself."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    columns = ("input_ids", "labels")
+    rows = [{name: item[name] for name in columns} for item in tiny_trainer.items(60)]
+    packing = {"packing": True, "max_length": 128, "learning_rate": 1e-3, "bf16": False}
+    kept = {"per_device_train_batch_size": 4, "max_steps": 20, "use_cpu": True, "report_to": []}
+    return SFTTrainer(
+        model,
+        args=SFTConfig(output_dir=tempfile.mkdtemp(), save_strategy="no", **kept, **packing, **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=make_tokenizer(),
+    )
+
+
+@healthy
+def packs_of_trl(folder: Path) -> Said:
+    """TRL's SFTTrainer with packing, a Qwen3 and sdpa: position_ids that begin anew, and no mask."""
+    return luthier.audit(sft_trainer(tiny_trainer.model("qwen3")))
+
+
+@planted("packing", catalogue=(48,), where="Trainer arguments")
+def packs_of_trl_for_a_model_with_a_state(folder: Path) -> Said:
+    """TRL's SFTTrainer packs rows for a Mamba."""
+    return luthier.audit(sft_trainer(tiny_trainer.model("mamba")))
+
+
+@planted("joined-rows", catalogue=(46,), where="Trainer arguments", severity="warning")
+def wrapped_packs_of_trl(folder: Path) -> Said:
+    """TRL's SFTTrainer packs with packing_strategy="wrapped", which joins rows and cuts them anywhere."""
+    return luthier.audit(sft_trainer(tiny_trainer.model("qwen3"), packing_strategy="wrapped"))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.faults.suite import Said, check_recipe, healthy, planted
@@ -551,3 +552,49 @@ def own_loss_that_divides_by_the_accumulation_steps(folder: Path) -> Said:
         for item in tiny_trainer.items(48)
     ]
     return luthier.audit(tiny_trainer.trainer(train=items, cls=DividesItself, gradient_accumulation_steps=4))
+
+
+def sft(folder: Path, **settings: Any) -> Trainer:
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = make_tokenizer()
+    rows = []
+    for item in [*tiny_trainer.items(48), *tiny_trainer.items(12, seed=1)]:
+        prompt = [i for i, label in zip(item["input_ids"], item["labels"], strict=True) if label < 0]
+        answer = [label for label in item["labels"] if label > 2]
+        rows.append({"prompt": tokenizer.decode(prompt), "completion": tokenizer.decode(answer)})
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": 20,
+        "per_device_train_batch_size": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 5,
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "max_length": 128,
+        "disable_tqdm": True,
+        **settings,
+    }
+    return SFTTrainer(
+        tiny_trainer.model("qwen3"),
+        args=SFTConfig(**arguments),
+        train_dataset=datasets.Dataset.from_list(rows[:48]),
+        eval_dataset=datasets.Dataset.from_list(rows[48:]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1, task_type="CAUSAL_LM"),
+    )
+
+
+@healthy
+def sft_trainer(folder: Path) -> Said:
+    """TRL's SFTTrainer with prompts and completions, LoRA, checkpointed activations and four micro-batches."""
+    return luthier.audit(sft(folder, gradient_accumulation_steps=4))
+
+
+@healthy
+def sft_trainer_with_packs(folder: Path) -> Said:
+    """The same with packed rows, which the collator joins without padding."""
+    return luthier.audit(
+        sft(folder, packing=True, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    )

@@ -111,7 +111,7 @@ def table(
 
 def said(name: str, case: dict[str, Any], verdicts: dict[str, dict[str, str]]) -> list[str]:
     """What the tools said of one case; nothing of those that were silent."""
-    lines = [f"### {name.replace('_', ' ')} {{ #{anchor(name)} }}", "", case["text"], ""]
+    lines = [f"### {name.replace('_', ' ')}", "", case["text"], ""]
     if case["about"]:
         lines += [f"A message about it matches `{case['about']}`.", ""]
     for tool, title in TOOLS.items():
@@ -124,7 +124,7 @@ def said(name: str, case: dict[str, Any], verdicts: dict[str, dict[str, str]]) -
 
 
 def anchor(name: str) -> str:
-    """A link's name for a case."""
+    """The name that a heading of a case gets, for links to it."""
     return name.replace("_", "-")
 
 

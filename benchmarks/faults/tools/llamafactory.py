@@ -14,9 +14,9 @@ import yaml
 
 from tools.common import Finding, distinct, each
 
-# Its own lines, those of its libraries, and Python's warnings.
+# Its own lines and its libraries', with the lines that go on with them, and Python's warnings.
 SAID = re.compile(
-    r"\[(?P<level>WARNING|ERROR|CRITICAL)[|\]].*?>> (?P<text>.*)|(?P<warning>\w*Warning: .*)|\[transformers\] (?P<other>.*)"
+    r"\[(?P<level>WARNING|ERROR|CRITICAL)[|\]].*?>> (?P<text>.*(?:\n[^\[\n].*)*)|(?P<warning>\w*Warning: .*)|\[transformers\] (?P<other>.*)"
 )
 TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 

@@ -132,6 +132,12 @@ def _opener(tokenizer: TextTokenizer, text: str, content: str, whole: str, role:
         places = [p for p in places if p >= opening[-1]]
     elif role == "tool":  # the call itself may have control tokens, which are the assistant's
         places = places[-1:]
+    if (
+        len(places) > 1
+        and markup[slice(*places[0])] == tokenizer.hf.bos_token
+        and places[0][1] == places[1][0]
+    ):
+        places = places[1:]
     if not places:
         return None
     word = re.match(r"\w+", markup[places[-1][1] :])

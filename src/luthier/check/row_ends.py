@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ import pyarrow.compute as pc
 from luthier.check.columns import Offenders, flat
 from luthier.check.context import CheckContext, RunContext
 from luthier.records import Split
-from luthier.rows import read_batches
+from luthier.rows import Rows, read_batches
 
 # A pattern is matched in Python, about 20 us a row: two seconds at most.
 NUM_PATTERN_ROWS = 100_000
@@ -55,28 +57,41 @@ class RowEnds:
     mislabelled: np.ndarray
 
 
+# A look at ten million tokens takes a second, and several checks ask.
+_known: WeakKeyDictionary[Rows, dict[Any, RowEnds]] = WeakKeyDictionary()
+
+
 def row_ends(context: CheckContext) -> dict[Split, RowEnds]:
-    """The ends of all rows of all splits."""
+    """The ends of all rows of all splits; of each file they are found once."""
     context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
-    stops = np.array(sorted(context.tokenizer.stop_ids), dtype=np.int64)
+    stop_ids = context.tokenizer.stop_ids
     pattern = context.task.stop_pattern if isinstance(context, RunContext) else None
-    num_tried = 0
     found: dict[Split, RowEnds] = {}
     for split, rows in context.rows.items():
-        parts: list[dict[str, np.ndarray]] = []
-        for batch in read_batches(rows.path, ["input_ids", "loss_weights", "target", "meta"]):
-            part = _ends(batch, stops)
-            if pattern is not None:
-                for row in np.flatnonzero(part["trained"] & ~part["stopped"]).tolist():
-                    if num_tried == NUM_PATTERN_ROWS:
-                        part["stopped"][row] = True
-                        continue
-                    part["stopped"][row] = _ends_by(batch["target"][row].as_py(), pattern)
-                    num_tried += 1
-            parts.append(part)
-        joined = {n: np.concatenate([part[n] for part in parts]) for n in parts[0]} if parts else _none()
-        found[split] = RowEnds(**joined)
+        known = _known.setdefault(rows, {})
+        if (stop_ids, pattern) not in known:
+            known[stop_ids, pattern] = _read(rows, np.array(sorted(stop_ids), dtype=np.int64), pattern)
+        found[split] = known[stop_ids, pattern]
     return found
+
+
+def _read(rows: Rows, stops: np.ndarray, pattern: str | None) -> RowEnds:
+    parts: list[dict[str, np.ndarray]] = []
+    num_tried = 0
+    columns = ["input_ids", "loss_weights", "meta", *(["target"] if pattern is not None else [])]
+    for batch in read_batches(rows.path, columns):
+        part = _ends(batch, stops)
+        if pattern is not None:
+            for row in np.flatnonzero(part["trained"] & ~part["stopped"]).tolist():
+                if num_tried == NUM_PATTERN_ROWS:
+                    part["stopped"][row] = True
+                    continue
+                part["stopped"][row] = _ends_by(batch["target"][row].as_py(), pattern)
+                num_tried += 1
+        parts.append(part)
+    return RowEnds(
+        **({n: np.concatenate([part[n] for part in parts]) for n in parts[0]} if parts else _none())
+    )
 
 
 def _ends(batch: pa.RecordBatch, stops: np.ndarray) -> dict[str, np.ndarray]:

@@ -63,17 +63,13 @@ def to_rows(
     if count := int((labels != IGNORED)[~real | unhidden.places].sum()):
         meta["trained_padding"] = count
     meta |= {k: n for k, n in (("attended_before", before), ("attended_padding", behind)) if n}
-    real &= ~unhidden.places
-    segments = mask[real] if mask.max(initial=0) > 1 else np.cumsum(positions == 0)[real]
-    ids, labels, positions = ids[real], labels[real], positions[real]
-    starts = np.flatnonzero(np.diff(segments, prepend=-1)) if len(ids) else np.array([0])
-    steps = np.flatnonzero((np.diff(positions) != np.diff(np.flatnonzero(real))) & (positions[1:] != 0))
-    if len(starts) > max(2, len(ids) // 2):  # position 0 over and over: no pack is made of single tokens
-        meta["bad_positions"], starts = len(starts), np.array([0])
-    elif len(steps):
-        meta["bad_positions"] = len(steps)
-    if len(positions) and positions[0]:
-        meta["first_position"] = int(positions[0])
+    places = np.flatnonzero(real & ~unhidden.places)
+    if len(places) < len(ids):
+        ids, labels, mask = ids[places], labels[places], mask[places]
+        positions = places if positions is None else positions[places]
+    starts, num_bad = _limits(mask, positions, places)
+    first = int(positions[0]) if positions is not None and len(positions) else 0
+    meta |= {k: n for k, n in (("bad_positions", num_bad), ("first_position", first)) if n}
     ends = [*starts[1:].tolist(), len(ids)]
     rows = []
     for number, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
@@ -87,18 +83,40 @@ def to_rows(
     return rows
 
 
+def _limits(mask: np.ndarray, positions: np.ndarray | None, places: np.ndarray) -> tuple[np.ndarray, int]:
+    """Where each row of a sequence begins, and how many positions make no sense.
+
+    Args:
+        mask: Of the tokens that are no padding; numbers over 1 tell rows apart.
+        positions: Theirs, if they are not simply those in the sequence.
+        places: Where they stand in the sequence.
+    """
+    starts, numbered = np.zeros(1, np.int64), bool(mask.max(initial=0) > 1)
+    if numbered:
+        starts = np.flatnonzero(np.diff(mask, prepend=-1))
+    if positions is None or not len(places):
+        return starts, 0
+    if not numbered:
+        starts = np.flatnonzero(positions == 0)
+        if not len(starts) or starts[0]:
+            starts = np.concatenate([[0], starts])
+    if len(starts) > max(2, len(places) // 2):  # position 0 over and over: no pack is made of single tokens
+        return np.zeros(1, np.int64), len(starts)
+    return starts, int(((np.diff(positions) != np.diff(places)) & (positions[1:] != 0)).sum())
+
+
 def _columns(
     encoded: Mapping[str, Any],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Any]:
-    """Ids, labels, mask and positions, all of one shape (num_tokens,); and the label of the whole row, or None."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, Any]:
+    """Ids, labels, mask and positions (None: counted from 0), all of one shape (num_tokens,); and the label of the whole row."""
     ids = _integers("input_ids", encoded["input_ids"])
     mask = _integers("attention_mask", encoded.get("attention_mask", np.ones(len(ids), np.int64)))
     if len(mask) != len(ids):
         raise ValueError(f"{len(ids)} input_ids, but an attention_mask of {len(mask)}")
-    positions = np.arange(len(ids))
+    positions = None
     if "seq_lengths" in encoded:
         positions = np.concatenate([np.arange(n) for n in encoded["seq_lengths"]])
-    given = np.asarray(encoded.get("position_ids", positions)).reshape(-1)
+    given = np.asarray(encoded.get("position_ids", ())).reshape(-1)
     if len(given) == len(ids):  # images have three positions a token
         positions = given
     named = next((column for column in _TRL_MASKS if column in encoded), None)
@@ -138,7 +156,7 @@ def _unhidden(
     ids: np.ndarray,
     labels: np.ndarray,
     real: np.ndarray,
-    positions: np.ndarray,
+    positions: np.ndarray | None,
     pad_id: int | None,
     tokenizer: TextTokenizer | None,
 ) -> _Unhidden:
@@ -152,7 +170,12 @@ def _unhidden(
         return _Unhidden(places)
     behind = shown[other[-1] + 1 :]
     # Flattened batches are filled up with tokens that are rows of their own, each at position 0.
-    alone = len(behind) > 0 and not positions[behind].any() and bool((labels[behind] == IGNORED).all())
+    alone = (
+        positions is not None
+        and len(behind) > 0
+        and not positions[behind].any()
+        and bool((labels[behind] == IGNORED).all())
+    )
     if not alone:
         if tokenizer is not None and pad_id in tokenizer.stop_ids:
             behind = behind[1:]  # the first one ends the row

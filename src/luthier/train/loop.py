@@ -93,7 +93,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
         before = {"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluate(loop, progress)}
         watch.see(before)
         history.append(before)
-    started = time.perf_counter() - progress.seconds
+    started, stop_on = time.perf_counter() - progress.seconds, set(settings.stop_on)
     with _interruption() as interrupted:
         while progress.step < total and not _stopped_early(progress, settings.early_stop_patience):
             row = _step(loop, optimizer, progress)
@@ -110,7 +110,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
                 logger.warning("step %d: %s: %s", progress.step, finding.check, finding.what)
             if on_step:
                 on_step(_figures(row), progress.step, total)
-            stopping = [finding for finding in found if finding.check in settings.stop_on]
+            stopping = [finding for finding in found if finding.check in stop_on]
             # What one process hears or sees of itself, a signal or its speed, all of them act on after the same step.
             leaving, stopped = (n > 0 for n in loop.ranks.sum([interrupted.is_set(), bool(stopping)]))
             if _checkpoint_due(progress, row, due, total, loop.recipe) or leaving or stopped:

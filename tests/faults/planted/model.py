@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import luthier
+from luthier.models import packed
 
 Weights = dict[str, torch.Tensor]
 
@@ -538,6 +540,19 @@ def packed_file_for_a_model_with_a_state(folder: Path) -> Said:
             row["position_ids"] = [*range(len(first["input_ids"])), *range(len(second["input_ids"]))]
             file.write(json.dumps(row) + "\n")
     return luthier.audit(model=folder / "model", rows=folder / "rows.jsonl")
+
+
+@planted("packing", catalogue=(46,), where="model")
+def packs_of_a_recipe_that_leak(folder: Path) -> Said:
+    """The attention that a recipe's packs go through takes all rows of a pack for one."""
+
+    def one_row(pack: packed.Pack) -> Any:
+        every = torch.arange(sum(pack.lengths))
+        return [(every[None], every)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed.Pack, "groups", property(one_row))
+        return check_recipe(folder)
 
 
 @planted("joined-rows", catalogue=(46,), where="collator", severity="warning")

@@ -44,7 +44,7 @@ def attention(context: CheckContext) -> Iterator[Finding]:
     base = base_model(context.model)
     chosen = base.config._attn_implementation
     if chosen == "eager":
-        raise Skip("the model uses eager attention, with which others are compared")
+        raise Skip("the model uses eager attention, with which others are compared, or has none")
     if chosen is None or not base._can_set_attn_implementation():
         raise Skip("the model has no attention that could be exchanged")
     rows = short_rows(context, NUM_ROWS, MAX_TOKENS)

@@ -35,6 +35,8 @@ MAX_TOKENS = 64
 MOST_OF_UNIFORM = 0.9
 # Both are the same sums over the same numbers; bf16 logits differ by 0.4% each and far less on average.
 MOST_DIFFERENCE = 0.01
+# A model whose logits have the wrong size knows its text once they are divided: well enough that it is no chance.
+MOST_RESCALED = 0.6
 # Factors by which logits are divided to see whether only their size is wrong: 2 ** (-6 ... 6).
 SCALES = [2.0**k for k in range(-6, 7)]
 # Share of numbers that lie in matrices which look freshly drawn, above which all were: a few never do, such as those that
@@ -138,7 +140,7 @@ def _why_high(context: CheckContext, rows: Sequence[Row]) -> tuple[str, str, boo
     """The cause of a loss at or above ln V, what to do about it, and whether it may well be on purpose."""
     model = context.model
     scale, best, uniform = _best_scale(context, rows)
-    if scale != 1 and best <= MOST_OF_UNIFORM * uniform:
+    if scale != 1 and best <= MOST_RESCALED * uniform:
         size = f"{scale:g} times too large" if scale > 1 else f"{1 / scale:g} times too small"
         return (
             f"the logits are about {size} (divided by {scale:g} they give {best:.3f}); {_sizes(context)}",

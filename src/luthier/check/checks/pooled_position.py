@@ -147,7 +147,8 @@ def _read(context: CheckContext, inputs: dict[str, Tensor]) -> list[_Reading]:
             logits_BC = output.logits.float()
             # Any direction will do, but not all ones, which norms may make zero.
             direction = torch.linspace(0.5, 1.5, logits_BC.shape[-1], device=logits_BC.device)
-            (gradient,) = torch.autograd.grad((logits_BC * direction).sum(), embedded[0], allow_unused=True)
+            score = (logits_BC * direction).sum()
+            gradient: Tensor | None = torch.autograd.grad(score, embedded[0], allow_unused=True)[0]
     finally:
         hook.remove()
     if gradient is None or not gradient.isfinite().all() or not gradient.any():

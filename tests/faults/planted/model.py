@@ -704,3 +704,43 @@ def packs_of_trl_for_a_model_with_a_state(folder: Path) -> Said:
 def wrapped_packs_of_trl(folder: Path) -> Said:
     """TRL's SFTTrainer packs with packing_strategy="wrapped", which joins rows and cuts them anywhere."""
     return luthier.audit(sft_trainer(tiny_trainer.model("qwen3"), packing_strategy="wrapped"))
+
+
+class TwoPacks(Flattening):
+    """Joins the rows of a batch to two packs, the shorter one padded."""
+
+    def __call__(self, features: Any, return_tensors: Any = None, separator_id: Any = None) -> Any:
+        half = len(features) // 2 or 1
+        packs = [super(TwoPacks, self).__call__(part) for part in (features[:half], features[half:]) if part]
+        longest = max(pack["input_ids"].shape[1] for pack in packs)
+        fill = {"input_ids": 2, "labels": -100, "position_ids": 0, "attention_mask": 0}
+        return {
+            name: torch.cat(
+                [
+                    functional.pad(pack[name], (0, longest - pack[name].shape[1]), value=fill[name])
+                    for pack in packs
+                ]
+            )
+            for name in packs[0]
+        }
+
+
+@planted("packing", catalogue=(47,), where="model")
+def limits_lost_in_larger_batches(folder: Path) -> Said:
+    """A patch of the model keeps packed rows apart in batches of one sequence, and forgets it in those of more."""
+    made = tiny_trainer.model()
+
+    def forget(module: Any, arguments: Any, inputs: dict[str, Any]) -> Any:
+        positions = inputs.get("position_ids")
+        if positions is not None and len(positions) > 1:
+            inputs = {**inputs, "position_ids": torch.arange(positions.shape[1]).expand_as(positions)}
+        return arguments, inputs
+
+    made.model.register_forward_pre_hook(forget, with_kwargs=True)
+    return luthier.audit(tiny_trainer.trainer(made, collator=TwoPacks()))
+
+
+@healthy
+def several_packs_a_batch(folder: Path) -> Said:
+    """A Llama and a collator that makes two packs of each batch, told apart by position_ids."""
+    return luthier.audit(tiny_trainer.trainer(collator=TwoPacks()))

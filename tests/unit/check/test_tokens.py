@@ -13,6 +13,9 @@ from tests.fixtures.tokenizers import FAMILIES
 from tests.unit.check.given import Given, found
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
     Trainer,
 )
@@ -270,6 +273,21 @@ def labelled_items() -> list[Item]:
     return [{**item, "labels": [*item["input_ids"][1:], IGNORED]} for item in tiny_trainer.items(24)]
 
 
+def test_masked_language_models_are_left_alone(tmp_path: Path) -> None:
+    hf = chats.tokenizer(tokens=["<|mask|>", "<|pad|>"], pad_token="<|pad|>", mask_token="<|mask|>")
+    config = BertConfig(vocab_size=len(hf), hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    made = [{"input_ids": item["input_ids"]} for item in tiny_trainer.items(24)]
+    collator = DataCollatorForLanguageModeling(hf, mlm=True)
+    trainer = tiny_trainer.trainer(
+        BertForMaskedLM(config), train=made, eval=made, collator=collator, tokenizer=hf
+    )
+    context = TrainerContext(trainer, tmp_path)
+    assert len(context.rows["train"]) == 24
+    for check in ("labels", "stop-token", "untrained-row", "truncation"):
+        with pytest.raises(Skip, match="masked"):
+            found(context, check)
+
+
 # Padding
 
 
@@ -446,3 +464,25 @@ def test_unknown_tokens_are_counted(tmp_path: Path) -> None:
         Given(tmp_path, made, chats.tokenizer(tokens=["<|unk|>"], unk_token="<|unk|>")).found(
             "tokenizer-loss"
         )
+
+
+def test_ids_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
+    made = tiny_trainer.items(20)
+    model = tiny_trainer.model()
+    model.resize_token_embeddings(400)
+    context = Given(tmp_path, made, make_tokenizer(), model)
+    assert context.found("vocabulary") == []
+    for item in made[:3]:
+        item["input_ids"][1] = 390
+    (tmp_path / "more").mkdir()
+    context = Given(tmp_path / "more", made, make_tokenizer(), model)
+    finding = only(context, "vocabulary", "warning")
+    assert finding.measured == 3 and "ids from 376 to 399" in finding.what
+
+
+def test_ids_without_an_embedding_are_found_without_a_tokenizer(tmp_path: Path) -> None:
+    made = tiny_trainer.items(24)
+    made[2]["input_ids"][1] = 390
+    trainer = tiny_trainer.trainer(train=made)
+    trainer.processing_class = None
+    assert "ids up to 390" in only(TrainerContext(trainer, tmp_path), "vocabulary").what

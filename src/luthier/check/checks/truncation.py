@@ -38,6 +38,7 @@ def truncation(context: CheckContext) -> Iterator[Finding]:
     if context.objective == "classes":
         yield from _classes(context)
         return
+    context.only_tokens()
     ends = row_ends(context)
     lengths = cut_lengths(ends)
     if not lengths:

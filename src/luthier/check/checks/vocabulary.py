@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from luthier.check.columns import Offenders, batches, flat
-from luthier.check.context import CheckContext
+from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import embedding_rows
 from luthier.records import Finding
 from luthier.registry import check
@@ -13,12 +13,13 @@ from luthier.registry import check
 
 @check("vocabulary")
 def vocabulary(context: CheckContext) -> Iterator[Finding]:
-    """The model has an embedding for every id.
+    """The model has an embedding for every id, and the tokenizer a token.
 
-    What it does: compares the ids of all rows, and the size of the tokenizer, with the rows of the embedding.
+    What it does: compares the ids of all rows, and the size of the tokenizer, with the rows of the embedding; ids that
+    the model has an embedding for and the tokenizer no token are a warning.
 
     Why is this bad: an id without an embedding ends in a crash in the middle of the run, or on some devices in numbers
-    from elsewhere in memory.
+    from elsewhere in memory. One without a token was given by another tokenizer.
 
     Example: tokens that were added to the tokenizer of a model whose embeddings were not resized.
 
@@ -27,14 +28,25 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 59
     """
     size = embedding_rows(context.model)
-    outside = Offenders(context)
+    try:
+        known, tokens = len(context.tokenizer), max(context.tokenizer.hf.get_vocab().values()) + 1
+    except Skip:
+        known = tokens = 0
+    outside, unnamed = Offenders(context), Offenders(context)
     smallest, largest = 0, -1
     for split, batch in batches(context, "id", "input_ids"):
         offsets, ids = flat(batch.column("input_ids"))
-        bad = (ids < 0) | (ids >= size)
-        counted = np.concatenate([[0], np.cumsum(bad)])
-        outside.add(split, batch.column("id"), np.diff(counted[offsets]) > 0)
+        for found, bad in (
+            (outside, (ids < 0) | (ids >= size)),
+            (unnamed, (ids >= tokens) & (ids < size) & (tokens > 0)),
+        ):
+            counted = np.concatenate([[0], np.cumsum(bad)])
+            found.add(split, batch.column("id"), np.diff(counted[offsets]) > 0)
         smallest, largest = min(smallest, int(ids.min(initial=0))), max(largest, int(ids.max(initial=-1)))
+    resize = context.fix(
+        "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
+        "take the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))",
+    )
     if smallest < 0:
         yield Finding(
             "vocabulary",
@@ -52,23 +64,27 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
             "error",
             f"{outside} hold ids up to {largest}, but the model's embedding has {size} rows",
             outside.where,
-            context.fix(
-                "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
-                "take the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))",
-            ),
+            resize,
             measured=largest,
             expected=f"at most {size - 1}",
         )
-    if len(context.tokenizer) > size:
+    if known > size:
         yield Finding(
             "vocabulary",
             "error",
-            f"the tokenizer knows {len(context.tokenizer)} tokens, but the model's embedding has {size} rows",
+            f"the tokenizer knows {known} tokens, but the model's embedding has {size} rows",
             f"model {context.model_name}",
-            context.fix(
-                "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
-                "take the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))",
-            ),
-            measured=len(context.tokenizer),
+            resize,
+            measured=known,
             expected=f"at most {size}",
+        )
+    if unnamed.count:
+        yield Finding(
+            "vocabulary",
+            "warning",
+            f"{unnamed} hold ids from {tokens} to {size - 1}, for which the model has an embedding and the tokenizer no token",
+            unnamed.where,
+            "take the tokenizer that the rows were made with, or the one that belongs to the model",
+            measured=unnamed.count,
+            expected=0,
         )

@@ -11,7 +11,8 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,10 +105,17 @@ class TrainerContext(CheckContext):
             )
         }
         if self.trainer.eval_dataset is not None:
-            stored["eval"] = store(
-                self._read("eval", self.trainer.get_eval_dataloader), self._folder / "eval.arrow"
-            )
+            stored["eval"] = store(self._read_eval(), self._folder / "eval.arrow")
         return stored  # type: ignore[return-value]
+
+    def _read_eval(self) -> Iterator[Row]:
+        """The rows of the data set that it is evaluated on, or of all of them."""
+        if isinstance(self.trainer.eval_dataset, dict):
+            for name in self.trainer.eval_dataset:
+                for row in self._read("eval", partial(self.trainer.get_eval_dataloader, name)):
+                    yield replace(row, id=f"{name}/{row.id}")
+        else:
+            yield from self._read("eval", self.trainer.get_eval_dataloader)
 
     def _read(self, split: Split, make_loader: Any) -> Iterator[Row]:
         try:
@@ -158,12 +166,24 @@ class TrainerContext(CheckContext):
             size = loader.batch_size or self.trainer.args.per_device_train_batch_size
             stream, start = iter(dataset), 0
             while items := list(islice(stream, size)):
-                yield [str(start + i) for i in range(len(items))], items, collate(_copies(items))
+                yield [str(start + i) for i in range(len(items))], items, self._batch(collate, items)
                 start += len(items)
             return
         for indices in loader.batch_sampler:
             items = [dataset[i] for i in indices]
-            yield [str(i) for i in indices], items, collate(_copies(items))
+            yield [str(i) for i in indices], items, self._batch(collate, items)
+
+    @staticmethod
+    def _batch(collate: Any, items: list[Any]) -> dict[str, Any]:
+        try:
+            batch: dict[str, Any] = collate(_copies(items))
+        except Exception as error:  # whatever a foreign collator raises
+            raise UserError(
+                f"the collator fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                "trainer.data_collator",
+                "training would fail too: see the message",
+            ) from error
+        return batch
 
     def _load_model(self) -> PreTrainedModel | PeftModel:
         return self.trainer.model  # type: ignore[return-value]
@@ -219,11 +239,16 @@ class TrainerContext(CheckContext):
 
 
 class TrainerTraining:
-    """How a ``Trainer`` would train: its arguments as a plan, and its own ``training_step``."""
+    """How a ``Trainer`` would train: its arguments as a plan, and its own ``training_step``.
+
+    Attributes:
+        takes_cut_rows: Whether its step takes rows that are cut; found out at the first one.
+    """
 
     def __init__(self, context: TrainerContext) -> None:
         self._context, self._trainer = context, context.trainer
         self._failed = False
+        self.takes_cut_rows = True
 
     @cached_property
     def plan(self) -> Plan:
@@ -250,7 +275,7 @@ class TrainerTraining:
             steps_per_epoch=per_epoch,
             rows_per_step=batch * args.gradient_accumulation_steps * args.world_size,
             num_rows=sized,
-            num_eval_rows=0 if trainer.eval_dataset is None else _length(trainer.eval_dataset),
+            num_eval_rows=_num_eval_rows(trainer.eval_dataset),
             accumulation_steps=args.gradient_accumulation_steps,
             num_ranks=args.world_size,
             eval_steps=_due(args.eval_strategy, args.eval_steps, steps, per_epoch),
@@ -291,17 +316,22 @@ class TrainerTraining:
             Skip: The model is spread over processes, or a step has failed before.
             UserError: The step fails.
         """
-        trainer, model = self._trainer, self._trainer.model
-        assert model is not None
+        trainer = self._trainer
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
             raise Skip("the model will be spread over processes, so that no step can be made here")
         if self._failed:
             raise Skip("the training step fails, see the errors")
-        items = [self._context.items(indices, max_tokens) for indices in micro_batches]
-        model.zero_grad(set_to_none=True)
+        if self.takes_cut_rows and max_tokens is not None:
+            try:
+                return self._step(micro_batches, max_tokens)
+            except Skip:
+                raise
+            except Exception:  # it may want rows whole, or of one length
+                self.takes_cut_rows = False
         try:
-            with _as_in_training(trainer):
-                loss = self._loss([self._context.collate(batch) for batch in items])
+            return self._step(micro_batches, None)
+        except Skip:
+            raise
         except Exception as error:  # whatever a foreign step raises
             self._failed = True
             raise UserError(
@@ -309,6 +339,14 @@ class TrainerTraining:
                 f"{type(trainer).__name__}.training_step",
                 "it would fail in training too: see the message",
             ) from error
+
+    def _step(self, micro_batches: Sequence[Sequence[int]], max_tokens: int | None) -> Step:
+        trainer, model = self._trainer, self._trainer.model
+        assert model is not None
+        items = [self._context.items(indices, max_tokens) for indices in micro_batches]
+        model.zero_grad(set_to_none=True)
+        with _as_in_training(trainer):
+            loss = self._loss([self._context.collate(batch) for batch in items])
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         gradients = {name: None if p.grad is None else p.grad.detach() for name, p in trained.items()}
         model.zero_grad(set_to_none=True)
@@ -468,21 +506,22 @@ def _real(item: Mapping[str, Any]) -> np.ndarray:
 
 
 def _cut(item: Any, row: Row, max_tokens: int | None) -> Any:
-    """A copy of a row's item, without its padding if it is cut."""
+    """A copy of a row's item; of one that is padded to a fixed length all cuts have the same length again."""
     (item,) = _copies([item])
     if max_tokens is None or not isinstance(item, dict) or "input_ids" not in item:
         return item
     length, real = len(item["input_ids"]), _real(item)
-    if not len(real) or len(real) == length <= max_tokens:
+    if not len(real) or length <= max_tokens:
         return item
     labels = np.asarray(item["labels"] if "pack" in row.meta and "labels" in item else row.loss_weights)
     trained = np.flatnonzero((labels != IGNORED) & (labels != 0))
     first = int(trained[trained > 0][0]) if (trained > 0).any() else 0
     if is_cut_as_row(item, row):
-        part = window(len(real), first, max_tokens)
+        start = min(int(real[0]) + window(len(real), first, max_tokens).start, length - max_tokens)
+        stop = start + max_tokens
     else:
-        part = slice(0, max(max_tokens, first + max_tokens // 2))
-    start, stop = int(real[0]) + part.start, min(int(real[0]) + part.stop, int(real[-1]) + 1)
+        start = 0
+        stop = min(int(real[-1]) + 1, int(real[0]) + max(max_tokens, first + max_tokens // 2))
     for name, value in item.items():
         if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value) == length:
             item[name] = value[start:stop]
@@ -617,6 +656,13 @@ def _length(dataset: Any) -> int | None:
         return len(dataset)
     except TypeError:
         return None
+
+
+def _num_eval_rows(dataset: Any) -> int | None:
+    """Rows of the data set that a Trainer is evaluated on, or of all of them; None if one is streamed."""
+    several = dataset.values() if isinstance(dataset, dict) else [] if dataset is None else [dataset]
+    lengths = [_length(one) for one in several]
+    return None if None in lengths else sum(filter(None, lengths))
 
 
 def _due(strategy: Any, every: float | None, steps: int, per_epoch: float) -> list[int]:

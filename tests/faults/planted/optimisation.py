@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
     Trainer,
+    default_data_collator,
     get_scheduler,
 )
 
@@ -597,4 +598,19 @@ def sft_trainer_with_packs(folder: Path) -> Said:
     """The same with packed rows, which the collator joins without padding."""
     return luthier.audit(
         sft(folder, packing=True, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    )
+
+
+@healthy
+def rows_padded_to_a_fixed_length(folder: Path) -> Said:
+    """Rows that are padded beforehand, a collator that cannot pad, and four micro-batches."""
+    made = []
+    for item in [*tiny_trainer.items(48), *tiny_trainer.items(12, seed=1)]:
+        lacking = 48 - len(item["input_ids"])
+        fill = {"input_ids": 2, "attention_mask": 0, "labels": -100}
+        made.append({name: item[name] + [value] * lacking for name, value in fill.items()})
+    return luthier.audit(
+        tiny_trainer.trainer(
+            train=made[:48], eval=made[48:], collator=default_data_collator, gradient_accumulation_steps=4
+        )
     )

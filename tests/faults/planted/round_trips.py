@@ -9,7 +9,7 @@ from tests.faults.planted.optimisation import lora
 from tests.faults.suite import Said, healthy, planted
 from tests.fixtures import tiny_trainer
 from tests.fixtures.tiny_model import make_tokenizer
-from transformers import PreTrainedTokenizerFast, Trainer
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast, Trainer
 
 import luthier
 
@@ -132,6 +132,17 @@ def optimizer_whose_state_is_not_saved(folder: Path) -> Said:
     made = tiny_trainer.trainer(model)
     made.optimizer = Forgetful(model.parameters(), lr=1e-3)
     return luthier.audit(made)
+
+
+@planted("resume", catalogue=(77,), where="transformers", severity="warning")
+def head_that_has_another_name_in_its_file(folder: Path) -> Said:
+    """A GPT-NeoX in full, whose head ``Trainer`` saves under another name and does not find when it resumes."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = GPTNeoXConfig(
+        vocab_size=len(make_tokenizer()), bos_token_id=1, eos_token_id=2, pad_token_id=2, **sizes
+    )
+    return luthier.audit(tiny_trainer.trainer(AutoModelForCausalLM.from_config(config)))
 
 
 @planted("resume", catalogue=(77,), where="Trainer arguments", severity="note")

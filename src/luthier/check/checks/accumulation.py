@@ -12,7 +12,7 @@ from luthier.check.model_rows import evaluating, losses, unchanged
 from luthier.check.steps import StepRow, gradient_factor, no_dropout, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
-from luthier.records import Finding, Severity
+from luthier.records import Finding
 from luthier.registry import check
 
 # More micro-batches show no more than these, and each costs a forward and a backward pass.
@@ -24,8 +24,8 @@ TOKENS_PER_STEP = 320
 MOST_LOSS_DIFFERENCE = 0.01
 # Gradients of many bf16 products differ more than their sum does: 3% was measured on random models of 30 layers.
 MOST_GRADIENT_DIFFERENCE = {True: 0.02, False: 0.15}
-# How near a factor is to k (or 1/k) to be called k-fold.
-NEAR_FACTOR = 0.02
+# What a token of the shortest row weighs more than one of the longest, for a mean of means to matter.
+LEAST_WEIGHT = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,6 @@ class Split:
             and abs(self.gradient_factor - 1) <= most
             and self.rest <= most
         )
-
-    def is_fold(self, times: float) -> bool:
-        """Whether loss or gradients are so many times as large."""
-        return any(abs(f / times - 1) <= NEAR_FACTOR for f in (self.factor, self.gradient_factor))
 
 
 @check("accumulation")
@@ -111,9 +107,9 @@ def accumulation(context: CheckContext) -> Iterator[Finding]:
             raise Skip(
                 f"the same step has a loss of {apart.loss:.4f} and of {again:.4f}: something is drawn at random"
             )
-        if plan.accumulation_steps > 1 and split.is_fold(split.num) and _divides_itself(context, split, rows):
-            return
-        yield _diagnosed(context, split, rows, max_tokens)
+        found = _diagnosed(context, split, rows, max_tokens)
+    if found is not None:
+        yield found
 
 
 def _divides_itself(context: CheckContext, split: Split, rows: Sequence[StepRow]) -> bool:
@@ -130,22 +126,25 @@ def _computes_exactly(context: CheckContext) -> bool:
     return not isinstance(context, TrainerContext) or context.trainer.accelerator.mixed_precision == "no"
 
 
-def _diagnosed(context: CheckContext, split: Split, rows: Sequence[StepRow], max_tokens: int) -> Finding:
-    """The finding for a step that depends on its micro-batches."""
-    if split.is_fold(split.num):
-        return _k_fold(context, split, rows, max_tokens)
+def _diagnosed(
+    context: CheckContext, split: Split, rows: Sequence[StepRow], max_tokens: int
+) -> Finding | None:
+    """The finding for a step that depends on its micro-batches; None if only the step in one is not as in training."""
     plan = context.training.plan
     accumulates = plan.accumulation_steps > 1
-    severity: Severity = "error" if accumulates else "note"
-    now = (
-        ""
-        if accumulates
-        else f" (the training has {plan.accumulation_steps} micro-batch a step, which is not hit)"
-    )
-    if split.is_fold(1 / split.num):
+    now = "" if accumulates else " (the training has 1 micro-batch a step, which is not hit)"
+    alone = [context.training.step([[row.index]], max_tokens).loss for row in rows]
+    counts = [row.num_trained for row in rows]
+    of_means = sum(alone) / len(alone)
+    by_tokens = sum(loss * n for loss, n in zip(alone, counts, strict=True)) / sum(counts)
+    if _near(split.apart, split.num * of_means):
+        if accumulates and _divides_itself(context, split, rows):
+            return None
+        return _k_fold(context, split, of_means, rows, max_tokens)
+    if _near(split.apart, of_means / split.num) or _near(split.apart, by_tokens / split.num):
         return Finding(
             "accumulation",
-            severity,
+            "error" if accumulates else "note",
             f"a step of {split.num} micro-batches has {split.factor:.4f} times the loss and {split.gradient_factor:.4f} "
             f"times the gradients of the same rows in one: it is divided by {split.num} twice{now}",
             plan.key("accumulation_steps"),
@@ -153,14 +152,10 @@ def _diagnosed(context: CheckContext, split: Split, rows: Sequence[StepRow], max
             measured=round(split.factor, 4),
             expected=1,
         )
-    alone = [context.training.step([[row.index]], max_tokens).loss for row in rows]
-    counts = [row.num_trained for row in rows]
-    of_means = sum(alone) / len(alone)
-    by_tokens = sum(loss * n for loss, n in zip(alone, counts, strict=True)) / sum(counts)
     if _near(split.apart, of_means) and _near(split.together, by_tokens):
         return Finding(
             "accumulation",
-            "warning" if accumulates else "note",
+            "warning" if accumulates and max(counts) >= LEAST_WEIGHT * min(counts) else "note",
             f"the loss of a step is the mean of its micro-batches' means, {split.apart:.4f} instead of {split.together:.4f} "
             f"({split.factor:.3f} times; gradients differ by {split.rest:.0%}): each of the {min(counts)} trained tokens of "
             f"the shortest row weighs as much as {max(counts) / min(counts):.1f} of the {max(counts)} of the longest{now}",
@@ -176,12 +171,12 @@ def _diagnosed(context: CheckContext, split: Split, rows: Sequence[StepRow], max
     )
     return Finding(
         "accumulation",
-        severity,
+        "warning" if accumulates else "note",
         f"a step of {split.num} micro-batches has {split.factor:.3f} times the loss of the same rows in one, {split.apart:.4f} "
         f"and {split.together:.4f}, and {split.gradient_factor:.3f} times the gradients ({split.rest:.0%} of them point "
         f"elsewhere); alone the rows have {of_means:.4f} on average{beside}{now}",
         plan.key("accumulation_steps"),
-        "find out by what the loss of a micro-batch is divided",
+        "find out by what the loss of a micro-batch is divided, and what the model adds to it (a penalty, a balancing loss)",
         measured=round(split.factor, 3),
         expected=1,
     )  # fmt: skip
@@ -191,7 +186,9 @@ def _near(first: float, second: float) -> bool:
     return abs(first - second) <= MOST_LOSS_DIFFERENCE * abs(second)
 
 
-def _k_fold(context: CheckContext, split: Split, rows: Sequence[StepRow], max_tokens: int) -> Finding:
+def _k_fold(
+    context: CheckContext, split: Split, of_means: float, rows: Sequence[StepRow], max_tokens: int
+) -> Finding:
     """Nobody divides by the number of micro-batches: who was to, and what the log will show."""
     plan = context.training.plan
     cause, fix = "", "divide by the tokens (or rows) of the whole step, or by the number of micro-batches"
@@ -202,14 +199,14 @@ def _k_fold(context: CheckContext, split: Split, rows: Sequence[StepRow], max_to
         divides = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
         ranks = plan.num_ranks if trainer.args.average_tokens_across_devices and divides else 1
     times = plan.accumulation_steps * ranks
-    measured = split.factor if abs(split.factor / split.num - 1) <= NEAR_FACTOR else split.gradient_factor
+    measured = split.apart / of_means
     if times == 1:
         logged = "The training does not accumulate, so that it is not hit; it would be with gradient_accumulation_steps"
     else:
         shown = f"{plan.accumulation_steps} micro-batches"
         shown += f" x {ranks} ranks" if ranks > 1 else ", and that times the ranks if there will be several"
         logged = (
-            f"The first logged loss will be about {times * split.together:.1f} = {times} x {_loss_in_words(context, split)}, "
+            f"The first logged loss will be about {times * of_means:.1f} = {times} x {_loss_in_words(context, of_means)}, "
             f"with gradients {times}-fold ({shown})"
         )
     # What was measured, or what follows from it where not all micro-batches were tried or ranks come on top.
@@ -217,7 +214,7 @@ def _k_fold(context: CheckContext, split: Split, rows: Sequence[StepRow], max_to
     return Finding(
         "accumulation",
         "error" if times > 1 else "note",
-        f"a step of {split.num} micro-batches has {split.factor:.2f} times the loss ({split.apart:.2f}, not {split.together:.2f}) "
+        f"a step of {split.num} micro-batches has {measured:.2f} times the loss ({split.apart:.2f}, not {of_means:.2f}) "
         f"and {split.gradient_factor:.2f} times the gradients of the same rows in one"
         + (f", so with {times} it has {value:.2f} times" if times not in (1, split.num) else "")
         + f". {cause}{logged}",
@@ -228,16 +225,16 @@ def _k_fold(context: CheckContext, split: Split, rows: Sequence[StepRow], max_to
     )  # fmt: skip
 
 
-def _loss_in_words(context: CheckContext, split: Split) -> str:
+def _loss_in_words(context: CheckContext, loss: float) -> str:
     """The loss of one micro-batch, beside that of a head that knows nothing."""
     config = base_model(context.model).config
     num_labels = int(getattr(config, "num_labels", 0) or 0)
     if context.objective != "classes" or num_labels < 2:
-        return f"{split.together:.2f}"
-    share = split.together / math.log(num_labels)
+        return f"{loss:.2f}"
+    share = loss / math.log(num_labels)
     if abs(share - 1) <= 0.15:  # what a fresh head's small logits add
         return f"ln {num_labels} ({math.log(num_labels):.2f})"
-    return f"{split.together:.2f}, which itself is {share:.2f} of ln {num_labels}"
+    return f"{loss:.2f}, which itself is {share:.2f} of ln {num_labels}"
 
 
 def _cause(context: TrainerContext, row: StepRow, max_tokens: int) -> tuple[str, str]:
@@ -270,10 +267,14 @@ def _cause(context: TrainerContext, row: StepRow, max_tokens: int) -> tuple[str,
             "divide the sum by num_items_in_batch in the loss function",
         )
     own = "model.get_base_model()" if hasattr(context.model, "peft_config") else "model"
-    seen = "never gets it" if reached is False else "is not the usual one"
+    seen = (
+        "but its loss function never gets it"
+        if reached is False
+        else "but it computes its loss itself, without it"
+    )
     return (
         f"Trainer takes **kwargs in the forward of {name} for a promise to divide by num_items_in_batch and does not divide "
-        f"itself, but its loss function {seen} (transformers#47688). ",
+        f"itself, {seen} (transformers#47688). ",
         f"{own}.accepts_loss_kwargs = False, before the Trainer is made",
     )
 

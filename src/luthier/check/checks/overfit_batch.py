@@ -26,10 +26,14 @@ MAX_TOKENS = 48
 NUM_STEPS = 10
 # An adapter starts at nothing and takes large steps; whole models take small ones. Wiring is tested, not tuning.
 RATES = {True: (1e-2, 1e-3, 1e-4), False: (1e-3, 1e-4, 1e-2)}
+# Of optimizers whose step is the gradient itself, and not its sign.
+RATES_OF_SGD = (1e-1, 1.0, 1e-2)
 # Reached within a few steps where anything is learned. Two steps in a row must be under a share, since labels that are
 # drawn anew each time may be lucky once; what is a fresh head must fall further, as its luck is larger.
 ENOUGH = {"tokens": 0.7, "classes": 0.5, "tags": 0.7}
 LEAST_FALL = {"tokens": 0.8, "classes": 0.65, "tags": 0.8}
+# Adapters of few numbers learn slowly, but steadily: all steps but one go down, by this much together.
+STEADY_FALL = 0.99
 # The optimizer's state is two to four times as large again.
 MOST_BYTES = 2**29
 MAX_NORM = 1.0
@@ -41,8 +45,8 @@ def overfit_batch(context: CheckContext) -> Iterator[Finding]:
 
     What it does: at most 30 steps of the training itself over the same 2 rows (cut to 48 tokens; dropout off), with its
     own optimizer at a learning rate that is chosen for this (three are tried, 10 steps each), over at most 512 MiB of the
-    trained weights, until the loss has fallen enough. It must fall to 0.8 of what it was (of classes, to 0.65), for two
-    steps in a row. The weights are put back bit by bit.
+    trained weights, until the loss has fallen enough. It must fall to 0.8 of what it was (of classes, to 0.65) for two
+    steps in a row, or steadily. The weights are put back bit by bit.
 
     Why is this bad: whatever is wired wrong (labels that have nothing to do with the row, a loss that does not reach the
     weights, an optimizer over other tensors, a step whose sign is wrong) shows here, before a night is spent on it.
@@ -56,18 +60,21 @@ def overfit_batch(context: CheckContext) -> Iterator[Finding]:
     model = context.model
     if not any(p.requires_grad for p in model.parameters()):
         raise Skip("nothing is trainable (see gradients)")
+    training = context.training
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
     curves: dict[float, list[float]] = {}
-    for rate in RATES[isinstance(model, PeftModel)]:
+    sgd = type(training.optimizer()).__name__ == "SGD"
+    for rate in RATES_OF_SGD if sgd else RATES[isinstance(model, PeftModel)]:
         with unchanged(model), no_dropout(model):
-            curves[rate] = _train(context, rows, rate)
-        if _least(curves[rate]) <= ENOUGH[context.objective] * curves[rate][0]:
+            curves[rate] = curve = _train(context, rows, rate)
+        if _least(curve) <= LEAST_FALL[context.objective] * curve[0] or _is_steady(curve):
             break
     num_steps = sum(len(curve) - 1 for curve in curves.values())
     best = min(curves, key=lambda rate: _least(curves[rate]) / curves[rate][0])
     first, least, enough = curves[best][0], _least(curves[best]), LEAST_FALL[context.objective]
     context.looked_at(f"{num_steps} steps over {said(rows)}: loss {first:.3f} to {least:.3f}")
-    if least <= enough * first or first < 1e-3:  # known by heart already
+    # Known by heart already, or learned.
+    if first < 1e-3 or least <= enough * first or any(map(_is_steady, curves.values())):
         return
     tried = "; ".join(f"{_least(curve):.3f} at {rate:g}" for rate, curve in curves.items())
     yield Finding(
@@ -85,6 +92,12 @@ def overfit_batch(context: CheckContext) -> Iterator[Finding]:
 def _least(curve: Sequence[float]) -> float:
     """The least loss that two steps in a row were under."""
     return min((max(pair) for pair in pairwise(curve)), default=curve[0])
+
+
+def _is_steady(curve: Sequence[float]) -> bool:
+    """Whether the loss fell in all steps but one, and by more than noise together."""
+    falls = sum(after < before for before, after in pairwise(curve))
+    return len(curve) > NUM_STEPS and falls >= NUM_STEPS - 1 and curve[-1] <= STEADY_FALL * curve[0]
 
 
 def _train(context: CheckContext, rows: Sequence[StepRow], rate: float) -> list[float]:

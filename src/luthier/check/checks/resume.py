@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from torch import Tensor
 
 from luthier.check.context import CheckContext, Skip
@@ -51,7 +52,8 @@ def resume(context: CheckContext) -> Iterator[Finding]:
     Why is this bad: a resumed run that has lost its optimizer state or a part of its weights jumps, and the rest of it is
     another run.
 
-    Example: a ``save_model`` of one's own that writes the adapter and not the head; ``save_only_model=True``.
+    Example: a ``save_model`` of one's own that writes the adapter and not the head; ``save_only_model=True``; transformers'
+    ``Trainer`` with a GPT-NeoX or a mixture of experts, some of whose tensors have other names in their files.
 
     Fix: save with the model's own ``save_pretrained``; ``save_only_model=False``; ``ignore_data_skip=False``.
 
@@ -87,7 +89,10 @@ def resume(context: CheckContext) -> Iterator[Finding]:
             return
         if not lost:
             _make_step(training, model, anew, rows)
-        yield from _compared(context, lost, anew, chosen, before, straight)
+        if lost:
+            yield _lost(model, lost, Path(name))
+        else:
+            yield from _compared(context, anew, chosen, before, straight)
     if isinstance(context, TrainerContext) and context.trainer.args.ignore_data_skip:
         yield Finding(
             "resume",
@@ -125,26 +130,40 @@ def _restore(
     return [name for name, p in trained.items() if bool(p.isnan().any())], anew
 
 
+def _lost(model: torch.nn.Module, lost: list[str], folder: Path) -> Finding:
+    """The finding for trained parameters that did not come back, which the files may hold under other names."""
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names.update(file.keys())
+    others = [] if isinstance(model, PeftModel) else sorted(names - model.state_dict().keys())
+    if others:
+        cause = f"; the file has names that the model has not ({', '.join(others[:2])}): they are changed when it is saved, and not when it is loaded to resume"
+        fix = "load the checkpoint with from_pretrained(checkpoint) before resuming from it"
+    else:
+        cause = ""
+        fix = (
+            "save with the model's own save_pretrained; modules_to_save for what is trained beside an adapter"
+        )
+    return Finding(
+        "resume",
+        "warning" if others else "error",  # what is in the file is not lost, only not resumed from
+        f"{len(lost)} trained parameters are not brought back from a checkpoint: {', '.join(lost[:NAMES_SHOWN])}{cause}",
+        "what save_model writes",
+        fix,
+        measured=len(lost),
+        expected=0,
+    )
+
+
 def _compared(
     context: CheckContext,
-    lost: list[str],
     anew: torch.optim.Optimizer,
     chosen: Sequence[Tensor],
     before: Sequence[Tensor],
     straight: Sequence[Tensor],
 ) -> Iterator[Finding]:
     plan = context.training.plan
-    if lost:
-        yield Finding(
-            "resume",
-            "error",
-            f"{len(lost)} trained parameters are not brought back from a checkpoint: {', '.join(lost[:NAMES_SHOWN])}",
-            "what save_model writes",
-            "save with the model's own save_pretrained; modules_to_save for what is trained beside an adapter",
-            measured=len(lost),
-            expected=0,
-        )
-        return
     moved = _norm(straight, before)
     apart = _norm([p.detach() for p in chosen], straight) / moved if moved else 0.0
     if apart <= MOST_DIFFERENCE:

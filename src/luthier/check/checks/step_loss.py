@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import batch_of, evaluating, logits, losses, unchanged
+from luthier.check.model_rows import batch_of, evaluating, forward, logits, losses, unchanged
 from luthier.check.steps import StepRow, no_dropout, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.records import Finding
@@ -54,6 +54,8 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
     with unchanged(context.model), no_dropout(context.model), _without_smoothing(context):
         step = training.step([[row.index for row in rows]], MAX_TOKENS)
         only_trained(step)
+        if isinstance(context, TrainerContext) and not context.training.takes_cut_rows:
+            raise Skip("the step takes rows only as they are")
         measured = step.loss
     with evaluating(context.model):
         expected = _cross_entropy(context, rows)
@@ -62,6 +64,7 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
         if abs(measured - expected) <= MOST_DIFFERENCE * abs(expected):
             return
         known = _mistakes(context, rows, expected) if context.objective == "tokens" else {}
+        custom = custom or _adds_something(context, rows, measured)
     num = training.plan.accumulation_steps
     if num > 1 and abs(measured * num / expected - 1) <= NEAR:
         if _divides_itself(context, num):
@@ -74,7 +77,7 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
     else:
         severity, why = (
             "note",
-            ": the loss is computed by a function of your own, so this may be as it should",
+            ": what computes the loss is your own, or the model adds something to it: this may be as it should",
         )
     yield Finding(
         "step-loss",
@@ -100,6 +103,19 @@ def _divides_itself(context: CheckContext, num: int) -> bool:
     with evaluating(context.model):
         expected = sum(_cross_entropy(context, [row]) for row in rows) / num
     return abs(measured - expected) <= MOST_DIFFERENCE * expected
+
+
+def _adds_something(context: CheckContext, rows: Sequence[StepRow], measured: float) -> bool:
+    """Whether the model's own loss is the one that was measured: it adds a penalty or a balancing loss."""
+    if context.objective != "tokens":
+        return False
+    batch = batch_of(context, [row.row for row in rows])
+    labels_BT = batch.input_ids_BT.masked_fill(batch.loss_weights_BT == 0, -100)
+    with forward(context):
+        own = context.model(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, labels=labels_BT
+        ).loss
+    return own is not None and abs(float(own) - measured) <= MOST_DIFFERENCE * abs(measured)
 
 
 def _where(context: CheckContext) -> str:

@@ -595,7 +595,9 @@ def thinking_in_single_answers(folder: Path) -> Said:
 @healthy
 def rows_for_mistral(folder: Path) -> Said:
     """A file of conversations of two rounds for Mistral's tokenizer, with BOS and ``[INST]``."""
-    return rows_file(folder, chats.items(mistral().hf, chats.conversations(48, 2)), mistral().hf)
+    hf = mistral().hf
+    items = chats.items(hf, chats.conversations(32, 2))
+    return rows_file(folder, items, hf, model=chats.model(hf, items, steps=12))
 
 
 @healthy

@@ -38,8 +38,9 @@ def special_ids(context: CheckContext) -> Iterator[Finding]:
     base = base_model(context.model)
     generation = getattr(base, "generation_config", None)
     where = f"generation_config.json of {context.model_name}"
-    stops = _ids(getattr(generation, "eos_token_id", None)) or _ids(
-        base.config.get_text_config().eos_token_id
+    config = base.config.get_text_config()
+    stops = next(
+        (ids for part in (generation, config) if (ids := _ids(getattr(part, "eos_token_id", None)))), set()
     )
     aligned = hasattr(context, "trainer")
     if aligned and tokenizer.eos_id is not None:
@@ -62,9 +63,13 @@ def special_ids(context: CheckContext) -> Iterator[Finding]:
             measured=token,
             expected=f"one of {sorted(stops)}",
         )
-    if aligned:
-        return
-    config = base.config.get_text_config()
+    if not aligned:
+        yield from _config(context, config, generation)
+
+
+def _config(context: CheckContext, config: Any, generation: Any) -> Iterator[Finding]:
+    """What the model's config says otherwise than the tokenizer."""
+    tokenizer = context.tokenizer
     for name, own in (("bos_token_id", tokenizer.bos_id), ("eos_token_id", tokenizer.eos_id)):
         theirs = _ids(getattr(config, name, None)) | _ids(getattr(generation, name, None))
         if own is not None and theirs and own not in theirs:

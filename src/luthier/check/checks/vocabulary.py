@@ -43,38 +43,15 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
             counted = np.concatenate([[0], np.cumsum(bad)])
             found.add(split, batch.column("id"), np.diff(counted[offsets]) > 0)
         smallest, largest = min(smallest, int(ids.min(initial=0))), max(largest, int(ids.max(initial=-1)))
-    resize = context.fix(
-        "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
-        "take the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))",
-    )
-    if smallest < 0:
-        yield Finding(
-            "vocabulary",
-            "error",
-            f"{outside} hold negative ids, down to {smallest}"
-            + (": padding of labels stands in input_ids" if smallest == -100 else ""),
-            outside.where,
-            "pad input_ids with the padding token; -100 is for labels alone",
-            measured=smallest,
-            expected="at least 0",
-        )
-    elif outside.count:
-        yield Finding(
-            "vocabulary",
-            "error",
-            f"{outside} hold ids up to {largest}, but the model's embedding has {size} rows",
-            outside.where,
-            resize,
-            measured=largest,
-            expected=f"at most {size - 1}",
-        )
+    if outside.count:
+        yield _outside(context, outside, smallest, largest, size)
     if known > size:
         yield Finding(
             "vocabulary",
             "error",
             f"the tokenizer knows {known} tokens, but the model's embedding has {size} rows",
             f"model {context.model_name}",
-            resize,
+            _resize(context),
             measured=known,
             expected=f"at most {size}",
         )
@@ -88,3 +65,33 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
             measured=unnamed.count,
             expected=0,
         )
+
+
+def _outside(context: CheckContext, outside: Offenders, smallest: int, largest: int, size: int) -> Finding:
+    if smallest < 0:
+        return Finding(
+            "vocabulary",
+            "error",
+            f"{outside} hold negative ids, down to {smallest}"
+            + (": padding of labels stands in input_ids" if smallest == -100 else ""),
+            outside.where,
+            "pad input_ids with the padding token; -100 is for labels alone",
+            measured=smallest,
+            expected="at least 0",
+        )
+    return Finding(
+        "vocabulary",
+        "error",
+        f"{outside} hold ids up to {largest}, but the model's embedding has {size} rows",
+        outside.where,
+        _resize(context),
+        measured=largest,
+        expected=f"at most {size - 1}",
+    )
+
+
+def _resize(context: CheckContext) -> str:
+    return context.fix(
+        "take the tokenizer that belongs to the model, or name added tokens in model.new_tokens",
+        "take the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))",
+    )

@@ -12,7 +12,7 @@ from luthier.check.model_rows import Side, as_collated, cut, evaluating, short_r
 from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import collate
 from luthier.models.forward import base_model
-from luthier.records import Finding
+from luthier.records import Finding, Severity
 from luthier.registry import check
 
 NUM_ROWS = 4
@@ -43,63 +43,54 @@ def pooled_position(context: CheckContext) -> Iterator[Finding]:
     own_pad = getattr(base_model(context.model).config.get_text_config(), "pad_token_id", None)
     inputs, pad_id = _batch(context, own_pad)
     names = f"config.pad_token_id is {own_pad}, padding holds {pad_id}"
-    where = "model.config.pad_token_id"
-    fix = "model.config.pad_token_id = tokenizer.pad_token_id"
     with evaluating(context.model):
         try:
             reading = _read(context, inputs)
         except ValueError as error:
             if "padding token" not in str(error):
                 raise
-            yield Finding(
-                "pooled-position",
-                "error",
-                f"config.pad_token_id is {own_pad}: the model refuses batches of more than one row ({error})",
-                where,
-                fix,
-                measured=str(own_pad),
-                expected=pad_id,
+            refused = (
+                f"config.pad_token_id is {own_pad}: the model refuses batches of more than one row ({error})"
             )
+            yield _finding("error", refused, str(own_pad), pad_id)
             return
     context.looked_at(f"1 batch of {len(reading)} rows")
-    padded = [row for row in reading if row.padding_read]
+    rows = f"of {len(reading)} rows"
+    padded = sum(row.padding_read for row in reading)
     if padded:
-        yield Finding(
-            "pooled-position",
-            "error",
-            f"the classifier reads padding in {len(padded)} of {len(reading)} rows: {names}",
-            where,
-            fix,
-            measured=len(padded),
-            expected=0,
-        )
+        yield _finding("error", f"the classifier reads padding in {padded} {rows}: {names}", padded, 0)
         return
     short = [row for row in reading if row.last_read < row.last_real - row.ends_in_padding]
     if short:
         worst = min(short, key=lambda row: row.last_read / max(1, row.last_real))
-        half = worst.last_read < worst.last_real / 2
-        yield Finding(
-            "pooled-position",
-            "error" if half else "warning",
-            f"the classifier reads {len(short)} of {len(reading)} rows not to their end: one up to position "
-            f"{worst.last_read} of {worst.last_real}; {names}",
-            where,
+        yield _finding(
+            "error" if worst.last_read < worst.last_real / 2 else "warning",
+            f"the classifier reads {len(short)} {rows} not to their end: one up to position {worst.last_read} of "
+            f"{worst.last_real}; {names}",
+            worst.last_read,
+            worst.last_real,
             "let the model pool the last real token: attention_mask.sum(-1) - 1 if padding is on the right",
-            measured=worst.last_read,
-            expected=worst.last_real,
         )
-    if any(row.ends_in_padding and row.last_read < row.last_real for row in reading):
-        count = sum(row.ends_in_padding and row.last_read < row.last_real for row in reading)
-        yield Finding(
-            "pooled-position",
+    unseen = sum(row.ends_in_padding and row.last_read < row.last_real for row in reading)
+    if unseen:
+        yield _finding(
             "note",
-            f"the last token of {count} of {len(reading)} rows is what the model takes for padding ({own_pad}): it reads the "
-            "one before, and the end token is never seen",
-            where,
+            f"the last token of {unseen} {rows} is what the model takes for padding ({own_pad}): it reads the one before, and "
+            "the end token is never seen",
+            unseen,
+            0,
             "this is harmless if all rows end so; else pad with a token of its own",
-            measured=count,
-            expected=0,
         )
+
+
+def _finding(
+    severity: Severity,
+    what: str,
+    measured: int | str,
+    expected: Any,
+    fix: str = "model.config.pad_token_id = tokenizer.pad_token_id",
+) -> Finding:
+    return Finding("pooled-position", severity, what, "model.config.pad_token_id", fix, measured, expected)
 
 
 @dataclass(frozen=True)

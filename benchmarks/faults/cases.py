@@ -527,7 +527,7 @@ UNMARKED = base.CHAT.replace("{% generation %}", "").replace("{% endgeneration %
 @fault(
     12,
     3,
-    about=r"generation|mask|-100|no trained|without|nan|no labels|zero grad|exactly zero",
+    about=r"generation|mask|-100|no trained|nan|no labels|zero grad|exactly zero",
     shows="rows, metrics",
     na=OWN_TEMPLATES,
 )
@@ -674,7 +674,7 @@ def weights_dropped() -> SetUp:
     na=OWN_SCRIPT,
 )
 def mean_of_means() -> SetUp:
-    """The model declines `num_items_in_batch`: with eight micro-batches a step, a token in a short row counts up to twenty times as much."""
+    """The model declines `num_items_in_batch`: with eight micro-batches a step, a token of a short row counts many times as much as one of a long row."""
 
     def uneven(count: int, seed: int) -> list[Row]:
         rows = completions(count, seed)

@@ -32,18 +32,29 @@ INTRODUCTION = """\
 # Planted faults, beside the peers
 
 {num_faults} faults, each planted alone in a set-up that trains well without it, and {num_healthy} healthy set-ups, given to Luthier's `audit`, to three
-trainers and to three linters of trainings. Each as its user would: the trainers train two epochs of a tiny model and are judged by their
-warnings and errors; the linters get the model, the data loaders and the optimizer, or watch the training, whatever they take.
+trainers and to three linters of trainings. All by their real output; made on {date} by `{command}`, which installs each tool from PyPI into an
+environment of its own.
 
-**How it is judged.** By the tool's own output alone, and by rules that are stated beside each case: words that a message must have to be about the
-fault. *stops*: an error about it, or for a linter a failing exit code. *warns*: a warning about it. *mentions*: a note about it of lower severity, which
-does not count. *silent*: nothing about it. *alarm*: a warning or an error about a healthy set-up. *n/a*: the fault cannot be expressed in
-this tool, cannot occur in it, or shows in nothing that it is given; the reasons are below.
+**How it is judged.** By rules that stand beside each case: words that a message must have to be about the fault. *stops*: an error about
+it, or for a linter a failing exit code. *warns*: a warning about it. *mentions*: a note about it of lower severity, which does not count. *silent*:
+nothing about it; that a number in a log looks wrong to who reads it is no message. *alarm*: a warning or an error about a healthy
+set-up; what a tool says of those does not count for a fault. *n/a*: the fault cannot be expressed in this tool, cannot occur in
+it, or shows in nothing that it is given; the reasons are below.
 
-Luthier's authors chose the faults, from a [catalogue of failures](faults.md) that people have reported. So its own column says only that its checks
-do what they are for; what the others say is the news.
+Luthier's authors chose the faults, from a [catalogue of failures](faults.md) that people have reported (its numbers in brackets). So its own
+column says only that its checks do what they are for; what the others say is the news.
 
-Made on {date} by `{command}`.
+**How each tool is used.** As its documentation says, at its best:
+
+- *Trainer* and *TRL*'s `SFTTrainer` load the model, make the trainer and train two epochs of a model of 150,000 parameters, each step logged. TRL gets text
+  or conversations where it can tokenise them so that the fault is there, tokenised rows where not.
+- *LLaMA-Factory* gets a YAML file, a model folder and JSON rows. It needs an older transformers than the others. Without torchvision, and torchaudio without
+  its native part: PyPI has both for CUDA only.
+- *torch-audit* audits the model, the optimizer and every step of that training, with gradients as they are before they are clipped.
+- *training-doctor* listens to the log of that training. Both of its callbacks for transformers are broken in this version (one ends in an error, one hears
+  nothing); it is repaired here. Diagnoses under 30% confidence, "weak signal" in its own words, count as notes.
+- *preflight-ml* gets both data loaders, the model and the loss, wrapped into the tensors that it takes.
+- *Luthier* gets the trainer, before it trains. `luthier.audit(trainer)`, nothing else.
 """
 
 
@@ -129,8 +140,8 @@ def anchor(name: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that does not end a table's cell, nor a link's text."""
-    return text.replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
+    """Text that does not end a table's cell."""
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

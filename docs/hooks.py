@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import inspect
 import json
 import os
@@ -38,11 +39,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/python.md": python_page(),
         "reference/checks/index.md": checks_page(known),
         "reference/faults.md": faults_page(known, results),
+        "reference/peers-faults.md": peers_page(),
         **{f"reference/checks/{name}.md": check_page(name, known[name].entry, results) for name in known},
     }
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     return files
+
+
+def peers_page() -> str:
+    """Planted faults beside the peers, as the benchmark's own script lays them out."""
+    spec = importlib.util.spec_from_file_location("table", "benchmarks/faults/table.py")
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError("benchmarks/faults/table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page: str = module.page()
+    return page
 
 
 def recipe_page(schema: dict[str, Any]) -> str:

@@ -141,16 +141,24 @@ def _evaluate(context: TrainerContext) -> dict[str, float]:
 def _quiet(trainer: Any) -> Iterator[None]:
     """A trainer whose evaluation tells nobody of it and starts no processes; it is as before afterwards."""
     handler, callbacks = trainer.callback_handler, list(trainer.callback_handler.callbacks)
-    workers, history = trainer.args.dataloader_num_workers, list(trainer.state.log_history)
+    alone = {
+        "dataloader_num_workers": 0,
+        "dataloader_prefetch_factor": None,
+        "dataloader_persistent_workers": False,
+    }
+    before = {name: getattr(trainer.args, name) for name in alone}
+    history = list(trainer.state.log_history)
     models = list(trainer.accelerator._models)
     handler.callbacks[:] = []
-    trainer.args.dataloader_num_workers = 0
+    for name, value in alone.items():
+        setattr(trainer.args, name, value)
     try:
         with quiet():  # that there are no callbacks
             yield
     finally:
         handler.callbacks[:] = callbacks
-        trainer.args.dataloader_num_workers = workers
+        for name, value in before.items():
+            setattr(trainer.args, name, value)
         trainer.state.log_history[:] = history
         trainer.accelerator._models[:] = models
 

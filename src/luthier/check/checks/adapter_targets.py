@@ -82,7 +82,11 @@ def _entries(
         ]  # a task adds all names that a head may have, of which a model has one
     asked = {"modules_to_save": (saved, kept)}
     if targets and not isinstance(targets, str):
-        asked["target_modules"] = (sorted(targets), adapted)
+        # peft writes "all-linear" out as names, those among them that are excluded by name as well.
+        excluded = getattr(config, "exclude_modules", None) or []
+        named = [] if isinstance(excluded, str) else excluded
+        entries = [entry for entry in sorted(targets) if not any(_matches(entry, name) for name in named)]
+        asked["target_modules"] = (entries, adapted)
     for setting, (entries, names) in asked.items():
         counts = {entry: sum(_matches(name, entry) for name in names) for entry in entries}
         dead = [entry for entry, count in counts.items() if not count]

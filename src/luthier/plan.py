@@ -85,7 +85,8 @@ def window(length: int, first_trained: int, max_tokens: int) -> slice:
     """
     if length <= max_tokens:
         return slice(0, length)
-    start = 0 if first_trained < max_tokens * 3 // 4 else first_trained - max_tokens // 2
+    around = 0 if first_trained < max_tokens * 3 // 4 else first_trained - max_tokens // 2
+    start = min(around, length - max_tokens)
     return slice(start, start + max_tokens)
 
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from luthier.check.context import CheckContext, Skip
 from luthier.encoding.batches import Batch, collate
 from luthier.models.forward import base_model, token_scores
+from luthier.plan import window
 from luthier.records import Row
 
 # Logits and losses of a sane model stay under 1,000; beyond this their differences are rounding.
@@ -63,14 +64,13 @@ def short_rows(context: CheckContext, count: int, max_tokens: int) -> list[Row]:
 def cut(row: Row, max_tokens: int) -> Row:
     """The row's beginning if something is trained in it, else the part around the first trained token."""
     first = _first_trained(row)
-    start = 0 if first < max_tokens * 3 // 4 else first - max_tokens // 2
-    part = slice(start, start + max_tokens)
+    part = window(len(row.input_ids), first, max_tokens)
     return replace(
         row,
         input_ids=row.input_ids[part],
         loss_weights=row.loss_weights[part],
         span_ids=row.span_ids[part],
-        num_prompt_tokens=first - start,
+        num_prompt_tokens=first - part.start,
     )
 
 

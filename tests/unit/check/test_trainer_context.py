@@ -9,8 +9,9 @@ from peft import LoraConfig, get_peft_model
 from tests.fixtures import tiny_trainer
 from transformers import Trainer, TrainerCallback, get_scheduler
 
-from luthier.check.model_rows import unchanged
+from luthier.check.model_rows import cut, unchanged
 from luthier.check.trainer import TrainerContext, untouched
+from luthier.train import rehearsal
 
 pytestmark = pytest.mark.filterwarnings("default")  # of other people's trainers
 
@@ -148,3 +149,23 @@ def test_cutting_keeps_what_is_trained(tmp_path: Path) -> None:
             assert len(item["input_ids"]) <= 16
             assert item["labels"][-4:] == row.input_ids[-4:].tolist()
             assert all(len(value) == len(item["input_ids"]) for value in item.values())
+
+
+@pytest.mark.parametrize("length", [20, 60, 64, 65, 200])
+@pytest.mark.parametrize("first", [1, 10, 45, 50, 190])
+def test_items_rows_and_rehearsals_are_cut_alike(tmp_path: Path, length: int, first: int) -> None:
+    if first >= length - 1:
+        pytest.skip("nothing would be trained")
+    ids = [3 + i for i in range(length)]
+    labels = [-100] * first + ids[first : first + 2] + [-100] * (length - first - 2)
+    item = {"input_ids": ids, "attention_mask": [1] * length, "labels": labels}
+    trainer = tiny_trainer.trainer(train=[item] * 4, output_dir=str(tmp_path))
+    with untouched(trainer):
+        context = TrainerContext(trainer, tmp_path)
+        row = context.rows["train"].row(0)
+        (made,) = context.items([0], 64)
+    assert made["input_ids"] == cut(row, 64).input_ids.tolist()
+    assert made["input_ids"] == rehearsal._cut(row, 64).input_ids.tolist()
+    assert [label for label in made["labels"] if label != -100] == ids[first : first + 2][
+        : len(made["labels"])
+    ]

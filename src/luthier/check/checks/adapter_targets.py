@@ -82,10 +82,10 @@ def _entries(
         ]  # a task adds all names that a head may have, of which a model has one
     asked = {"modules_to_save": (saved, kept)}
     if targets and not isinstance(targets, str):
-        # peft writes "all-linear" out as names, those among them that are excluded by name as well.
+        # peft writes "all-linear" out as full names, those among them that are excluded as well.
         excluded = getattr(config, "exclude_modules", None) or []
-        named = [] if isinstance(excluded, str) else excluded
-        entries = [entry for entry in sorted(targets) if not any(_matches(entry, name) for name in named)]
+        short = [] if isinstance(excluded, str) else excluded
+        entries = [e for e in sorted(targets) if "." not in e or not any(_matches(e, name) for name in short)]
         asked["target_modules"] = (entries, adapted)
     for setting, (entries, names) in asked.items():
         counts = {entry: sum(_matches(name, entry) for name in names) for entry in entries}

@@ -18,8 +18,8 @@ from luthier.rows import read_batches
 # A few damaged rows are in most data, and data about text encodings holds such strings by right.
 MOST_SHARE = 0.01
 WORTH_A_NOTE = 0.001
-# A source that was read wrongly damages more than one or two rows; these may be about such characters.
-FEWEST_DAMAGED = 3
+# Of texts that are only classified, one or two may well be about such characters.
+FEWEST_CLASSIFIED = 3
 # Prompts are decoded, about 0.1 ms a row; targets are searched as text, all of them.
 NUM_ROWS = 500
 # Windows line ends in a tenth of the rows and others in a tenth as well come from two sources.
@@ -87,7 +87,7 @@ def encoding(context: CheckContext) -> Iterator[Finding]:
 
     What it does: searches the targets of all rows, and the decoded text of 500 rows of each split, for UTF-8 that was
     read as Latin-1, for U+FFFD, NUL and byte order marks, and for Windows line ends in some rows, but not in others. A
-    warning from 1% of the rows, a note from 0.1% (and 3 rows). Of rows that another framework tokenised only the 500 are read.
+    warning from 1% of the rows, a note from 0.1%. Of rows that another framework tokenised only the 500 are read.
 
     Why is this bad: the model learns to write what nobody wants, and damaged letters take several tokens each. Prompts
     that are typed later hold none of it.
@@ -113,7 +113,8 @@ def encoding(context: CheckContext) -> Iterator[Finding]:
     texts = _texts(context)
     for damage, found in targets.items():
         place, worst = max((("target", found), ("text", texts[damage])), key=lambda item: item[1].share)
-        if worst.share > WORTH_A_NOTE and worst.count >= FEWEST_DAMAGED:
+        fewest = 1 if context.objective == "tokens" else FEWEST_CLASSIFIED
+        if worst.share > WORTH_A_NOTE and worst.count >= fewest:
             yield Finding(
                 "encoding",
                 "warning" if worst.share > MOST_SHARE else "note",

@@ -225,7 +225,8 @@ def of_healthy(said: dict[str, Any]) -> dict[str, str]:
 def line(text: str, position: int = 0) -> str:
     """A message on one line, around a position."""
     start = max(0, position - 140)
-    cut = " ".join(text[start : start + 280].split())
+    # Where the environments lie on the machine that measured is nobody's concern.
+    cut = " ".join(text[start : start + 280].replace(f"{BUILD}/", "").split())
     return ("…" if start else "") + cut + ("…" if len(text) > start + 280 else "")
 
 

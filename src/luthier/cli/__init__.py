@@ -594,9 +594,9 @@ def launch(
 ) -> None:
     """Run on several processes or machines: not there yet."""
     raise UserError(
-        f"{processes} processes cannot be launched yet: luthier trains in one process",
+        f"{processes} processes cannot be launched yet: luthier does not start them itself",
         "luthier launch",
-        f"luthier run {recipe}",
+        f"LUTHIER_RUN=runs/NAME torchrun --standalone --nproc-per-node={processes} -m luthier train {recipe}",
     )
 
 

@@ -100,3 +100,11 @@ def test_generation_equals_transformers_generate() -> None:
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, pad_token_id=2
         )[0, len(prompt) :].tolist()
         assert output.ids == [i for i in expected if i != 2]
+
+
+def test_asking_for_the_head_leaves_each_module_in_its_mode() -> None:
+    model = make_model().train()
+    model.model.layers[0].eval()  # kept so on purpose
+    modes = {name: module.training for name, module in model.named_modules()}
+    head_is_plain(model, collate(random_rows(2), 0))
+    assert modes == {name: module.training for name, module in model.named_modules()}

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from luthier.check.context import CheckContext, Skip
 from luthier.encoding.batches import Batch, collate
-from luthier.models.forward import base_model, token_scores
+from luthier.models.forward import base_model, same_modes, token_scores
 from luthier.plan import window
 from luthier.records import Row
 
@@ -282,24 +282,19 @@ def embedding_rows(model: PreTrainedModel | PeftModel) -> int:
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module is in its former mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with same_draws(), torch.no_grad():
-            yield
-    finally:
-        _set_modes(modes)
+    with same_modes(model), same_draws(), torch.no_grad():
+        model.eval()
+        yield
 
 
 @contextmanager
 def unchanged(model: torch.nn.Module) -> Iterator[None]:
     """Room for training steps: trained weights, buffers, modes, gradients and generators are as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
     values: dict[Tensor, Tensor] = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
     values |= {b: b.detach().clone() for b in model.buffers()}
     gradients = {p: p.grad for p in model.parameters()}
     try:
-        with same_draws(), torch.enable_grad():
+        with same_modes(model), same_draws(), torch.enable_grad():
             yield
     finally:
         with torch.no_grad():
@@ -307,7 +302,6 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
                 tensor.copy_(value)
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
-        _set_modes(modes)
 
 
 @contextmanager
@@ -321,11 +315,6 @@ def same_draws() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
-
-
-def _set_modes(modes: dict[torch.nn.Module, bool]) -> None:
-    for module, mode in modes.items():
-        module.training = mode
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from luthier.encoding.batches import Batch, collate, micro_batches, pack, pack_groups
 from luthier.errors import UserError
 from luthier.models import fused, packed
-from luthier.models.forward import base_model, head_is_plain, token_scores
+from luthier.models.forward import base_model, head_is_plain, same_modes, token_scores
 from luthier.records import Row
 from luthier.run_folder import logger
 
@@ -179,14 +179,12 @@ def probe_rows(rows: Sequence[Row]) -> list[Row]:
 @torch.no_grad()
 def _losses(model: PreTrainedModel | PeftModel, engine: Engine, rows: Sequence[Row]) -> torch.Tensor:
     """Loss of each trained token of the rows: one at a time, or as one pack."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     batches = [engine.batch(rows)] if engine.packed else [engine.batch([row]) for row in rows]
     device = base_model(model).device
-    losses = torch.cat([token_scores(model, b.to(device), plain=engine.plain_head).nll_N for b in batches])
-    for module, mode in modes.items():
-        module.training = mode
-    return losses
+    with same_modes(model):
+        model.eval()
+        scores = [token_scores(model, batch.to(device), plain=engine.plain_head) for batch in batches]
+    return torch.cat([score.nll_N for score in scores])
 
 
 def _difference(own: torch.Tensor, other: torch.Tensor, model: PreTrainedModel | PeftModel) -> str | None:

@@ -6,6 +6,8 @@ Shapes: B rows, T tokens, N trained tokens of the batch, D width, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,13 +98,23 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return inner
 
 
+@contextmanager
+def same_modes(model: torch.nn.Module) -> Iterator[None]:
+    """Every module is in its former mode afterwards: parts of a model may be kept in evaluation mode on purpose."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def head_is_plain(model: PreTrainedModel | PeftModel, batch: Batch) -> bool:
     """Whether the output head is one matrix product (no soft-capping or scaling), by comparing both ways."""
-    was_training = model.training
-    model.eval()
-    fast, own = token_scores(model, batch), token_scores(model, batch, plain=True)
-    model.train(was_training)
+    with same_modes(model):
+        model.eval()
+        fast, own = token_scores(model, batch), token_scores(model, batch, plain=True)
     return torch.allclose(fast.nll_N, own.nll_N, rtol=1e-2, atol=1e-2)
 
 

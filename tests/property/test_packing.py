@@ -25,9 +25,10 @@ def model(family, **settings):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("most_written_out", [0, 1024])
-def test_scores_and_gradients_of_a_pack_are_those_of_its_rows(family, most_written_out, monkeypatch):
-    monkeypatch.setattr(packed, "MOST_TOKENS_WRITTEN_OUT", most_written_out)
+@pytest.mark.parametrize("tile", [1, 16, 128])
+def test_scores_and_gradients_of_a_pack_are_those_of_its_rows(family, tile, monkeypatch):
+    monkeypatch.setattr(packed, "TILE", tile)
+    packed.tiles.cache_clear()
     made, rows = model(family), random_rows(7, longest=90)
     assert packed.can_pack(made) is None
     together = token_scores(made, pack(rows))

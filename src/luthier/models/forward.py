@@ -20,7 +20,6 @@ from transformers import Cache, PreTrainedModel
 from luthier.encoding.batches import Batch
 from luthier.models import packed
 from luthier.models.head import head_loss, is_linear
-from luthier.models.packed import Pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +30,15 @@ class TokenScores:
         nll_N: Negative log-likelihood in nats, fp32, with its gradient graph.
         weights_N: Loss weights.
         rows_N: Index of each token's row in the batch.
-        best_N: The most likely token.
-        correct_N: Whether that is the token.
+        best_N: The most likely token. Only without a gradient: training has no use for it.
+        correct_N: Whether that is the token; likewise.
     """
 
     nll_N: Tensor
     weights_N: Tensor
     rows_N: Tensor
-    best_N: Tensor
-    correct_N: Tensor
+    best_N: Tensor | None
+    correct_N: Tensor | None
 
     def weighted_sum(self) -> Tensor:
         """Sum of weight x negative log-likelihood: what a step adds up before it divides once."""
@@ -67,20 +66,22 @@ def token_scores(
             logits_NV = model(**_inputs(base, batch, cache)).logits[:, :-1][targets_BS].float()
         else:
             logits_NV = head(_hidden(base, batch, cache)[targets_BS]).float()
-        best_N = logits_NV.detach().argmax(dim=-1)
+        best_N = None if torch.is_grad_enabled() else logits_NV.argmax(dim=-1)
         nll_N = functional.cross_entropy(logits_NV, labels_N, reduction="none")
     else:
         dtype = getattr(base, "product_dtype", head.weight.dtype)
         nll_N, best_N = head_loss(_hidden(base, batch, cache)[targets_BS], head, labels_N, dtype)
     rows_N = targets_BS.nonzero()[:, 0]
     if batch.row_lengths:
-        rows_N = Pack(batch.row_lengths, targets_BS.device).rows_N[1:][targets_BS[0]]
+        lengths = torch.tensor(batch.row_lengths)
+        rows_T = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(targets_BS.device)
+        rows_N = rows_T[1:][targets_BS[0]]
     return TokenScores(
         nll_N=nll_N,
         weights_N=batch.loss_weights_BT[:, 1:][targets_BS],
         rows_N=rows_N,
         best_N=best_N,
-        correct_N=best_N == labels_N,
+        correct_N=None if best_N is None else best_N == labels_N,
     )
 
 
@@ -126,7 +127,7 @@ def _inputs(model: torch.nn.Module, batch: Batch, cache: Cache | None) -> dict[s
     if batch.left_padded:
         inputs["attention_mask"] = batch.attention_mask_BT
     if batch.row_lengths:
-        inputs |= packed.inputs(Pack(batch.row_lengths, batch.input_ids_BT.device))
+        inputs |= packed.inputs(batch.row_lengths, batch.input_ids_BT.device)
     if "position_ids" in inspect.signature(model.forward).parameters:
         inputs["position_ids"] = batch.position_ids_BT
     return inputs

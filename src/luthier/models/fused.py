@@ -1,4 +1,4 @@
-"""Layers of a model computed in fewer and larger steps, with the same results: LoRA as one product, norms and gates compiled.
+"""Layers of a model computed in fewer and larger steps, with the same results: LoRA as one product, decoder layers compiled.
 
 Each replacement is a ``forward`` put over that of one layer object; ``unfuse`` takes them away. Shapes: N tokens, I inputs,
 O outputs, r rank.
@@ -7,63 +7,85 @@ O outputs, r rank.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
-Compiled = Callable[..., Tensor]
+from luthier.models import compiled
+from luthier.models.forward import base_model
 
 
-class _LoraProduct(torch.autograd.Function):
-    """``x W' + scale (x A') B'`` as the one product ``[x, x A'] [W, scale B]'``.
+@torch.library.custom_op("luthier::lora_product", mutates_args=())
+def lora_product(
+    x_NI: Tensor, a_rI: Tensor, b_Or: Tensor, joined_OJ: Tensor, bias_O: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """``x W' + scale (x A') B'`` as the one product ``[x, x A'] [W, scale B]'``; and ``x A'``.
 
     Both parts are added up inside the product, in 32 bits: added afterwards, a small update would be lost to the rounding
-    of an output in bf16. The frozen weight gets no gradient.
+    of an output in bf16. The frozen weight gets no gradient. One operation to the compiler.
+
+    Args:
+        x_NI: Inputs.
+        a_rI: First matrix of the adapter.
+        b_Or: Second one; only its gradient is looked at.
+        joined_OJ: ``[W, scale B]``, whose type is that of the product.
+        bias_O: Of the layer.
+        scale: Of the update.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_NI: Tensor,
-        a_rI: Tensor,
-        b_Or: Tensor,
-        joined_OJ: Tensor,
-        bias_O: Tensor | None,
-        scale: float,
-    ) -> Tensor:
-        rank, inputs = a_rI.shape
-        dtype = joined_OJ.dtype
-        x_NI = x_NI.to(dtype)
-        reduced_Nr = x_NI @ a_rI.to(dtype).t()
-        joined_OJ[:, inputs:] = b_Or * scale
-        y_NO = functional.linear(torch.cat([x_NI, reduced_Nr], dim=1), joined_OJ, bias_O)
-        ctx.save_for_backward(x_NI, reduced_Nr, a_rI)
-        ctx.joined_OJ, ctx.scale, ctx.rank = joined_OJ, scale, rank
-        return y_NO
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        dy_NO = gradients[0]
-        x_NI, reduced_Nr, a_rI = ctx.saved_tensors
-        dtype = x_NI.dtype
-        inputs = x_NI.shape[1]
-        dz_NJ = dy_NO.to(dtype) @ ctx.joined_OJ
-        dreduced_Nr = dz_NJ[:, inputs:]
-        dx_NI = (
-            torch.addmm(dz_NJ[:, :inputs], dreduced_Nr, a_rI.to(dtype)) if ctx.needs_input_grad[0] else None
-        )
-        da_rI = (dreduced_Nr.t() @ x_NI).to(a_rI.dtype)
-        db_Or = (dy_NO.t() @ reduced_Nr).to(a_rI.dtype) * ctx.scale
-        return dx_NI, da_rI, db_Or, None, None, None
+    x_NI = x_NI.to(joined_OJ.dtype)
+    reduced_Nr = x_NI @ a_rI.to(x_NI.dtype).t()
+    return functional.linear(torch.cat([x_NI, reduced_Nr], dim=1), joined_OJ, bias_O), reduced_Nr
 
 
-def fuse_lora(model: nn.Module) -> int:
+@torch.library.custom_op("luthier::lora_product_backward", mutates_args=())
+def _backward(
+    dy_NO: Tensor, x_NI: Tensor, reduced_Nr: Tensor, a_rI: Tensor, joined_OJ: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, inputs = joined_OJ.dtype, x_NI.shape[1]
+    dy_NO, low_NI = dy_NO.to(dtype), x_NI.to(dtype)
+    dz_NJ = dy_NO @ joined_OJ
+    dreduced_Nr = dz_NJ[:, inputs:]
+    dx_NI = torch.addmm(dz_NJ[:, :inputs], dreduced_Nr, a_rI.to(dtype))
+    da_rI = (dreduced_Nr.t() @ low_NI).to(a_rI.dtype)
+    db_Or = (dy_NO.t() @ reduced_Nr).to(a_rI.dtype) * scale
+    return dx_NI.to(x_NI.dtype), da_rI, db_Or
+
+
+@lora_product.register_fake
+def _(
+    x: Tensor, a: Tensor, b: Tensor, joined: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    # No len(): it would fix the number of tokens.
+    return joined.new_empty(x.shape[0], joined.shape[0]), joined.new_empty(x.shape[0], a.shape[0])
+
+
+@_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, reduced: Tensor, a: Tensor, joined: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), a.new_empty(a.shape), a.new_empty(joined.shape[0], a.shape[0])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x_NI, a_rI, _, joined_OJ, _, ctx.scale = inputs
+    ctx.save_for_backward(x_NI, output[1], a_rI, joined_OJ)
+
+
+def _gradients(ctx: Any, dy_NO: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(dy_NO, *ctx.saved_tensors, ctx.scale), None, None, None
+
+
+lora_product.register_autograd(_gradients, setup_context=_save)
+
+
+def fuse_lora(model: PreTrainedModel | PeftModel) -> int:
     """Puts the one product in the place of every plain LoRA layer; how many there were.
 
     Left as they are: layers with dropout, several adapters, variants such as DoRA, or a base that is trained or quantised.
@@ -83,6 +105,9 @@ def fuse_lora(model: nn.Module) -> int:
         layer._luthier_joined = joined
         layer.forward = MethodType(_lora_forward, layer)  # type: ignore[method-assign]
         fused += 1
+    if fused:
+        decoder: Any = base_model(model).base_model
+        decoder._luthier_hook = decoder.register_forward_pre_hook(_refresh)
     return fused
 
 
@@ -102,101 +127,86 @@ def _is_plain(layer: LoraLinear) -> bool:
     )
 
 
-def _lora_forward(self: LoraLinear, x: Tensor, *arguments: Any, **others: Any) -> Tensor:
-    if self.disable_adapters or self.merged or arguments or others:
-        usual: Tensor = type(self).forward(self, x, *arguments, **others)
+@torch.no_grad()
+def _refresh(model: nn.Module, _: Any) -> None:
+    """Before each forward pass: the adapters' second matrices as they are now, in the joined weights."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear) and hasattr(layer, "_luthier_joined"):
+            (name,) = layer.active_adapters
+            second = layer.lora_B[name].weight
+            layer._luthier_joined[:, layer.in_features :] = second * layer.scaling[name]
+
+
+def _lora_forward(self: LoraLinear, x: Tensor) -> Tensor:
+    if self.disable_adapters or self.merged:
+        usual: Tensor = type(self).forward(self, x)
         return usual
     (name,) = self.active_adapters
     base: Any = self.get_base_layer()
-    flat = x.reshape(-1, x.shape[-1])
-    # Autocast would cast what is of the right type already.
-    with torch.autocast(x.device.type, enabled=False):
-        y: Tensor = _LoraProduct.apply(  # type: ignore[no-untyped-call]
-            flat,
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
-            self._luthier_joined,
-            base.bias,
-            self.scaling[name],
-        )
+    y: Tensor
+    y, _ = lora_product(
+        x.reshape(-1, x.shape[-1]),
+        self.lora_A[name].weight,
+        self.lora_B[name].weight,
+        self._luthier_joined,
+        base.bias,
+        self.scaling[name],
+    )
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Root mean square normalisation, in 32 bits, as LLaMA's code has it.
+def compile_layers(model: nn.Module) -> int:
+    """Compiles the decoder's layers for training, and the small functions of ``compiled``; how many layers.
 
-    Source: Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
+    All layers of a kind share the compiled code. Without a gradient, as in evaluation, layers run as they are: compiling
+    them once more would not earn back its time.
     """
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+    layers = decoder_layers(model)
+    for layer in layers:
+        layer.forward = MethodType(_compiled_forward(type(layer)), layer)
+    if layers:
+        # Otherwise the first layer alone, whose input has no gradient, would be compiled anew.
+        first: Any = layers[0]
+        first._luthier_hook = first.register_forward_pre_hook(_with_gradient)
+        compiled.switch(True)
+    return len(layers)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up``. Source: Shazeer 2020, arXiv:2002.05202, eq. 6."""
-    return functional.silu(gate) * up
+def _with_gradient(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    if arguments and torch.is_grad_enabled() and arguments[0].is_leaf:
+        arguments[0].requires_grad_()
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model: the members of its first list of modules."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return list(next(lists, []))
 
 
 @functools.cache
-def _compiled() -> tuple[Compiled, Compiled]:
-    return torch.compile(rms_norm, dynamic=True), torch.compile(swiglu, dynamic=True)
+def _compiled_forward(kind: type[nn.Module]) -> Callable[..., Any]:
+    fast = torch.compile(kind.forward, dynamic=True)
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *arguments: Any, **others: Any) -> Any:
+        chosen = fast if torch.is_grad_enabled() else kind.forward
+        return chosen(self, *arguments, **others)
+
+    forward._luthier = True  # type: ignore[attr-defined]
+    return forward
 
 
-def fuse_elementwise(model: nn.Module) -> int:
-    """Compiles norms and gated activations of the usual form, where a try gives what the layer's own code gives; how many.
-
-    Nothing is compiled where that fails (no C++ compiler): the layers stay as they are.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            norm, gate = _compiled()
-            norm(torch.ones(2, 8), torch.ones(8), 1e-6), gate(torch.ones(2, 8), torch.ones(2, 8))
-    except Exception:  # whatever a missing or broken compiler raises
-        return 0
-    fused = 0
-    forward: Callable[..., Tensor]
-    for layer in model.modules():
-        if type(layer).__name__.endswith("RMSNorm") and hasattr(layer, "variance_epsilon"):
-            forward = _norm_forward
-        elif all(hasattr(layer, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-            forward = _gated_forward
-        else:
-            continue
-        if _agrees(layer, forward):
-            layer.forward = MethodType(forward, layer)
-            fused += 1
-    return fused
-
-
-def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
-    return _compiled()[0](hidden_states, self.weight, self.variance_epsilon)
-
-
-def _gated_forward(self: Any, x: Tensor) -> Tensor:
-    y: Tensor = self.down_proj(_compiled()[1](self.gate_proj(x), self.up_proj(x)))
-    return y
-
-
-@torch.no_grad()
-def _agrees(layer: Any, forward: Callable[..., Tensor]) -> bool:
-    """Whether the layer's own code gives the same; Gemma's norm adds 1 to its weight, for one."""
-    weight = layer.weight if hasattr(layer, "weight") else layer.gate_proj.weight
-    x = torch.linspace(-2, 2, weight.shape[-1], device=weight.device).to(weight.dtype).repeat(2, 1)
-    own, ours = layer(x), forward(layer, x)
-    return own.dtype == ours.dtype and torch.allclose(own.float(), ours.float(), rtol=1e-2, atol=1e-3)
-
-
-def unfuse(model: nn.Module) -> None:
+def unfuse(model: PreTrainedModel | PeftModel) -> None:
     """Takes all replacements away; the model computes by its own code again."""
+    compiled.switch(False)
     for layer in model.modules():
-        replaced = vars(layer).get("forward")
-        if isinstance(replaced, MethodType) and replaced.__func__ in (
-            _lora_forward,
-            _norm_forward,
-            _gated_forward,
-        ):
+        replaced = getattr(vars(layer).get("forward"), "__func__", None)
+        if replaced is _lora_forward or hasattr(replaced, "_luthier"):
             del layer.forward
         if isinstance(layer, LoraLinear) and hasattr(layer, "_luthier_joined"):
             base: Any = layer.get_base_layer()
             base.weight.data = base.weight.data.clone()
             del layer._luthier_joined
+        if hasattr(layer, "_luthier_hook"):
+            layer._luthier_hook.remove()
+            del layer._luthier_hook

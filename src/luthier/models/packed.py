@@ -1,15 +1,15 @@
 """Rows one after another in one sequence, none of which sees another: no padding in any matrix product.
 
 The model's own layers run on the flat sequence; attention alone is told where rows begin and end, through
-transformers' attention interface. Shapes: N tokens of the pack, R rows, T tokens of the longest row, H heads, K heads of
-keys and values, G = H / K, D width of a head.
+transformers' attention interface. Shapes: N tokens of the pack, R rows, H heads, K heads of keys and values, G = H / K,
+D width of a head; Q queries and T keys of a tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,61 +19,59 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from luthier.models.compiled import compiled
+
 NAME = "luthier_packed"
 
-# Up to here all scores of a row are written out, which matrix units like better than a flash kernel's small tiles; for
-# longer rows their square no longer fits.
-MOST_TOKENS_WRITTEN_OUT = 1024
+# Queries of a tile: large enough for a matrix unit, small enough that a tile's scores stay in the cache.
+TILE = 128
 
 
 @dataclass(frozen=True)
-class Pack:
-    """Where the rows of a pack lie.
+class Tile:
+    """Queries that follow each other, with all keys that any of them sees.
 
     Attributes:
-        lengths: Tokens of each row, in order, shape (R,).
-        device: Where its index tensors are.
+        queries: Their tokens in the pack.
+        keys: Tokens of the keys.
+        first_Q: First key that each query sees, counted from the tile's first key, int64.
     """
 
-    lengths: tuple[int, ...]
-    device: torch.device
+    queries: slice
+    keys: slice
+    first_Q: Tensor
 
-    @cached_property
-    def rows_N(self) -> Tensor:
-        """Index of each token's row."""
-        lengths = torch.tensor(self.lengths, device=self.device)
-        return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.device), lengths)
-
-    @cached_property
-    def groups(self) -> list[tuple[Tensor, Tensor]]:
-        """Rows of similar length together, so that little is padded inside attention.
-
-        Returns:
-            For each group the tokens of its rows, shape (R, T), where padding behind a row repeats its last token; and
-            the place of each real token in that table, flat, in the order of the pack.
-        """
-        starts = torch.tensor([0, *self.lengths], device=self.device).cumsum(0)
-        found = []
-        for members in _similar(self.lengths):
-            lengths = torch.tensor([self.lengths[i] for i in members], device=self.device)
-            steps = torch.arange(int(lengths.max()), device=self.device)
-            index = starts[torch.tensor(members, device=self.device)][:, None] + torch.minimum(
-                steps[None], lengths[:, None] - 1
-            )
-            real = steps[None] < lengths[:, None]
-            found.append((index, real.reshape(-1).nonzero()[:, 0]))
-        return found
+    @property
+    def offset(self) -> int:
+        """Keys before the first query: query i sees keys up to ``offset + i``."""
+        return int(self.queries.start - self.keys.start)
 
 
-def _similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Row indices in groups whose longest is at most a quarter longer than the shortest."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and lengths[groups[-1][0]] <= 1.25 * lengths[index] + 8:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+@functools.lru_cache(maxsize=32)
+def tiles(lengths: tuple[int, ...], window: int | None, device: torch.device) -> list[Tile]:
+    """All queries of a pack in tiles: several short rows together, a long row in parts.
+
+    Args:
+        lengths: Tokens of each row, in order.
+        window: Tokens that a token sees at most, itself included.
+        device: Of the index tensors.
+    """
+    ends = torch.tensor(lengths).cumsum(0)
+    steps = torch.arange(int(ends[-1]))
+    first_N = torch.repeat_interleave(ends - torch.tensor(lengths), torch.tensor(lengths))
+    if window:
+        first_N = torch.maximum(first_N, steps - window + 1)
+    found, start, end = [], 0, 0
+    for length in (*lengths, None):
+        if length is not None and end + length - start <= TILE:
+            end += length
+            continue
+        for first in range(start, end, TILE):  # several parts only of a long row
+            queries = slice(first, min(first + TILE, end))
+            keys = slice(int(first_N[first]), queries.stop)
+            found.append(Tile(queries, keys, (first_N[queries] - keys.start).clamp(min=0).to(device)))
+        start, end = end, end + (length or 0)
+    return found
 
 
 def attention(
@@ -85,7 +83,7 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    pack: Pack | None = None,
+    row_lengths: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each row of a pack; transformers' own where nothing is packed.
@@ -96,16 +94,16 @@ def attention(
         key: Shape (1, K, N, D).
         value: Shape (1, K, N, D).
         attention_mask: Only looked at where nothing is packed.
-        dropout: Of the attention weights.
+        dropout: Of the attention weights; with it each row goes through torch's attention.
         scaling: Of the scores; ``D ** -0.5`` if None.
         sliding_window: Tokens that a token sees at most, itself included.
-        pack: Where the rows lie.
+        row_lengths: Tokens of each row of the pack, int64 on the CPU, shape (R,).
         others: For transformers' own.
 
     Returns:
         Shape (1, N, H, D), and None for the attention weights.
     """
-    if pack is None:
+    if row_lengths is None:
         usual: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module,
             query,
@@ -119,78 +117,196 @@ def attention(
         )
         return usual
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    queries, keys, values = (t[0].transpose(0, 1) for t in (query, key, value))
-    parts, places = [], []
-    for index_RT, real in pack.groups:
-        q, k, v = (t[index_RT].transpose(1, 2) for t in (queries, keys, values))
-        written_out = index_RT.shape[1] <= MOST_TOKENS_WRITTEN_OUT and not dropout
-        if written_out:
-            out_RHTD = _written_out(q, k, v, scaling, sliding_window)
-        else:
-            mask = _mask(index_RT.shape[1], sliding_window, q) if sliding_window else None
-            out_RHTD = functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=True,
+    if dropout:
+        lengths = row_lengths.tolist()
+        rows = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
+        each = [
+            functional.scaled_dot_product_attention(
+                *row, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
             )
-        parts.append(out_RHTD.transpose(1, 2).flatten(0, 1)[real])
-        places.append(index_RT.reshape(-1)[real])
-    if len(parts) == 1 and len(pack.lengths) == 1:
-        return parts[0][None], None
-    out_NHD = torch.empty_like(queries).index_copy(0, torch.cat(places), torch.cat(parts))
+            for row in rows
+        ]
+        return torch.cat(each, dim=2).transpose(1, 2), None
+    out_NHD: Tensor
+    out_NHD, _ = packed_attention(
+        *(t[0].transpose(0, 1) for t in (query, key, value)), row_lengths, scaling, sliding_window or 0
+    )
     return out_NHD[None], None
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
-    """Attention as two matrix products; shapes (R, H, T, D) and (R, K, T, D) in, (R, H, T, D) out.
+@torch.library.custom_op("luthier::packed_attention", mutates_args=())
+def packed_attention(
+    q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, row_lengths: Tensor, scaling: float, window: int
+) -> tuple[Tensor, Tensor]:
+    """Attention inside each row, tile by tile; and the logarithm of each token's sum of weights, shape (N, H), fp32.
 
-    Heads that share keys are put below each other, so that a product is G times as tall.
+    One operation to the compiler, with its backward written out: scores are computed again there instead of kept.
+    Source: Dao 2023, arXiv:2307.08691, algorithms 1 and 2, with all keys of a tile at once.
     """
-    rows, heads, length, width = q.shape
-    groups = heads // k.shape[1]
-    q = q.reshape(rows, k.shape[1], groups * length, width)
-    scores = (q @ k.transpose(2, 3)).view(rows, k.shape[1], groups, length, length)
-    # In 32 bits, and padding behind a row is never seen: it lies in every real token's future.
-    weights = functional.softmax(scores.float() * scaling + _mask(length, sliding_window, q), dim=-1)
-    mixed = weights.to(v.dtype).view(rows, k.shape[1], groups * length, length) @ v
-    return mixed.view(rows, heads, length, width)
+    out_NHD = torch.empty(q_NHD.shape, dtype=q_NHD.dtype, device=q_NHD.device)
+    total_NH = torch.empty(q_NHD.shape[:2], dtype=torch.float32, device=q_NHD.device)
+    for tile, q, k, v in _parts(q_NHD, k_NKD, v_NKD, row_lengths, window):
+        weights, total = _softmax(_scores(q, k, tile), scaling, tile.first_Q, tile.offset)
+        out_NHD[tile.queries] = _tokens_first(weights.flatten(1, 2) @ v, tile)
+        total_NH[tile.queries] = total.permute(2, 0, 1).flatten(1)
+    return out_NHD, total_NH
 
 
-def _mask(length: int, sliding_window: int | None, like: Tensor) -> Tensor:
-    """0 where a token is seen and minus infinity elsewhere, fp32, shape (T, T)."""
-    steps = torch.arange(length, device=like.device)
-    hidden = steps[None] > steps[:, None]
-    if sliding_window:
-        hidden |= steps[None] <= steps[:, None] - sliding_window
-    return torch.zeros(length, length, device=like.device).masked_fill(hidden, float("-inf"))
+@torch.library.custom_op("luthier::packed_attention_backward", mutates_args=())
+def _backward(
+    dout_NHD: Tensor,
+    out_NHD: Tensor,
+    total_NH: Tensor,
+    q_NHD: Tensor,
+    k_NKD: Tensor,
+    v_NKD: Tensor,
+    row_lengths: Tensor,
+    scaling: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq_NHD = torch.empty(q_NHD.shape, dtype=q_NHD.dtype, device=q_NHD.device)
+    dk_NKD, dv_NKD = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (k_NKD, v_NKD))
+    mean_NH = _mean_gradient(dout_NHD, out_NHD)
+    for tile, q, k, v in _parts(q_NHD, k_NKD, v_NKD, row_lengths, window):
+        num_queries, groups = len(tile.first_Q), q_NHD.shape[1] // k_NKD.shape[1]
+        total, mean = (
+            t[tile.queries].view(num_queries, -1, groups).permute(1, 2, 0) for t in (total_NH, mean_NH)
+        )
+        dout = _heads_first(dout_NHD[tile.queries], k_NKD.shape[1])
+        dweights = (dout @ v.transpose(1, 2)).view(-1, groups, num_queries, v.shape[1])
+        weights, dscores = _softmax_gradient(
+            _scores(q, k, tile), total, dweights, mean, scaling, tile.first_Q, tile.offset
+        )
+        weights, dscores = weights.flatten(1, 2), dscores.flatten(1, 2)
+        dq_NHD[tile.queries] = _tokens_first(dscores @ k, tile)
+        dk_NKD[tile.keys] += (dscores.transpose(1, 2) @ q).transpose(0, 1)
+        dv_NKD[tile.keys] += (weights.transpose(1, 2) @ dout).transpose(0, 1)
+    return dq_NHD, dk_NKD.to(k_NKD.dtype), dv_NKD.to(v_NKD.dtype)
 
+
+def _parts(
+    q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, row_lengths: Tensor, window: int
+) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor]]:
+    """Each tile with its queries, shape (K, G x Q, D), and keys and values, shape (K, T, D)."""
+    for tile in tiles(tuple(row_lengths.tolist()), window or None, q_NHD.device):
+        keys, values = (t[tile.keys].transpose(0, 1) for t in (k_NKD, v_NKD))
+        yield tile, _heads_first(q_NHD[tile.queries], len(keys)), keys, values
+
+
+def _heads_first(t_QHD: Tensor, num_keys: int) -> Tensor:
+    """Heads that share keys below each other, so that a product is G times as tall: shape (K, G x Q, D)."""
+    queries, heads, width = t_QHD.shape
+    parted = t_QHD.reshape(queries, num_keys, heads // num_keys, width)
+    return parted.permute(1, 2, 0, 3).reshape(num_keys, -1, width)
+
+
+def _tokens_first(t_KSD: Tensor, tile: Tile) -> Tensor:
+    """The way back, from (K, G x Q, D) to (Q, H, D)."""
+    parted = t_KSD.view(len(t_KSD), -1, len(tile.first_Q), t_KSD.shape[2])
+    return parted.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _scores(q: Tensor, k: Tensor, tile: Tile) -> Tensor:
+    """Products of all queries and keys, shape (K, G, Q, T)."""
+    return (q @ k.transpose(1, 2)).view(len(k), -1, len(tile.first_Q), k.shape[1])
+
+
+def _scaled(scores: Tensor, scaling: float, first_Q: Tensor, offset: int) -> Tensor:
+    """In 32 bits, minus infinity where a key is not seen."""
+    queries, keys = scores.shape[2:]
+    key_T = torch.arange(keys, device=scores.device)
+    last_Q = torch.arange(queries, device=scores.device) + offset
+    hidden_QT = (key_T > last_Q[:, None]) | (key_T < first_Q[:, None])
+    return (scores.float() * scaling).masked_fill(hidden_QT, float("-inf"))
+
+
+@compiled
+def _softmax(scores: Tensor, scaling: float, first_Q: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    scaled = _scaled(scores, scaling, first_Q, offset)
+    total = scaled.logsumexp(-1)
+    return (scaled - total[..., None]).exp().to(scores.dtype), total
+
+
+@compiled
+def _softmax_gradient(
+    scores: Tensor,
+    total: Tensor,
+    dweights: Tensor,
+    mean: Tensor,
+    scaling: float,
+    first_Q: Tensor,
+    offset: int,
+) -> tuple[Tensor, Tensor]:
+    weights = (_scaled(scores, scaling, first_Q, offset) - total[..., None]).exp()
+    dscores = weights * (dweights.float() - mean[..., None]) * scaling
+    return weights.to(scores.dtype), dscores.to(scores.dtype)
+
+
+@compiled
+def _mean_gradient(dout_NHD: Tensor, out_NHD: Tensor) -> Tensor:
+    """Mean of a token's gradients of weights under its weights, shape (N, H)."""
+    return (dout_NHD.float() * out_NHD.float()).sum(-1)
+
+
+@packed_attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scaling: float, window: int
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+
+
+@_backward.register_fake
+def _(
+    dout: Tensor,
+    out: Tensor,
+    total: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    scaling: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scaling, ctx.window = inputs
+    ctx.save_for_backward(*output, *tensors)
+
+
+def _gradients(ctx: Any, dout_NHD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = _backward(dout_NHD, *ctx.saved_tensors, ctx.scaling, ctx.window)
+    return *gradients, None, None, None
+
+
+packed_attention.register_autograd(_gradients, setup_context=_save)
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def inputs(pack: Pack) -> dict[str, Any]:
+def inputs(row_lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
     """What a model's forward is given beside the ids, so that its attention hears of the pack.
 
     A mask of four dimensions is what transformers hands on as it is; none is made of all pairs of tokens.
     """
-    return {"pack": pack, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=pack.device)}
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+    return {"row_lengths": torch.tensor(row_lengths), "attention_mask": mask}
 
 
 def can_pack(model: PreTrainedModel) -> str | None:
     """Why rows of this model cannot be packed; None if they can."""
+    config = model.config.get_text_config()
     if getattr(model.config, "is_encoder_decoder", False):
         return "encoder-decoder models are not packed"
     if not model._supports_attention_backend:
         return f"{type(model).__name__} keeps a state, or an attention of its own, that would leak from row to row"
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    kinds = set(getattr(config, "layer_types", None) or [])
     if kinds - {"full_attention", "sliding_attention"}:
         return f"layers of kind {', '.join(sorted(kinds))} would leak from row to row"
-    if getattr(model.config, "attn_logit_softcapping", None):
+    if getattr(config, "attn_logit_softcapping", None):
         return "attention scores are soft-capped"
+    if getattr(config, "attention_dropout", None) and getattr(config, "sliding_window", None):
+        return "attention weights have dropout, inside a window"
     return None

@@ -1,0 +1,38 @@
+"""Small functions that are compiled where the engine found that it pays, and run as they are everywhere else."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Shapes differ from batch to batch; a size of 1 is compiled apart, as are training and evaluation.
+MOST_VERSIONS = 64
+
+_switched_on = False
+
+
+def compiled(function: Function) -> Function:
+    """The function, compiled while ``switch`` says so: for tensor code that reads and writes much and multiplies little."""
+
+    @functools.cache
+    def fast() -> Callable[..., Any]:
+        return torch.compile(function, dynamic=True)
+
+    @functools.wraps(function)
+    def choose(*arguments: Any) -> Any:
+        return fast()(*arguments) if _switched_on else function(*arguments)
+
+    return choose  # type: ignore[return-value]
+
+
+def switch(on: bool) -> None:
+    """Whether such functions are compiled from now on, in this process."""
+    global _switched_on
+    if on:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_VERSIONS)
+    _switched_on = on

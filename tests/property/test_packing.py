@@ -25,7 +25,7 @@ def model(family, **settings):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tile", [1, 16, 128])
+@pytest.mark.parametrize("tile", [1, 16, 256])
 def test_scores_and_gradients_of_a_pack_are_those_of_its_rows(family, tile, monkeypatch):
     monkeypatch.setattr(packed, "TILE", tile)
     packed.tiles.cache_clear()

@@ -2,13 +2,12 @@
 
 The model's own layers run on the flat sequence; attention alone is told where rows begin and end, through
 transformers' attention interface. Shapes: N tokens of the pack, R rows, H heads, K heads of keys and values, G = H / K,
-D width of a head; Q queries and T keys of a tile.
+D width of a head; Q queries and T keys of a tile, which is a part of a long row or several short rows.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from luthier.models.compiled import compiled
 NAME = "luthier_packed"
 
 # Queries of a tile: large enough for a matrix unit, small enough that a tile's scores stay in the cache.
-TILE = 128
+TILE = 256
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,8 @@ def attention(
         )
         return usual
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.is_cuda and not dropout:
+        return _on_gpu(query, key, value, row_lengths, scaling, sliding_window), None
     if dropout:
         lengths = row_lengths.tolist()
         rows = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
@@ -134,22 +135,57 @@ def attention(
     return out_NHD[None], None
 
 
+def _on_gpu(
+    query: Tensor, key: Tensor, value: Tensor, row_lengths: Tensor, scaling: float, window: int | None
+) -> Tensor:
+    """The same by torch's flash attention for rows of different lengths. Never run by us: there was no GPU."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends = functional.pad(row_lengths.cumsum(0), (1, 0)).to(query.device, torch.int32)
+    longest = int(row_lengths.max())
+    out_NHD: Tensor = varlen_attn(  # type: ignore[assignment]
+        *(t[0].transpose(0, 1) for t in (query, key, value)),
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=((window or 0) - 1, 0),
+        enable_gqa=True,
+    )
+    return out_NHD[None]
+
+
 @torch.library.custom_op("luthier::packed_attention", mutates_args=())
 def packed_attention(
     q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, row_lengths: Tensor, scaling: float, window: int
 ) -> tuple[Tensor, Tensor]:
-    """Attention inside each row, tile by tile; and the logarithm of each token's sum of weights, shape (N, H), fp32.
+    """Attention inside each row; and the logarithm of each token's sum of weights, shape (N, H), fp32.
 
-    One operation to the compiler, with its backward written out: scores are computed again there instead of kept.
-    Source: Dao 2023, arXiv:2307.08691, algorithms 1 and 2, with all keys of a tile at once.
+    One operation to the compiler. Forward is torch's own kernel for processors, row by row; its backward is several times
+    slower than matrix products, so that is written out here, tile by tile.
     """
     out_NHD = torch.empty(q_NHD.shape, dtype=q_NHD.dtype, device=q_NHD.device)
     total_NH = torch.empty(q_NHD.shape[:2], dtype=torch.float32, device=q_NHD.device)
-    for tile, q, k, v in _parts(q_NHD, k_NKD, v_NKD, row_lengths, window):
-        weights, total = _softmax(_scores(q, k, tile), scaling, tile.first_Q, tile.offset)
-        out_NHD[tile.queries] = _tokens_first(weights.flatten(1, 2) @ v, tile)
-        total_NH[tile.queries] = total.permute(2, 0, 1).flatten(1)
+    start = 0
+    for length in row_lengths.tolist():
+        row = slice(start, start + length)
+        start += length
+        q, k, v = (t[row].transpose(0, 1)[None] for t in (q_NHD, k_NKD, v_NKD))
+        mask = _window_mask(length, window, q) if 0 < window < length else None
+        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, is_causal=mask is None, attn_mask=mask, scale=scaling
+        )
+        out_NHD[row], total_NH[row] = out[0].transpose(0, 1), total[0].transpose(0, 1)
     return out_NHD, total_NH
+
+
+def _window_mask(length: int, window: int, like: Tensor) -> Tensor:
+    """0 where a token is seen and minus infinity elsewhere, shape (T, T)."""
+    seen = torch.ones(length, length, dtype=torch.bool, device=like.device).tril().triu(1 - window)
+    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill(
+        ~seen, float("-inf")
+    )
 
 
 @torch.library.custom_op("luthier::packed_attention_backward", mutates_args=())
@@ -167,85 +203,65 @@ def _backward(
     dq_NHD = torch.empty(q_NHD.shape, dtype=q_NHD.dtype, device=q_NHD.device)
     dk_NKD, dv_NKD = (torch.zeros(t.shape, dtype=torch.float32, device=t.device) for t in (k_NKD, v_NKD))
     mean_NH = _mean_gradient(dout_NHD, out_NHD)
-    for tile, q, k, v in _parts(q_NHD, k_NKD, v_NKD, row_lengths, window):
-        num_queries, groups = len(tile.first_Q), q_NHD.shape[1] // k_NKD.shape[1]
-        total, mean = (
-            t[tile.queries].view(num_queries, -1, groups).permute(1, 2, 0) for t in (total_NH, mean_NH)
-        )
-        dout = _heads_first(dout_NHD[tile.queries], k_NKD.shape[1])
-        dweights = (dout @ v.transpose(1, 2)).view(-1, groups, num_queries, v.shape[1])
-        weights, dscores = _softmax_gradient(
-            _scores(q, k, tile), total, dweights, mean, scaling, tile.first_Q, tile.offset
-        )
-        weights, dscores = weights.flatten(1, 2), dscores.flatten(1, 2)
-        dq_NHD[tile.queries] = _tokens_first(dscores @ k, tile)
-        dk_NKD[tile.keys] += (dscores.transpose(1, 2) @ q).transpose(0, 1)
-        dv_NKD[tile.keys] += (weights.transpose(1, 2) @ dout).transpose(0, 1)
-    return dq_NHD, dk_NKD.to(k_NKD.dtype), dv_NKD.to(v_NKD.dtype)
-
-
-def _parts(
-    q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, row_lengths: Tensor, window: int
-) -> Iterator[tuple[Tile, Tensor, Tensor, Tensor]]:
-    """Each tile with its queries, shape (K, G x Q, D), and keys and values, shape (K, T, D)."""
     for tile in tiles(tuple(row_lengths.tolist()), window or None, q_NHD.device):
-        keys, values = (t[tile.keys].transpose(0, 1) for t in (k_NKD, v_NKD))
-        yield tile, _heads_first(q_NHD[tile.queries], len(keys)), keys, values
-
-
-def _heads_first(t_QHD: Tensor, num_keys: int) -> Tensor:
-    """Heads that share keys below each other, so that a product is G times as tall: shape (K, G x Q, D)."""
-    queries, heads, width = t_QHD.shape
-    parted = t_QHD.reshape(queries, num_keys, heads // num_keys, width)
-    return parted.permute(1, 2, 0, 3).reshape(num_keys, -1, width)
-
-
-def _tokens_first(t_KSD: Tensor, tile: Tile) -> Tensor:
-    """The way back, from (K, G x Q, D) to (Q, H, D)."""
-    parted = t_KSD.view(len(t_KSD), -1, len(tile.first_Q), t_KSD.shape[2])
-    return parted.permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _scores(q: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    """Products of all queries and keys, shape (K, G, Q, T)."""
-    return (q @ k.transpose(1, 2)).view(len(k), -1, len(tile.first_Q), k.shape[1])
-
-
-def _scaled(scores: Tensor, scaling: float, first_Q: Tensor, offset: int) -> Tensor:
-    """In 32 bits, minus infinity where a key is not seen."""
-    queries, keys = scores.shape[2:]
-    key_T = torch.arange(keys, device=scores.device)
-    last_Q = torch.arange(queries, device=scores.device) + offset
-    hidden_QT = (key_T > last_Q[:, None]) | (key_T < first_Q[:, None])
-    return (scores.float() * scaling).masked_fill(hidden_QT, float("-inf"))
-
-
-@compiled
-def _softmax(scores: Tensor, scaling: float, first_Q: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    scaled = _scaled(scores, scaling, first_Q, offset)
-    total = scaled.logsumexp(-1)
-    return (scaled - total[..., None]).exp().to(scores.dtype), total
-
-
-@compiled
-def _softmax_gradient(
-    scores: Tensor,
-    total: Tensor,
-    dweights: Tensor,
-    mean: Tensor,
-    scaling: float,
-    first_Q: Tensor,
-    offset: int,
-) -> tuple[Tensor, Tensor]:
-    weights = (_scaled(scores, scaling, first_Q, offset) - total[..., None]).exp()
-    dscores = weights * (dweights.float() - mean[..., None]) * scaling
-    return weights.to(scores.dtype), dscores.to(scores.dtype)
+        queries, keys = tile.queries, tile.keys
+        dq_NHD[queries], dk, dv = _tile_gradients(
+            *(t[queries] for t in (dout_NHD, total_NH, mean_NH, q_NHD)),
+            *(t[keys] for t in (k_NKD, v_NKD)),
+            tile.first_Q,
+            tile.offset,
+            scaling,
+        )
+        dk_NKD[keys] += dk
+        dv_NKD[keys] += dv
+    return dq_NHD, dk_NKD.to(k_NKD.dtype), dv_NKD.to(v_NKD.dtype)
 
 
 @compiled
 def _mean_gradient(dout_NHD: Tensor, out_NHD: Tensor) -> Tensor:
     """Mean of a token's gradients of weights under its weights, shape (N, H)."""
     return (dout_NHD.float() * out_NHD.float()).sum(-1)
+
+
+@compiled
+def _tile_gradients(
+    dout_QHD: Tensor,
+    total_QH: Tensor,
+    mean_QH: Tensor,
+    q_QHD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    first_Q: Tensor,
+    offset: int,
+    scaling: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values; scores are computed again.
+
+    Source: Dao 2023, arXiv:2307.08691, algorithm 2, with all keys of a tile at once.
+    """
+    (queries, heads, width), (keys, num_keys, _) = q_QHD.shape, k_TKD.shape
+    # Heads that share keys stand below each other, so that a product is G times as tall.
+    q, dout = (
+        t.reshape(queries, num_keys, -1, width).permute(1, 2, 0, 3).reshape(num_keys, -1, width)
+        for t in (q_QHD, dout_QHD)
+    )
+    total, mean = (t.reshape(queries, num_keys, -1).permute(1, 2, 0)[..., None] for t in (total_QH, mean_QH))
+    k, v = k_TKD.transpose(0, 1), v_TKD.transpose(0, 1)
+    scores, dweights = (
+        (a @ b.transpose(1, 2)).view(num_keys, -1, queries, keys).float() for a, b in ((q, k), (dout, v))
+    )
+    key_T = torch.arange(keys, device=q.device)
+    last_Q = torch.arange(queries, device=q.device) + offset
+    hidden_QT = (key_T > last_Q[:, None]) | (key_T < first_Q[:, None])
+    weights = (scores * scaling - total).exp().masked_fill(hidden_QT, 0.0)
+    dscores = (weights * (dweights - mean) * scaling).to(q.dtype).view(num_keys, -1, keys)
+    weights = weights.to(q.dtype).view(num_keys, -1, keys)
+    dq_QHD = (dscores @ k).view(num_keys, -1, queries, width).permute(2, 0, 1, 3)
+    return (
+        dq_QHD.reshape(queries, heads, width),
+        (dscores.transpose(1, 2) @ q).transpose(0, 1),
+        (weights.transpose(1, 2) @ dout).transpose(0, 1),
+    )
 
 
 @packed_attention.register_fake
@@ -307,6 +323,10 @@ def can_pack(model: PreTrainedModel) -> str | None:
         return f"layers of kind {', '.join(sorted(kinds))} would leak from row to row"
     if getattr(config, "attn_logit_softcapping", None):
         return "attention scores are soft-capped"
+    if model.device.type not in ("cpu", "cuda"):
+        return f"attention inside packs is not written for {model.device.type}"
+    if model.device.type == "cuda" and getattr(model, "product_dtype", model.dtype) == torch.float32:
+        return "flash attention on a GPU needs bf16"
     if getattr(config, "attention_dropout", None) and getattr(config, "sliding_window", None):
         return "attention weights have dropout, inside a window"
     return None

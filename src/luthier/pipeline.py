@@ -145,9 +145,15 @@ def train(
     rows = Rows(place.rows("train"))
     with ranks.one_after_the_first():
         known = read_json(place.environment)
-        engine = _engine(recipe, model, rows, known.get("engine"))
+        engine = _engine(
+            recipe, model, rows, known.get("engine") if known.get("training") == key else None, ranks.count
+        )
         if ranks.is_first:
-            seen = chosen(model, recipe.model) | {"engine": engine.to_dict(), "num_processes": ranks.count}
+            seen = chosen(model, recipe.model) | {
+                "training": key,
+                "engine": engine.to_dict(),
+                "num_processes": ranks.count,
+            }
             write_json(place.environment, known | seen)
     for line in coverage(model):
         logger.info("train: %s", line)
@@ -172,9 +178,11 @@ def train(
     return place
 
 
-def _engine(recipe: Recipe, model: Any, rows: Rows, before: Mapping[str, Any] | None) -> Engine:
+def _engine(
+    recipe: Recipe, model: Any, rows: Rows, before: Mapping[str, Any] | None, num_processes: int
+) -> Engine:
     """How the model is computed; a run that is taken up again, or another of its processes, takes the way that it took."""
-    from luthier.models import engine
+    from luthier.models import engine, memory
     from luthier.schedule import total_steps
 
     settings = recipe.train
@@ -188,6 +196,16 @@ def _engine(recipe: Recipe, model: Any, rows: Rows, before: Mapping[str, Any] | 
         packing=settings.packing,
         compiling=compiling,
         planned_tokens=round(tokens),
+    )
+    found = memory.fit(
+        model,
+        found,
+        rows,
+        rows_at_once=-(-settings.batch_size // num_processes),
+        micro_batch_tokens=before["micro_batch_tokens"] if before else settings.micro_batch_tokens,
+        gradient_checkpointing=before["gradient_checkpointing"]
+        if before
+        else settings.gradient_checkpointing,
     )
     logger.info("train: %s", found)
     return found

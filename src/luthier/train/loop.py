@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
 import psutil
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.encoding.batches import shuffled
@@ -28,6 +29,7 @@ from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
 from luthier.models.engine import Engine
 from luthier.models.forward import base_model, token_scores
 from luthier.models.generate import generate
+from luthier.models.memory import give_back, is_out_of_memory, peak
 from luthier.recipe import Recipe
 from luthier.records import Finding, Row
 from luthier.rows import Rows
@@ -179,6 +181,7 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
         "learning_rate": rate,
         "tokens_per_s": round(tokens / (time.perf_counter() - began), 1),
         "memory_gib": round(memory_gib(), 3),
+        "peak_memory_gib": round(peak(loop.ranks.device) / 2**30, 3),
     }
 
 
@@ -195,17 +198,41 @@ def accumulate_gradients(
         rows: Of the whole step.
         groups: Indices into this rank's rows of each micro-batch; as they fit, if not given.
     """
-    ranks, most = loop.ranks, loop.recipe.train.micro_batch_tokens
+    ranks = loop.ranks
     total_weight = float(sum(row.loss_weights.sum() for row in rows))
     own = rows[ranks.index :: ranks.count]
-    loss = torch.zeros((), device=ranks.device)
-    for group in groups or loop.engine.groups([len(row.input_ids) for row in own], most):
-        batch = loop.engine.batch([own[i] for i in group]).to(ranks.device)
+    while True:
+        try:
+            loss = _backward(loop, own, groups, total_weight)
+            break
+        except (RuntimeError, MemoryError) as error:
+            made = groups or loop.engine.groups([len(row.input_ids) for row in own])
+            if not is_out_of_memory(error) or groups or all(len(group) == 1 for group in made):
+                raise
+        _halve(loop)
+    ranks.sum_gradients(list(trainable(loop.model).values()))
+    return ranks.sum([float(loss)])[0]
+
+
+def _backward(
+    loop: Loop, rows: Sequence[Row], groups: Sequence[Sequence[int]] | None, total_weight: float
+) -> Tensor:
+    loss = torch.zeros((), device=loop.ranks.device)
+    for group in groups or loop.engine.groups([len(row.input_ids) for row in rows]):
+        batch = loop.engine.batch([rows[i] for i in group]).to(loop.ranks.device)
         part = token_scores(loop.model, batch, plain=loop.engine.plain_head).weighted_sum() / total_weight
         part.backward()
         loss += part.detach()
-    ranks.sum_gradients(list(trainable(loop.model).values()))
-    return ranks.sum([float(loss)])[0]
+    return loss
+
+
+def _halve(loop: Loop) -> None:
+    """Half as many tokens at once from now on; what the step had added up is forgotten, and it begins anew."""
+    loop.model.zero_grad(set_to_none=True)
+    most = loop.engine.micro_batch_tokens
+    loop.engine = replace(loop.engine, micro_batch_tokens=most // 2)
+    logger.warning("train: out of memory with %d tokens at once; going on with %d", most, most // 2)
+    give_back()
 
 
 @torch.no_grad()
@@ -216,9 +243,7 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
     ranks = loop.ranks
     rows = [loop.eval_rows.row(i) for i in range(ranks.index, len(loop.eval_rows), ranks.count)]
     sums = dict.fromkeys(("weighted", "weight", "nats", "tokens", "correct"), 0.0)
-    for group in loop.engine.groups(
-        [len(row.input_ids) for row in rows], loop.recipe.train.micro_batch_tokens
-    ):
+    for group in loop.engine.groups([len(row.input_ids) for row in rows]):
         batch = loop.engine.batch([rows[i] for i in group]).to(ranks.device)
         scores = token_scores(loop.model, batch, plain=loop.engine.plain_head)
         sums["weighted"] += float(scores.weighted_sum())

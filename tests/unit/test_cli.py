@@ -657,7 +657,14 @@ def test_plan_of_the_large_recipes_is_readable_at_80_columns(luthier, recipe, tm
     done = luthier("plan", recipe, "--gpus", "8xA100-80G", "--run", tmp_path, env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output
     assert max(map(len, done.stdout.splitlines())) <= 80 and "…" not in done.stdout
-    for said in ("parameters", "activations", "optimizer states", "tokens/s", "hours", "All of it is an estimate"):
+    for said in (
+        "parameters",
+        "activations",
+        "optimizer states",
+        "tokens/s",
+        "hours",
+        "All of it is an estimate",
+    ):
         assert said in done.stdout
 
 
@@ -672,9 +679,7 @@ def test_plan_as_json(luthier, tmp_path):
 
 
 def test_plan_that_nothing_makes_fit_is_1(luthier, tmp_path):
-    done = luthier(
-        "plan", "large/mistral-7b-lora", "model.adapter=null", "--gpus", "4090", "--run", tmp_path
-    )
+    done = luthier("plan", "large/mistral-7b-lora", "model.adapter=null", "--gpus", "4090", "--run", tmp_path)
     assert done.exit_code == 1 and "No way fits" in done.stdout
 
 

@@ -19,7 +19,9 @@ _AMPERE = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/p
 _HOPPER = "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet"
 _ADA = "https://images.nvidia.com/aem-dam/Solutions/Data-Center/l4/nvidia-ada-gpu-architecture-whitepaper-v2.1.pdf"
 _L40S = "https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413"
-_VOLTA = "https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf"
+_VOLTA = (
+    "https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf"
+)
 
 CPU = "CPU"
 # Left free: the driver's context, the libraries' workspace, and holes that the allocator leaves.
@@ -102,7 +104,9 @@ def parse(text: str) -> tuple[int, Device]:
         near = difflib.get_close_matches(form[2].upper() if form else text, names, n=1)
         hint = f"did you mean {near[0]}? " if near and name is None else ""
         raise UserError(
-            f"{text!r} names no GPUs", "--gpus", f"{hint}write COUNTxNAME, such as 8xA100-80G; names: {', '.join(names)}"
+            f"{text!r} names no GPUs",
+            "--gpus",
+            f"{hint}write COUNTxNAME, such as 8xA100-80G; names: {', '.join(names)}",
         )
     return count, this_processor() if name == CPU else DEVICES[name]
 

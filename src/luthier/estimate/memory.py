@@ -1,7 +1,7 @@
 """Memory of one GPU in training, by part, as Luthier trains.
 
 The formulae count what torch's autograd keeps of Luthier's own code: packed rows, LoRA as one product, head and loss in
-slices. The code's own measurement of them is tests/unit/estimate/test_memory.py. Symbols: D width between blocks, A width
+slices; tests/unit/estimate/test_memory.py holds them against what torch counts. Symbols: D width between blocks, A width
 of all queries, K width of all keys, F width inside the MLP, H heads, T tokens of a row, r rank; p bytes of a number in a
 product, s between blocks.
 
@@ -93,7 +93,7 @@ def memory(
         optimizer_states=2 * trained / parts,
         copies=_copies(shape, way),
         activations=activations(shape, way, tokens, row_tokens, trained_share),
-        working=max(_working(shape, row_tokens) * tokens, _logits(shape, tokens * trained_share)),
+        working=_working(shape, way, tokens, row_tokens, trained_share),
     )
 
 
@@ -101,7 +101,9 @@ def activations(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_sh
     """Bytes that the forward pass of a micro-batch keeps for the backward pass."""
     several = tokens > row_tokens
     kept = shape.layers[shape.first_trained :]
-    by_layer = [tokens * block(shape, layer, row_tokens, several) + _mask(shape, row_tokens) for layer in kept]
+    by_layer = [
+        tokens * block(shape, layer, row_tokens, several) + _mask(shape, row_tokens) for layer in kept
+    ]
     if way.checkpointing:
         blocks = tokens * shape.hidden * shape.stream_bytes * len(kept) + max(by_layer, default=0)
     else:
@@ -111,6 +113,17 @@ def activations(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_sh
     around = tokens * (2 * shape.head_width * shape.stream_bytes + last)
     head = (1 if shape.head_trained else 2) * shape.hidden * shape.stream_bytes
     return blocks + around + tokens * trained_share * head
+
+
+def _by_block(shape: Shape, tokens: int, row_tokens: int) -> list[float]:
+    """Bytes that each block keeps of a micro-batch; those before the first trained one keep nothing."""
+    mask = _mask(shape, row_tokens)
+    passed = shape.layers[shape.first_trained :]
+    return [tokens * block(shape, layer, row_tokens, tokens > row_tokens) + mask for layer in passed]
+
+
+def _largest_block(shape: Shape, tokens: int, row_tokens: int) -> float:
+    return max(_by_block(shape, tokens, row_tokens), default=0.0)
 
 
 def block(shape: Shape, layer: tuple[Linear, ...], row_tokens: int, several: bool) -> float:
@@ -146,7 +159,9 @@ def _inputs(shape: Shape, layer: tuple[Linear, ...]) -> float:
         elif linear.rank and shape.dropout:
             total += (4 + p) * linear.inputs  # each draws its own
         elif linear.trained or linear.rank:
-            source = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(linear.name, linear.name)
+            source = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(
+                linear.name, linear.name
+            )
             total += 0 if source in shared else p * linear.inputs
             shared.add(source)
     return total
@@ -158,11 +173,23 @@ def _mask(shape: Shape, row_tokens: int) -> float:
     return shape.product_bytes * row_tokens**2 if windowed else 0
 
 
-def _working(shape: Shape, row_tokens: int) -> float:
-    """Bytes of a token that come and go within one block: gradients of the scores, or of the MLP's inside."""
+def _working(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_share: float) -> float:
+    """Bytes beyond what is kept: of logits at the head, or of gradients within one block, whichever are more.
+
+    Going backwards, a block's MLP comes first: gradients of both its halves, 2 p F. What it kept is gone when the
+    scores' turn comes: (8 - p) H T of them, or 8 H T in fp32. At the head no block is at work, so that under
+    checkpointing its logits take the place of a block's activations.
+    """
     p = shape.product_bytes
-    scores = (8 + p) * shape.heads * row_tokens if row_tokens <= MOST_TOKENS_WRITTEN_OUT else 0
-    return max(scores, 4 * p * shape.intermediate) + 4 * shape.hidden
+    inside = 2 * p * shape.intermediate
+    if row_tokens <= MOST_TOKENS_WRITTEN_OUT:
+        scores = (8 - p if p < 4 else 8) * shape.heads * row_tokens
+        freed = 4 * p * shape.intermediate + (4 + p) * shape.hidden
+        inside = max(inside, scores - freed)
+    logits = _logits(shape, tokens * trained_share)
+    if way.checkpointing:
+        logits -= _largest_block(shape, tokens, row_tokens)
+    return max((inside + 4 * shape.hidden) * tokens, logits)
 
 
 def _logits(shape: Shape, num_trained: float) -> float:

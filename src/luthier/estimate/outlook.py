@@ -162,7 +162,8 @@ class Outlook:
             },
             "utilisation": list(UTILISATION),
             "ways": [
-                {**asdict(way), "memory": {**asdict(way.memory), "total": way.memory.total}} for way in self.ways
+                {**asdict(way), "memory": {**asdict(way.memory), "total": way.memory.total}}
+                for way in self.ways
             ],
             "evaluation": asdict(self.evaluation),
             "words": list(self.words),
@@ -287,7 +288,10 @@ def _prepared(recipe: Recipe, run: RunFolder) -> RowCounts | None:
 def _ways(recipe: Recipe, count: int) -> list[Way]:
     found = [Way("plain"), Way("checkpointing", checkpointing=True)]
     if count > 1:
-        found += [Way("sharding", sharded=True), Way("sharding+checkpointing", checkpointing=True, sharded=True)]
+        found += [
+            Way("sharding", sharded=True),
+            Way("sharding+checkpointing", checkpointing=True, sharded=True),
+        ]
     if recipe.model.adapter is not None:
         found.append(Way("4-bit+checkpointing", checkpointing=True, four_bit=True))
     return found
@@ -362,8 +366,14 @@ def _evaluation(
     if steps is not None:
         evals = 1 + math.ceil(steps / eval_interval(recipe.train, steps))
         if recipe.train.eval_every_tokens:
-            evals = 1 + math.ceil(steps * recipe.train.batch_size * rows.tokens / recipe.train.eval_every_tokens)
-        samples = recipe.evaluate.max_new_tokens * decode(recipe.train.num_samples) if recipe.train.num_samples else 0
+            evals = 1 + math.ceil(
+                steps * recipe.train.batch_size * rows.tokens / recipe.train.eval_every_tokens
+            )
+        samples = (
+            recipe.evaluate.max_new_tokens * decode(recipe.train.num_samples)
+            if recipe.train.num_samples
+            else 0
+        )
         during = _hours(evals * ((rows.eval or 0) * score / all_ + samples))
     if rows.test is not None:
         batches = math.ceil(rows.test / batch)

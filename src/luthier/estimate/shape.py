@@ -237,7 +237,10 @@ def _counts(base: PreTrainedModel) -> tuple[dict[str, int], dict[str, int]]:
     trained: dict[str, int] = {}
     owned = {
         id(p): part
-        for part, module in (("head", base.get_output_embeddings()), ("embedding", base.get_input_embeddings()))
+        for part, module in (
+            ("head", base.get_output_embeddings()),
+            ("embedding", base.get_input_embeddings()),
+        )
         if module is not None
         for p in module.parameters()
     }

@@ -50,10 +50,10 @@ def test_the_forward_pass_of_a_7b_model_without_weights():
     config, _ = config_of(settings)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-        ids = torch.zeros(1, 512, dtype=torch.int64)
+        ids, positions = torch.zeros(1, 512, dtype=torch.int64), torch.zeros(1, 512, dtype=torch.int64)
+        mask = torch.zeros(1, 1, 512, 512)  # handed on as it is; to make one, values would be looked at
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=ids, use_cache=False)
-    # Rotary positions are a product of widths 1 here, which is no work.
+        model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
     found = flops(shape_of(settings, "bf16"), 512)
     assert found.scoring(1.0) * 512 == pytest.approx(counter.get_total_flops(), rel=0.001)
 

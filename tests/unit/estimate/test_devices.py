@@ -9,7 +9,12 @@ from luthier.recipe import Model
 
 @pytest.mark.parametrize(
     ("text", "count", "name"),
-    [("8xA100-80G", 8, "A100-80G"), ("h100-80g", 1, "H100-80G"), ("4 x 4090", 4, "4090"), ("1X4090", 1, "4090")],
+    [
+        ("8xA100-80G", 8, "A100-80G"),
+        ("h100-80g", 1, "H100-80G"),
+        ("4 x 4090", 4, "4090"),
+        ("1X4090", 1, "4090"),
+    ],
 )
 def test_gpus_are_named_in_any_letters(text, count, name):
     found, device = devices.parse(text)

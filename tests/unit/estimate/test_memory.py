@@ -49,7 +49,9 @@ def test_checkpointing_keeps_inputs_of_blocks_and_computes_one_block_at_a_time(t
     shape, training = shape_of(model, "bf16"), Training(model, 4, 100)
     base_model(training.model).gradient_checkpointing_enable({"use_reentrant": False})
     found = memory(shape, CHECKPOINTED, tokens=400, row_tokens=100)
-    peak = found.activations + found.working + found.gradients + (found.copies if model.adapter is None else 0)
+    peak = (
+        found.activations + found.working + found.gradients + (found.copies if model.adapter is None else 0)
+    )
     assert peak == pytest.approx(training.peak_bytes(), rel=0.25)
     assert found.activations < 0.3 * activations(shape, PLAIN, 400, 100, 1.0)
 
@@ -86,3 +88,5 @@ def test_logits_exist_a_slice_at_a_time():
     shape = shape_of(Model(name="Qwen/Qwen3-0.6B"), "bf16")
     short = memory(shape, PLAIN, tokens=1000, row_tokens=10, trained_share=1.0)
     assert short.working == 8 * (1 << 24), "the whole would be 151,936,000 logits"
+    one = memory(shape, PLAIN, tokens=10, row_tokens=10, trained_share=0.5)
+    assert one.working == 8 * 5 * 151_936

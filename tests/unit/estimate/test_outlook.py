@@ -24,7 +24,9 @@ def test_the_largest_micro_batch_fits_and_one_token_more_does_not(tmp_path):
     shape = shape_of(recipe().model, "bf16")
     for way in made.ways:
         most = way.largest_micro_batch_tokens
-        needed = [memory(shape, way.way, tokens=n, row_tokens=512, num_gpus=2).total for n in (most, most + 1)]
+        needed = [
+            memory(shape, way.way, tokens=n, row_tokens=512, num_gpus=2).total for n in (most, most + 1)
+        ]
         assert needed[0] <= made.device.usable < needed[1]
 
 
@@ -43,7 +45,9 @@ def test_gpus_without_a_row_of_the_step_do_no_work(tmp_path):
     made = outlook(recipe(train={"batch_size": 12}), "8xH100-80G", run=tmp_path, rows=1000)
     even = outlook(recipe(train={"batch_size": 16}), "8xH100-80G", run=tmp_path, rows=1000)
     assert made.ways[0].tokens_per_s[0] == pytest.approx(even.ways[0].tokens_per_s[0] * 6 / 8)
-    assert any("batch_size=12 is no multiple of 8 GPUs, which do the work of 6: take 16" in w for w in made.words)
+    assert any(
+        "batch_size=12 is no multiple of 8 GPUs, which do the work of 6: take 16" in w for w in made.words
+    )
     assert not any("multiple" in word for word in even.words)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.estimate.shape import Shape
-from luthier.models.packed import MOST_TOKENS_WRITTEN_OUT
+from luthier.models.packed import TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +61,22 @@ def flops(shape: Shape, row_tokens: float) -> Flops:
             if linear.name in ("q_proj", "k_proj", "v_proj") and (shape.dropout or not linear.rank)
         )
     to_weights = sum(linear.weights for linear in shape.linears() if linear.trained)
-    backward = 2 * (to_inputs + to_weights) + 4 * adapters + 2 * attention * len(passed)
+    backward = 2 * (to_inputs + to_weights) + 4 * adapters + 2.5 * attention * len(passed)
     head = 2 * shape.hidden * shape.vocabulary
     times = 2 if not shape.head_trained else 3 if shape.plain_head else 4
     return Flops(forward, backward, times * head, head)
 
 
 def _attention(shape: Shape, row_tokens: float) -> float:
-    """Operations of the two products of one layer's attention, for a token, forward.
+    """Operations of the two products of one layer's attention, for a token, forward; backwards there are five.
 
-    Every pair of a row's tokens is computed where all scores are written out or masked by a window (4 A T); kernels
-    that know of causality leave out the half that is not seen.
+    Of a long row a tile of queries meets the keys before its end, half of the row on average, or its window; short rows
+    share a tile, in which all pairs are computed.
     """
-    whole = row_tokens <= MOST_TOKENS_WRITTEN_OUT or shape.window is not None
-    return (4 if whole else 2) * shape.attention_width * row_tokens
+    if 0 < row_tokens <= TILE:
+        keys = TILE // row_tokens * row_tokens
+    elif shape.window and shape.window < row_tokens:
+        keys = shape.window + TILE / 2
+    else:
+        keys = (row_tokens + TILE) / 2 if row_tokens else 0.0
+    return 4 * shape.attention_width * keys

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from luthier.estimate.shape import Linear, Shape
 from luthier.models.head import MOST_LOGITS
-from luthier.models.packed import MOST_TOKENS_WRITTEN_OUT
+from luthier.models.packed import TILE
 
 # Bytes of a 4-bit weight with a scale of 8 bits for each 64, and one of 32 bits for each 256 of these.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -92,22 +92,19 @@ def memory(
         gradients=trained / parts,
         optimizer_states=2 * trained / parts,
         copies=_copies(shape, way),
-        activations=activations(shape, way, tokens, row_tokens, trained_share),
+        activations=activations(shape, way, tokens, trained_share),
         working=_working(shape, way, tokens, row_tokens, trained_share),
     )
 
 
-def activations(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_share: float) -> float:
+def activations(shape: Shape, way: Way, tokens: int, trained_share: float) -> float:
     """Bytes that the forward pass of a micro-batch keeps for the backward pass."""
-    several = tokens > row_tokens
-    kept = shape.layers[shape.first_trained :]
-    by_layer = [
-        tokens * block(shape, layer, row_tokens, several) + _mask(shape, row_tokens) for layer in kept
-    ]
+    kept = _by_block(shape, tokens)
     if way.checkpointing:
-        blocks = tokens * shape.hidden * shape.stream_bytes * len(kept) + max(by_layer, default=0)
+        inputs = tokens * shape.hidden * shape.stream_bytes
+        blocks = inputs * len(kept) + max(kept, default=0.0)
     else:
-        blocks = sum(by_layer)
+        blocks = sum(kept)
     # Around the blocks: cosines and sines of positions, the last norm, and the head's input and gradient.
     last = 4 * shape.hidden + (shape.stream_bytes * shape.hidden if shape.norms_trained else 0)
     around = tokens * (2 * shape.head_width * shape.stream_bytes + last)
@@ -115,36 +112,24 @@ def activations(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_sh
     return blocks + around + tokens * trained_share * head
 
 
-def _by_block(shape: Shape, tokens: int, row_tokens: int) -> list[float]:
+def _by_block(shape: Shape, tokens: int) -> list[float]:
     """Bytes that each block keeps of a micro-batch; those before the first trained one keep nothing."""
-    mask = _mask(shape, row_tokens)
-    passed = shape.layers[shape.first_trained :]
-    return [tokens * block(shape, layer, row_tokens, tokens > row_tokens) + mask for layer in passed]
+    return [tokens * block(shape, layer) for layer in shape.layers[shape.first_trained :]]
 
 
-def _largest_block(shape: Shape, tokens: int, row_tokens: int) -> float:
-    return max(_by_block(shape, tokens, row_tokens), default=0.0)
-
-
-def block(shape: Shape, layer: tuple[Linear, ...], row_tokens: int, several: bool) -> float:
+def block(shape: Shape, layer: tuple[Linear, ...]) -> float:
     """Bytes that one block keeps of a token.
 
     Norms 4 (D + D): their input in fp32; once more normalised if their weights are trained. Inputs of layers that are
-    trained or adapted: p D for queries, keys and values, p A for the output, p D and p F for the MLP, p r for each
-    adapter. Attention: p (A + 2 K) and, where scores are written out, (4 + p) H T of them (4 H T in fp32), else p A of
-    the result; p A more where several rows share a pack. The gated activation: p 3 F.
+    trained or adapted: p D for queries, keys and values, p D and p F for the MLP, p r for each adapter. Attention:
+    queries, keys, values and the result, which is the output layer's input: s (2 A + K) + p K, and 4 H of sums. The
+    gated activation: p 3 F.
     """
-    p = shape.product_bytes
+    p, s = shape.product_bytes, shape.stream_bytes
     norms = 4 * (shape.stream_norms + shape.head_norms)
     if shape.norms_trained:
-        norms += shape.stream_bytes * shape.stream_norms + p * shape.head_norms
-    attention = p * (shape.attention_width + 2 * shape.kv_width)
-    if row_tokens <= MOST_TOKENS_WRITTEN_OUT:
-        attention += (4 + p if p < 4 else 4) * shape.heads * row_tokens
-    else:
-        attention += p * shape.attention_width + 4 * shape.heads
-    if several:
-        attention += p * shape.attention_width + 8
+        norms += s * shape.stream_norms + p * shape.head_norms
+    attention = s * (2 * shape.attention_width + shape.kv_width) + p * shape.kv_width + 4 * shape.heads
     return norms + _inputs(shape, layer) + attention + 3 * p * shape.intermediate
 
 
@@ -158,7 +143,7 @@ def _inputs(shape: Shape, layer: tuple[Linear, ...]) -> float:
             total += p * linear.inputs  # each casts its own
         elif linear.rank and shape.dropout:
             total += (4 + p) * linear.inputs  # each draws its own
-        elif linear.trained or linear.rank:
+        elif (linear.trained or linear.rank) and linear.name != "o_proj":
             source = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}.get(
                 linear.name, linear.name
             )
@@ -167,29 +152,22 @@ def _inputs(shape: Shape, layer: tuple[Linear, ...]) -> float:
     return total
 
 
-def _mask(shape: Shape, row_tokens: int) -> float:
-    """Bytes of a block's mask, where a window has to be drawn for a kernel."""
-    windowed = shape.window is not None and row_tokens > MOST_TOKENS_WRITTEN_OUT
-    return shape.product_bytes * row_tokens**2 if windowed else 0
-
-
 def _working(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_share: float) -> float:
     """Bytes beyond what is kept: of logits at the head, or of gradients within one block, whichever are more.
 
     Going backwards, a block's MLP comes first: gradients of both its halves, 2 p F. What it kept is gone when the
-    scores' turn comes: (8 - p) H T of them, or 8 H T in fp32. At the head no block is at work, so that under
-    checkpointing its logits take the place of a block's activations.
+    scores' turn comes, a tile of queries with all their keys at a time: (4 p + 8) of each. At the head no block is at
+    work, so that under checkpointing its logits take the place of a block's activations.
     """
     p = shape.product_bytes
-    inside = 2 * p * shape.intermediate
-    if row_tokens <= MOST_TOKENS_WRITTEN_OUT:
-        scores = (8 - p if p < 4 else 8) * shape.heads * row_tokens
-        freed = 4 * p * shape.intermediate + (4 + p) * shape.hidden
-        inside = max(inside, scores - freed)
+    queries = min(TILE, tokens)
+    scores = (4 * p + 8) * shape.heads * queries * max(row_tokens, queries)
+    freed = tokens * (4 * p * shape.intermediate + (4 + p) * shape.hidden)
+    inside = max(2 * p * shape.intermediate * tokens, scores - freed)
     logits = _logits(shape, tokens * trained_share)
     if way.checkpointing:
-        logits -= _largest_block(shape, tokens, row_tokens)
-    return max((inside + 4 * shape.hidden) * tokens, logits)
+        logits -= max(_by_block(shape, tokens), default=0.0)
+    return max(inside + 4 * shape.hidden * tokens, logits)
 
 
 def _logits(shape: Shape, num_trained: float) -> float:
@@ -197,7 +175,7 @@ def _logits(shape: Shape, num_trained: float) -> float:
     numbers = num_trained * shape.vocabulary
     if shape.plain_head:
         return numbers * (shape.product_bytes + 12)
-    return min(numbers, MOST_LOGITS) * 8
+    return min(numbers, MOST_LOGITS) * (shape.product_bytes + 8)
 
 
 def _copies(shape: Shape, way: Way) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +129,11 @@ def checkpoint_gradients(model: PreTrainedModel | PeftModel) -> None:
 
     Source: Chen et al. 2016, arXiv:1604.06174.
     """
-    base_model(model).gradient_checkpointing_enable({"use_reentrant": False})
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # transformers 5.23 has a new name for it, 5.0 does not
+        base_model(model).gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def available(device: torch.device) -> int:

@@ -97,14 +97,25 @@ class Model(Options):
     @model_validator(mode="after")
     def _possible(self) -> Model:
         if self.adapter is None and self.quantisation:
-            raise ValueError("weights of 4 bits cannot be trained themselves; give model.adapter some settings")
+            raise ValueError(
+                "weights of 4 bits cannot be trained themselves; give model.adapter some settings"
+            )
         if self.adapter is None and self.start_from and self.start_mode != "merge":
-            raise ValueError(f"start_mode={self.start_mode} needs model.adapter; take start_mode=merge to train the whole model")
+            raise ValueError(
+                f"start_mode={self.start_mode} needs model.adapter; take start_mode=merge to train the whole model"
+            )
         if self.start_from and self.start_mode == "stack" and self.adapter and self.adapter.variant == "dora":
             raise ValueError("variant=dora cannot be stacked on another adapter; take start_mode=merge")
         if self.start_from and self.start_mode == "stack" and self.new_tokens:
-            raise ValueError("new_tokens cannot be trained by an adapter stacked on another; take start_mode=merge")
-        if self.start_from and self.start_mode == "continue" and self.adapter and self.adapter.init != "default":
+            raise ValueError(
+                "new_tokens cannot be trained by an adapter stacked on another; take start_mode=merge"
+            )
+        if (
+            self.start_from
+            and self.start_mode == "continue"
+            and self.adapter
+            and self.adapter.init != "default"
+        ):
             raise ValueError(
                 f"an adapter that is trained on has its weights, so that init={self.adapter.init} would do nothing; take start_mode=stack"
             )

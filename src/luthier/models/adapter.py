@@ -81,7 +81,7 @@ def stack_adapter(model: PeftModel, adapter: Adapter) -> PeftModel:
             "recipe key model.start_from",
             "set model.start_mode=merge",
         )
-    old = model.peft_config[TRAINED]
+    old: Any = model.peft_config[TRAINED]
     old.inference_mode, old.lora_dropout = False, 0.0
     tensors = {f"{key.removesuffix('.weight')}.{HELD}.weight": value for key, value in saved.items()}
     new = add_adapter(model.unload(), adapter, [])
@@ -183,7 +183,7 @@ def lora_config(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) ->
     )
 
 
-def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+def lora_layers(model: PeftModel) -> dict[str, Any]:
     """The adapted linear layers by name, as they are called in the base model."""
     return {
         name: layer
@@ -243,7 +243,7 @@ def _begin_from_weights(model: PeftModel, adapter: Adapter) -> None:
                 layer.pissa_init(TRAINED, _INITS[adapter.init])
         finally:
             base.weight = weight
-    config = copy.copy(model.peft_config[TRAINED])
+    config: Any = copy.copy(model.peft_config[TRAINED])
     config.trainable_token_indices, config.lora_dropout = None, 0.0
     with _made():
         model.add_adapter(HELD, config)
@@ -258,7 +258,8 @@ def _hold(model: PeftModel) -> PeftModel:
     """Makes both adapters active, and the held one untrained for good: peft switches all active ones on now and then."""
     for layer in lora_layers(model).values():
         layer.frozen_peft_weight_names = {**layer.frozen_peft_weight_names, HELD: ("lora_A", "lora_B")}
-    model.base_model.set_adapter([TRAINED, HELD])
+    tuner: Any = model.base_model
+    tuner.set_adapter([TRAINED, HELD])
     return model
 
 
@@ -279,7 +280,8 @@ def _joined(model: PeftModel, config: Any) -> tuple[Any, dict[str, Tensor]]:
     config.r = config.lora_alpha = usual
     config.rank_pattern, config.alpha_pattern = other, dict(other)
     config.use_rslora, config.init_lora_weights, config.lora_dropout = False, True, 0.0
-    if config.target_modules != model.peft_config[HELD].target_modules:
+    held: Any = model.peft_config[HELD]
+    if config.target_modules != held.target_modules:
         config.target_modules, config.exclude_modules = set(ranks), None
     return config, tensors
 
@@ -311,7 +313,7 @@ def _check_patterns(model: PeftModel, adapter: Adapter) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
         patterns: dict[str, float] = getattr(adapter, key)
         # peft's own reading of patterns, which gives back the name where none matches.
-        used = {get_pattern_key(patterns, name) for name in names} if patterns else set()
+        used = {get_pattern_key(list(patterns), name) for name in names} if patterns else set()
         if unused := [pattern for pattern in patterns if pattern not in used]:
             raise UserError(
                 f"{unused[0]!r} decides about no adapted layer",
@@ -328,7 +330,9 @@ def _made() -> Iterator[None]:
             yield
     except (ValueError, re.error) as error:
         raise UserError(
-            f"the adapter cannot be made: {one_line(error)}", _KEY, "name other layers in model.adapter.targets"
+            f"the adapter cannot be made: {one_line(error)}",
+            _KEY,
+            "name other layers in model.adapter.targets",
         ) from error
 
 

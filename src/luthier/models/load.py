@@ -48,6 +48,7 @@ Precision = Literal["fp32", "bf16"]
 
 _NAME = "recipe key model.name"
 
+
 def resolve(settings: Model) -> str:
     """The folder or Hub name that transformers loads: of a registered model, a local folder, or the name itself.
 

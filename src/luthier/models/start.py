@@ -148,4 +148,6 @@ def _config(adapter: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         return config
     except ValueError as error:
-        raise UserError(f"adapter_config.json is damaged: {error}", str(adapter), "copy the adapter again") from error
+        raise UserError(
+            f"adapter_config.json is damaged: {error}", str(adapter), "copy the adapter again"
+        ) from error

@@ -127,7 +127,11 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
 def _about(recipe: Recipe, ledger: Mapping[str, Any] | None, past: history.History) -> str:
     adapter = recipe.model.adapter
     kinds = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
-    how = f"a {kinds[adapter.variant]} adapter of rank {adapter.rank}" if adapter else "all of its own weights trained"
+    how = (
+        f"a {kinds[adapter.variant]} adapter of rank {adapter.rank}"
+        if adapter
+        else "all of its own weights trained"
+    )
     if recipe.model.quantisation:
         how = f"its weights in {recipe.model.quantisation} and {how}"
     if recipe.model.start_from:

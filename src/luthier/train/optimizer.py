@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterable
 from typing import Any
@@ -60,9 +61,9 @@ def adamw(parameters: Iterable[tuple[str, torch.nn.Parameter]], settings: Train)
 
 
 def _bitsandbytes(options: dict[str, Any], name: str) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW  # an extra
+    optimizers: Any = importlib.import_module("bitsandbytes.optim")  # an extra, without types
 
-    class TensorAdamW(AdamW):  # type: ignore[misc] # untyped
+    class TensorAdamW(optimizers.AdamW):  # type: ignore[misc]
         """Its state is tensors alone, each with memory of its own, as checkpoints hold them."""
 
         def init_state(self, group: Any, p: torch.nn.Parameter, gindex: int, pindex: int) -> None:

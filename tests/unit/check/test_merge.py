@@ -68,7 +68,9 @@ def test_what_is_rounded_away_is_what_a_merge_loses(tmp_path: Path, rate: float)
 def test_merging_into_four_bits_is_measured_and_undone(tmp_path: Path) -> None:
     bnb = pytest.importorskip("bitsandbytes")
     folder = tiny_trainer.save_folder(tmp_path / "model", tiny_trainer.model())
-    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
 
     def adapted() -> PeftModel:
         base = AutoModelForCausalLM.from_pretrained(
@@ -88,7 +90,7 @@ def test_merging_into_four_bits_is_measured_and_undone(tmp_path: Path) -> None:
     before = {n: (m.weight, m.weight.detach().clone(), m.weight.quant_state) for n, m in layers.items()}
     report = luthier.audit(trainer, only=["merge"])
     (found,) = report.findings
-    assert found.severity == "warning" and "quantised base" in found.what
+    assert found.severity == "warning" and "quantised base" in found.what, found
     for name, layer in layers.items():
         parameter, bits, state = before[name]
         assert layer.weight is parameter and torch.equal(layer.weight, bits)

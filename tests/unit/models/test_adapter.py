@@ -36,7 +36,12 @@ KINDS = [
     {"init": "pissa"},
     {"init": "pissa-fast"},
     {"init": "olora"},
-    {"init": "pissa", "variant": "rslora", "rank_pattern": {"v_proj": 2}, "alpha_pattern": {".*mlp.up_proj": 3}},
+    {
+        "init": "pissa",
+        "variant": "rslora",
+        "rank_pattern": {"v_proj": 2},
+        "alpha_pattern": {".*mlp.up_proj": 3},
+    },
     {"rank_pattern": {r".*layers\.1\..*": 6, "v_proj": 2}, "alpha_pattern": {"q_proj": 32}},
     {"init": "olora", "targets": ["q_proj", "layers.1.mlp.up_proj"]},
 ]
@@ -48,7 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _settings(folder: Path, kind: dict[str, Any] | None = None, **changes: Any) -> Model:
-    return Model(**{"name": str(folder), "precision": "fp32", "adapter": Adapter(**SMALL | (kind or {})), **changes})
+    return Model(
+        **{"name": str(folder), "precision": "fp32", "adapter": Adapter(**SMALL | (kind or {})), **changes}
+    )
 
 
 def _load(settings: Model, *, training: bool = True) -> Any:
@@ -171,7 +178,9 @@ def test_the_fused_product_is_right_for_each_kind_or_leaves_it(
 
 def test_freezing_takes_parts_of_an_adapter(folder: Path) -> None:
     for kind in ({"init": "pissa"}, {"variant": "dora"}):
-        model = _load(_settings(folder, kind, freeze=["lora_A", "magnitude"] if "variant" in kind else ["lora_A"]))
+        model = _load(
+            _settings(folder, kind, freeze=["lora_A", "magnitude"] if "variant" in kind else ["lora_A"])
+        )
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         _train(model)
         changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
@@ -316,7 +325,11 @@ def test_a_stack_can_be_stacked_on_and_a_merged_start_merged_again(
         config = json.loads((run.adapter / "adapter_config.json").read_text())
         assert config["r"] == {0: 6, 1: 8, 2: 2, 3: 2}[number]
         tuned, place = _logits(model), run.path
-        assert torch.allclose(_logits(load_untrained(_settings(folder, start_from=str(place), start_mode="merge"), 300)), tuned, atol=1e-3)
+        assert torch.allclose(
+            _logits(load_untrained(_settings(folder, start_from=str(place), start_mode="merge"), 300)),
+            tuned,
+            atol=1e-3,
+        )
     assert len(list((tmp_path / "cache" / "merged").iterdir())) >= 4
 
 
@@ -330,19 +343,32 @@ def _edit(path: Path, **changes: Any) -> None:
         (lambda a: a.rename(a.parent / "model"), {}, "trained whole"),
         (lambda a: a.rename(a.parent / "gone"), {}, "holds no adapter"),
         (lambda a: (a / "adapter_model.safetensors").rename(a / "adapter_model.bin"), {}, "only safetensors"),
-        (lambda a: _edit(a / "adapter_config.json", base_model_name_or_path="owner/other"), {}, "trained on owner/other"),
+        (
+            lambda a: _edit(a / "adapter_config.json", base_model_name_or_path="owner/other"),
+            {},
+            "trained on owner/other",
+        ),
         (lambda a: _edit(a / "adapter_config.json", init_lora_weights="pissa_niter_4"), {}, "changes"),
         (lambda a: (a / "adapter_config.json").write_text("{"), {}, "damaged"),
         (lambda a: _edit(a / "tokenizer_config.json", eos_token="<|endoftext|>"), {}, "another tokenizer"),
         (lambda a: (a / "chat_template.jinja").write_text("{{ messages }}"), {}, "another chat template"),
         (lambda a: None, {"new_tokens": ["<|open|>"]}, "another tokenizer"),
-        (lambda a: None, {"quantisation": "nf4"}, "trained on weights in full precision, this recipe has nf4"),
+        (
+            lambda a: None,
+            {"quantisation": "nf4"},
+            "trained on weights in full precision, this recipe has nf4",
+        ),
         (lambda a: None, {"adapter": Adapter(rank=8, alpha=8)}, r"its rank is 4(.|\n)*model.adapter.rank=4"),
         (lambda a: None, {"adapter": Adapter(**SMALL, targets=["q_proj"])}, "its targets is"),
     ],
 )
 def test_an_adapter_that_does_not_belong_is_refused(
-    folder: Path, tmp_path: Path, earlier: tuple[RunFolder, torch.Tensor], spoil: Any, changes: dict[str, Any], said: str
+    folder: Path,
+    tmp_path: Path,
+    earlier: tuple[RunFolder, torch.Tensor],
+    spoil: Any,
+    changes: dict[str, Any],
+    said: str,
 ) -> None:
     if "quantisation" in changes:
         pytest.importorskip("bitsandbytes")

@@ -38,7 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _settings(folder: Path, kind: dict[str, Any] | None = None, **changes: Any) -> Model:
     adapter = Adapter(**{"rank": 4, "alpha": 8} | (kind or {}))
-    return Model(**{"name": str(folder), "precision": "fp32", "adapter": adapter, "quantisation": "nf4", **changes})
+    return Model(
+        **{"name": str(folder), "precision": "fp32", "adapter": adapter, "quantisation": "nf4", **changes}
+    )
 
 
 def _load(settings: Model, *, training: bool = True) -> Any:
@@ -106,7 +108,9 @@ def test_it_trains_and_the_adapter_loads_in_plain_transformers_and_peft(
     assert losses[-1] < losses[0] - 0.05
     run = _run(tmp_path / "run", settings, model)
     tuned = _logits(model)
-    assert torch.allclose(_logits(load_trained(settings, run, len(load_tokenizer(settings)))), tuned, atol=1e-4)
+    assert torch.allclose(
+        _logits(load_trained(settings, run, len(load_tokenizer(settings)))), tuned, atol=1e-4
+    )
     plain = PeftModel.from_pretrained(_plain_base(folder), str(run.adapter))
     assert torch.allclose(_logits(plain), tuned, atol=1e-4)
 
@@ -189,7 +193,12 @@ def test_training_goes_on_from_a_quantised_run(
     model = _load(settings)
     _train(model)
     run, before = _run(tmp_path / "run", settings, model), _logits(model)
-    on = _settings(folder, start_from=str(run.path), start_mode=mode, **({"quantisation": None} if mode == "merge" else {}))
+    on = _settings(
+        folder,
+        start_from=str(run.path),
+        start_mode=mode,
+        **({"quantisation": None} if mode == "merge" else {}),
+    )
     assert torch.allclose(_logits(load_untrained(on, 300)), before, atol=1e-3)
     again = _load(on)
     assert torch.allclose(_logits(again), before, atol=1e-3)
@@ -201,7 +210,9 @@ def test_training_goes_on_from_a_quantised_run(
 def test_without_bitsandbytes_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = loading.importlib.util.find_spec
     monkeypatch.setattr(
-        loading.importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else usual(name, *a)
+        loading.importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "bitsandbytes" else usual(name, *a),
     )
     with pytest.raises(UserError, match=r"luthier\[quantised\]"):
         _load(_settings(folder))

@@ -80,7 +80,10 @@ def test_a_state_of_8_bits_learns_nearly_the_same_and_resumes_exactly(tmp_path: 
 def test_paged_state_needs_a_gpu(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for ask in (lambda: refuse_unavailable(_settings(name)), lambda: adamw(_model().named_parameters(), _settings(name))):
+    for ask in (
+        lambda: refuse_unavailable(_settings(name)),
+        lambda: adamw(_model().named_parameters(), _settings(name)),
+    ):
         with pytest.raises(UserError, match="no such GPU") as error:
             ask()
     assert error.value.fix == f"train.optimizer={name.removeprefix('paged_')}"

@@ -86,7 +86,9 @@ def merge(context: CheckContext) -> Iterator[Finding]:
     if any(type(p).__name__ not in _BITSANDBYTES for p in quantised):
         raise Skip("the base model is quantised in a way that merging cannot be tried in")
     if isinstance(context, RunContext) and (quantised or not context.is_exact):
-        raise Skip("`luthier merge` merges in fp32 (what is quantised it dequantises first) and proves its result")
+        raise Skip(
+            "`luthier merge` merges in fp32 (what is quantised it dequantises first) and proves its result"
+        )
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
     batch = batch_of(context, [row.row for row in rows])
     with unchanged(model), evaluating(model), _trained_as_before(model):

@@ -386,7 +386,7 @@ def test_a_copy_of_the_base_is_the_base_and_other_weights_are_not(
         model = _load(_settings(twin, start_from=str(earlier[0].adapter), start_mode=mode))
         assert torch.allclose(_logits(model), earlier[1], atol=1e-4)
     make_model(seed=1).save_pretrained(twin)
-    with pytest.raises(UserError, match="trained on .*, not on .*twin"):
+    with pytest.raises(UserError, match=r"trained on .*, not on .*twin"):
         _load(_settings(twin, start_from=str(earlier[0].adapter)))
 
 

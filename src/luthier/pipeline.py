@@ -87,11 +87,17 @@ def check(
     """
     from luthier.check.context import RunContext
     from luthier.check.runner import check as run_checks
+    from luthier.train.optimizer import refuse_unavailable
 
-    place = prepare(recipe, *overrides, folder=folder, progress=progress)
     recipe = read(recipe, *overrides)
+    refuse_unavailable(recipe.train)
+    place = prepare(recipe, folder=folder, progress=progress)
     key = _key(
-        place, recipe, "task", "model", "data", "train", "check", "seed", code=registry.registered("check")
+        place,
+        recipe,
+        *("task", "model", "data", "train", "check", "seed"),
+        code=registry.registered("check"),
+        before=_start(recipe),
     )
     if _done(place, "check", key, place.findings):
         return place
@@ -216,7 +222,7 @@ def evaluate(
 ) -> RunFolder:
     """Base and tuned model on the test rows: predictions and scores with intervals; trains first if need be."""
     from luthier.evaluate import runner
-    from luthier.models.load import load_model, load_tokenizer, load_trained
+    from luthier.models.load import load_tokenizer, load_trained, load_untrained, starts_adapted
     from luthier.rows import Rows
 
     place = train(recipe, *overrides, folder=folder, progress=progress)
@@ -245,8 +251,8 @@ def evaluate(
         "base": lambda: runner.without_adapter(tuned),
         "tuned": lambda: nullcontext(tuned),
     }
-    if recipe.model.adapter is None:
-        base = load_model(recipe.model, len(tokenizer), training=False, seed=recipe.seed)
+    if recipe.model.adapter is None or starts_adapted(recipe.model):
+        base = load_untrained(recipe.model, len(tokenizer))
         models = {"base": lambda: nullcontext(base), "tuned": lambda: nullcontext(tuned)}
     with user_disk_errors(place.path):
         runner.evaluate(recipe, place, recipes.build("task", recipe.task), rows, tokenizer, models, progress)
@@ -320,7 +326,16 @@ def _key(
 
 
 def _train_key(place: RunFolder, recipe: Recipe) -> str:
-    return _key(place, recipe, "task", "model", "train", "seed")
+    return _key(place, recipe, "task", "model", "train", "seed", before=_start(recipe))
+
+
+def _start(recipe: Recipe) -> str:
+    """Hash of the adapter that training goes on from; nothing if it begins anew."""
+    if not recipe.model.start_from:
+        return ""
+    from luthier.models.start import start_hash
+
+    return start_hash(recipe.model)
 
 
 def _done(place: RunFolder, stage: str, key: str, result: Path | None) -> bool:

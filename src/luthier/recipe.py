@@ -28,6 +28,10 @@ Watcher = Literal[
 ]
 
 
+# First weights of an adapter that are taken out of the base weights.
+FROM_WEIGHTS = ("olora", "pissa", "pissa-fast")
+
+
 class Options(BaseModel):
     """Frozen settings that refuse unknown keys; the base of every section, task and source."""
 
@@ -37,14 +41,33 @@ class Options(BaseModel):
 class Adapter(Options):
     """A LoRA adapter, made by peft."""
 
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """``lora``; ``rslora``, which multiplies the update by alpha / sqrt(rank); ``dora``, which trains the size of each output apart from its direction."""
+    init: Literal["default", "gaussian", "orthogonal", "olora", "pissa", "pissa-fast"] = "default"
+    """First weights: peft's (random, and zeros), ``gaussian`` or ``orthogonal`` ones; or a part of the base weights themselves: their leading singular vectors (``pissa``; ``pissa-fast`` estimates them) or QR factors (``olora``). These last are saved with twice the rank, for the base model as it is."""
     rank: int = Field(16, ge=1)
     """Rank of the two matrices."""
     alpha: float = Field(32, gt=0)
     """Scale: the update is multiplied by alpha / rank."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Other ranks, by regular expressions of the end of layers' names (``.*mlp.down_proj: 32``); the first that matches counts, and each must match something."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Other alphas, likewise."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout before the first matrix."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Linear layers to adapt: ``all-linear`` (all but the output head), or names; a name that matches nothing is an error."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Adapter:
+        if self.variant == "dora" and self.init in FROM_WEIGHTS:
+            raise ValueError(
+                f"init={self.init} moves a part of the base weights, whose size variant=dora holds; take init=default or variant=lora"
+            )
+        odd = [rank for rank in (self.rank, *self.rank_pattern.values()) if rank % 2]
+        if self.init == "orthogonal" and odd:
+            raise ValueError(f"init=orthogonal needs even ranks, not {odd[0]}; take rank={odd[0] + 1}")
+        return self
 
 
 class Model(Options):
@@ -56,16 +79,49 @@ class Model(Options):
     """Commit or tag of a Hub model; none means the newest."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of matrix products: bf16 where the processor has it, unless told. What was taken is in environment.json."""
+    quantisation: Literal["nf4"] | None = None
+    """``nf4`` keeps the weights of linear layers in 4 bits, with double quantisation, under an adapter (QLoRA; needs the extra ``luthier[quantised]``)."""
     adapter: Adapter | None = Adapter()
     """LoRA settings; ``null`` trains the model's own weights."""
+    start_from: str | None = None
+    """Go on from an adapter: the folder of an earlier run, or of an adapter as peft saves it."""
+    start_mode: Literal["continue", "stack", "merge"] = "continue"
+    """How: train that adapter on (``continue``), keep it and train a new one beside it (``stack``), or write it into the base model first (``merge``)."""
     freeze: list[str] = []
-    """Regular expressions of parameter names that are not trained (full fine-tuning); each must match something."""
+    """Regular expressions of names of parameters that would be trained, an adapter's own included, and are not; each must match something."""
     new_tokens: list[str] = []
     """Tokens to add: embeddings are resized, trained and saved."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; ``auto`` is what transformers takes."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only for models that you have read."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Model:
+        if self.adapter is None and self.quantisation:
+            raise ValueError(
+                "weights of 4 bits cannot be trained themselves; give model.adapter some settings"
+            )
+        if self.adapter is None and self.start_from and self.start_mode != "merge":
+            raise ValueError(
+                f"start_mode={self.start_mode} needs model.adapter; take start_mode=merge to train the whole model"
+            )
+        if self.start_from and self.start_mode == "stack" and self.adapter and self.adapter.variant == "dora":
+            raise ValueError("variant=dora cannot be stacked on another adapter; take start_mode=merge")
+        if self.start_from and self.start_mode == "stack" and self.new_tokens:
+            raise ValueError(
+                "new_tokens cannot be trained by an adapter stacked on another; take start_mode=merge"
+            )
+        if (
+            self.start_from
+            and self.start_mode == "continue"
+            and self.adapter
+            and self.adapter.init != "default"
+        ):
+            raise ValueError(
+                f"an adapter that is trained on has its weights, so that init={self.adapter.init} would do nothing; take start_mode=stack"
+            )
+        return self
 
 
 class Splits(Options):
@@ -137,6 +193,8 @@ class Train(Options):
     """Rows one after another without padding, none of which sees another; ``auto`` is wherever the model allows it. Changes speed, never the result."""
     compile: bool | Auto = "auto"
     """Compile the small functions of a layer; ``auto`` is where a run is long enough to earn it back and a measurement shows that it helps."""
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = "adamw"
+    """``adamw`` is torch's; the others are bitsandbytes' (extra ``luthier[quantised]``), with a state of 8 bits, or one that moves out of a GPU's memory when that is full (``paged``: NVIDIA GPUs only)."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

@@ -54,6 +54,8 @@ def shield() -> None:
         "TOKENIZERS_PARALLELISM": "false",  # encoding has processes of its own
     }.items():
         os.environ.setdefault(name, value)
+    # Where it is installed, peft imports it, and it says that a kernel of a package that is not there was not fetched.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

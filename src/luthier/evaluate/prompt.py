@@ -12,7 +12,7 @@ from luthier.encoding.encode import encode_prompt
 from luthier.errors import UserError
 from luthier.evaluate.runner import without_adapter
 from luthier.models.generate import Output, generate
-from luthier.models.load import load_model, load_tokenizer, load_trained
+from luthier.models.load import load_tokenizer, load_trained, load_untrained, starts_adapted
 from luthier.recipe import Recipe
 from luthier.records import Example
 from luthier.run_folder import RunFolder, logger
@@ -58,9 +58,8 @@ def complete(
         raise UserError(
             str(error), "the prompt", "give another; data.max_length is its limit in tokens"
         ) from error
-    if base and (recipe.model.adapter is None or run.result() is None):
-        untrained = load_model(recipe.model, len(tokenizer), training=False, seed=recipe.seed)
-        lent: AbstractContextManager[Any] = nullcontext(untrained)
+    if base and (recipe.model.adapter is None or run.result() is None or starts_adapted(recipe.model)):
+        lent: AbstractContextManager[Any] = nullcontext(load_untrained(recipe.model, len(tokenizer)))
     else:
         tuned = load_trained(recipe.model, run, len(tokenizer))
         lent = without_adapter(tuned) if base and isinstance(tuned, PeftModel) else nullcontext(tuned)

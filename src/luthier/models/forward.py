@@ -101,11 +101,20 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 @contextmanager
 def same_modes(model: torch.nn.Module) -> Iterator[None]:
-    """Every module is in its former mode afterwards: parts of a model may be kept in evaluation mode on purpose."""
+    """Every module is in its former mode afterwards: parts of a model may be kept in evaluation mode on purpose.
+
+    On processors with AVX-512 bf16 bitsandbytes (0.50) repacks 4-bit weights for good at the first pass in evaluation mode,
+    for a product that has no gradients: it does not inside of this.
+    """
     modes = {module: module.training for module in model.modules()}
+    repacking: list[Any] = [m for m in modes if getattr(m, "support_avx512bf16_for_cpu", False)]
     try:
+        for module in repacking:
+            module.support_avx512bf16_for_cpu = False
         yield
     finally:
+        for module in repacking:
+            module.support_avx512bf16_for_cpu = True
         for module, mode in modes.items():
             module.training = mode
 

@@ -7,50 +7,61 @@ Figures: docs/decisions/precision.md.
 
 from __future__ import annotations
 
-import difflib
 import functools
+import importlib.util
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.pytorch_utils import Conv1D
 
 from luthier import registry
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
+from luthier.models import start
+from luthier.models.adapter import (
+    add_adapter,
+    one_line,
+    save_adapter,
+    stack_adapter,
+    target_names,
+    with_adapter,
+)
 from luthier.models.forward import base_model
-from luthier.recipe import Adapter, Model
+from luthier.recipe import Model
 from luthier.run_folder import RunFolder, logger, new_folder
 
 Precision = Literal["fp32", "bf16"]
 
 _NAME = "recipe key model.name"
-_LINEAR = (nn.Linear, Conv1D)
-_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 
 
 def resolve(settings: Model) -> str:
     """The folder or Hub name that transformers loads: of a registered model, a local folder, or the name itself.
 
+    With ``start_mode=merge`` it is the folder of the model with the earlier adapter in it, written when first asked for.
+
     Raises:
         UserError: A name that is not known, or a folder that holds no model, or weights that are not safetensors.
     """
+    if settings.start_mode == "merge" and settings.start_from:
+        from luthier.models.merge import merged_start  # loads models itself
+
+        return str(merged_start(settings))
     name = settings.name
     if name in registry.registered("model") or ".py@" in name:
         return str(_checked(Path(registry.lookup("model", name, _NAME)())))
@@ -175,16 +186,7 @@ def load_model(
     model: PreTrainedModel | PeftModel = base
     if training:
         if settings.adapter is not None:
-            new_ids = range(tokenizer_size - len(settings.new_tokens), tokenizer_size)
-            try:
-                with _quiet_peft():
-                    model = get_peft_model(base, _lora(base, settings.adapter, list(new_ids)))
-            except ValueError as error:  # what peft cannot adapt
-                raise UserError(
-                    f"the adapter cannot be made: {_line(error)}",
-                    "recipe key model.adapter",
-                    "name other layers in model.adapter.targets",
-                ) from error
+            model = _adapted(base, settings, range(tokenizer_size - len(settings.new_tokens), tokenizer_size))
         _freeze(model, settings)
     if bf16:
         _compute_in_bf16(model)
@@ -201,7 +203,7 @@ def without_weights(
     """
     new = len(settings.new_tokens)
     low = precision == "bf16" and settings.adapter is not None
-    with torch.device("meta"), _quiet_peft():
+    with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             config,
             dtype=torch.bfloat16 if low else torch.float32,
@@ -210,10 +212,50 @@ def without_weights(
         size = config.get_text_config().vocab_size + new
         _fit_to_tokenizer(model, size, new)
         if settings.adapter is not None:
-            model = get_peft_model(model, _lora(model, settings.adapter, list(range(size - new, size))))
+            model = add_adapter(model, settings.adapter, list(range(size - new, size)))
     _freeze(model, settings)
     made: PreTrainedModel | PeftModel = model.train()
     return made
+
+
+def _adapted(base: PreTrainedModel, settings: Model, new_ids: range) -> PeftModel:
+    """The base with the adapter that is trained: a new one, an earlier one, or a new one beside an earlier one."""
+    assert settings.adapter is not None
+    if not settings.start_from or settings.start_mode == "merge":
+        return add_adapter(base, settings.adapter, list(new_ids))
+    earlier = start.adapter_folder(settings, resolve(settings), load_tokenizer(settings).hash())
+    if settings.start_mode == "continue":
+        targets = target_names(base, settings.adapter)
+        model = with_adapter(base, earlier, dropout=settings.adapter.dropout, trained=True)
+        start.check_same(model, earlier, settings.adapter, targets)
+        return model
+    return stack_adapter(with_adapter(base, earlier), settings.adapter)
+
+
+def load_untrained(settings: Model, tokenizer_size: int) -> PreTrainedModel | PeftModel:
+    """The model that training starts from: what base figures are of. An earlier adapter that is gone on from belongs to it.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    model = load_model(settings, tokenizer_size, training=False, seed=0)
+    if not starts_adapted(settings):
+        return model
+    assert isinstance(model, PreTrainedModel)
+    earlier = start.adapter_folder(settings, resolve(settings), load_tokenizer(settings).hash())
+    return _with_adapter(model, earlier, settings)
+
+
+def starts_adapted(settings: Model) -> bool:
+    """Whether training starts from a base model and an earlier adapter, so that the base alone is no comparison."""
+    return bool(settings.start_from) and settings.start_mode != "merge"
+
+
+def _with_adapter(base: PreTrainedModel, adapter: Path, settings: Model) -> PeftModel:
+    model = with_adapter(base, adapter)
+    if choose_precision(settings) == "bf16":
+        _compute_in_bf16(model)
+    return model
 
 
 def load_classifier(settings: Model) -> PreTrainedModel:
@@ -229,7 +271,7 @@ def load_classifier(settings: Model) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"the model cannot be loaded: {_line(error)}",
+            f"the model cannot be loaded: {one_line(error)}",
             f"{_NAME} ({name})",
             "name a model that labels rows",
         ) from error
@@ -248,38 +290,13 @@ def load_trained(settings: Model, run: RunFolder, tokenizer_size: int) -> PreTra
             "this run has no adapter or model yet", str(run.path), "run `luthier train` with its recipe"
         )
     if result == run.model:
-        plain = settings.model_copy(update={"name": str(result), "revision": None, "new_tokens": []})
-        return load_model(plain, tokenizer_size, training=False, seed=0)
-    model = with_adapter(load_model(settings, tokenizer_size, training=False, seed=0), result)
-    if choose_precision(settings) == "bf16":
-        _compute_in_bf16(model)
-    return model
-
-
-def with_adapter(base: PreTrainedModel | PeftModel, adapter: Path) -> PeftModel:
-    """A base model with a saved adapter, every tensor of which is proven to have found its place.
-
-    Raises:
-        UserError: The adapter is damaged, or made for another model.
-    """
-    where, fix = str(adapter), "name the model that the adapter was trained on, or train it again"
-    try:
-        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-            saved = set(file.keys())
-        with _quiet_peft(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # named below
-            model = PeftModel.from_pretrained(base, str(adapter))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the adapter cannot be loaded: {_line(error)}", where, fix) from error
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if wrong := sorted(saved ^ wanted):
-        raise UserError(
-            f"{len(saved - wanted)} tensors of the adapter fit nothing in the model and {len(wanted - saved)} are "
-            f"lacking, first {wrong[0]}",
-            where,
-            fix,
+        plain = settings.model_copy(
+            update={"name": str(result), "revision": None, "new_tokens": [], "start_from": None}
         )
-    return model.eval()
+        return load_model(plain, tokenizer_size, training=False, seed=0)
+    base = load_model(settings, tokenizer_size, training=False, seed=0)
+    assert isinstance(base, PreTrainedModel)
+    return _with_adapter(base, result, settings)
 
 
 def save_trained(
@@ -293,10 +310,7 @@ def save_trained(
     path = run.adapter if isinstance(model, PeftModel) else run.model
     with new_folder(path) as folder:
         if isinstance(model, PeftModel):
-            model.peft_config["default"].base_model_name_or_path = resolve(settings)
-            # "auto" would add the whole embedding to new rows that are saved already.
-            model.save_pretrained(str(folder), save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # peft's template, with nothing filled in
+            save_adapter(model, folder, resolve(settings))
         else:
             model.save_pretrained(folder)
         tokenizer.hf.save_pretrained(folder)
@@ -348,7 +362,7 @@ def coverage(model: PreTrainedModel | PeftModel) -> list[Coverage]:
         layer = re.sub(r"(\.(base_layer|token_adapter|original_module))+$", "", layer)  # peft's wrappers
         sums = layers.setdefault(layer.rpartition(".")[2], {}).setdefault(layer, [0, 0])
         sums[0] += parameter.numel() if parameter.requires_grad else 0
-        sums[1] += 0 if adapters else parameter.numel()
+        sums[1] += 0 if adapters else num_weights(parameter)
     rows = [
         Coverage(
             name, sum(t > 0 for t, _ in sums.values()), len(sums), *map(sum, zip(*sums.values(), strict=True))
@@ -361,10 +375,17 @@ def coverage(model: PreTrainedModel | PeftModel) -> list[Coverage]:
     return [*rows, Coverage("all", *sums)]
 
 
+def num_weights(parameter: Tensor) -> int:
+    """Weights that a parameter stands for; of those in 4 bits a byte holds two."""
+    quantised = getattr(parameter, "quant_state", None)
+    return quantised.shape.numel() if quantised is not None else parameter.numel()
+
+
 def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
     name = resolve(settings)
     where = f"{_NAME} ({name})"
     attention = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
+    quantised = _quantised(dtype) if settings.quantisation else {}
     if settings.trust_remote_code:
         logger.warning("model.trust_remote_code: code that comes with %s is run", name)
     try:
@@ -372,10 +393,10 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
             name,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
-            dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             **attention,
+            **({"dtype": dtype} | quantised),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         fix = "copy or download it again, or name another model"
@@ -386,7 +407,7 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
             )
         elif isinstance(error, ImportError):
             fix = "install what it names, or set model.attention=auto"
-        raise UserError(f"the model cannot be loaded: {_line(error)}", where, fix) from error
+        raise UserError(f"the model cannot be loaded: {one_line(error)}", where, fix) from error
     model: PreTrainedModel
     model, info = loaded
     # transformers fills what is missing with random numbers and leaves out what it does not know, with a warning.
@@ -403,9 +424,48 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
                 where,
                 f"name a causal language model whose weights belong to {type(model).__name__}",
             )
-    if torch.cuda.is_available():
+    if quantised:
+        _settle_quantised(model, dtype)
+    elif torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     return model
+
+
+def _quantised(dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for nf4 with double quantisation; weights are rounded from fp32, whatever computes.
+
+    Source: QLoRA, Dettmers et al. 2023, arXiv:2305.14314; bitsandbytes.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "weights in 4 bits need bitsandbytes, which is not installed",
+            "recipe key model.quantisation",
+            "pip install 'luthier[quantised]'",
+        )
+    return {
+        "dtype": torch.float32,
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+        "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
+    }
+
+
+def _settle_quantised(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Weights that are not in 4 bits get the format of all others; those that are keep theirs.
+
+    On processors with AVX-512 bf16 bitsandbytes (0.50) repacks a layer's weights at its first forward pass in evaluation
+    mode, for a product without gradients, and takes that one in training from then on: nothing below it would learn.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 @torch.no_grad()
@@ -439,54 +499,6 @@ def _matrix(layer: nn.Module) -> Tensor:
     if not isinstance(weight, Tensor):
         raise TypeError(f"{type(layer).__name__} has no weight matrix")
     return weight
-
-
-def _lora(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) -> LoraConfig:
-    head = model.get_output_embeddings()
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
-    mamba = model.config.model_type in _MAMBA
-    if adapter.targets != "all-linear":
-        _check_targets(model, adapter.targets, tied)
-    tokens: dict[str, list[int]] | None = None
-    if new_ids:
-        # Of a tied pair peft wraps the other one by itself.
-        trained = [model.get_input_embeddings(), *([] if tied or head is None else [head])]
-        tokens = {
-            name.rpartition(".")[2]: new_ids
-            for name, m in model.named_modules()
-            if any(m is t for t in trained)
-        }
-    return LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type] # any number will do
-        lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
-        # The model's code reads the weights of these layers past any adapter, which would never be used.
-        exclude_modules=["out_proj", "dt_proj"] if adapter.targets == "all-linear" and mamba else None,
-        task_type=TaskType.CAUSAL_LM,
-        trainable_token_indices=tokens,
-    )
-
-
-def _check_targets(model: PreTrainedModel, targets: list[str], tied: bool) -> None:
-    """Every entry must match: peft complains only if none of them does."""
-    where = "recipe key model.adapter.targets"
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, _LINEAR)}
-    kinds = sorted({name.rpartition(".")[2] for name in linear})
-    if not targets:
-        raise UserError("the adapter has no targets", where, f"all-linear, or some of: {', '.join(kinds)}")
-    for target in targets:
-        matches = [module for name, module in linear.items() if name == target or name.endswith(f".{target}")]
-        if not matches:
-            near = difflib.get_close_matches(target, kinds, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else f"linear layers of this model: {', '.join(kinds)}"
-            raise UserError(f"the adapter target {target!r} matches no linear layer", where, fix)
-        if tied and any(module is model.get_output_embeddings() for module in matches):
-            raise UserError(
-                f"{target!r} is the output head, which shares its weights with the embedding: merging would change both",
-                where,
-                "leave it out, or train the whole model with model.adapter=null",
-            )
 
 
 def _freeze(model: PreTrainedModel | PeftModel, settings: Model) -> None:
@@ -534,15 +546,3 @@ def _autocast(kind: type[nn.Module]) -> Callable[..., Any]:
             return kind.forward(self, *args, **kwargs)
 
     return forward
-
-
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Without peft's use of a transformers attribute that is deprecated (peft 0.21 with transformers 5.23)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        yield
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

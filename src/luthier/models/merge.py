@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Refused, UserError
-from luthier.models.load import load_model, load_tokenizer, with_adapter
+from luthier.models import start
+from luthier.models.adapter import with_adapter
+from luthier.models.embedded import cache_folder
+from luthier.models.load import load_model, load_tokenizer, resolve
 from luthier.recipe import Model
 from luthier.run_folder import RunFolder, logger, new_folder
 
@@ -28,6 +32,8 @@ PROMPTS = (
 @dataclass(frozen=True, slots=True)
 class Proof:
     """How much the merged folder, loaded anew, differs from base and adapter; in fp32, over all tokens of the prompts.
+
+    A quantised base stays so on the adapter's side of the comparison.
 
     Attributes:
         max_difference: Largest absolute difference of two logits.
@@ -54,7 +60,8 @@ def merge(
 ) -> Proof:
     """Writes base and adapter as one model folder with its tokenizer, which transformers loads alone.
 
-    Merged and saved in fp32: in bf16 a small update is rounded away.
+    Merged and saved in fp32: in bf16 a small update is rounded away. A quantised base is dequantised first, so that the
+    merged model is what was trained, not what the base was before.
 
     Args:
         settings: The model section of the run's recipe.
@@ -83,14 +90,49 @@ def merge(
             if has_model
             else "run `luthier train` with its recipe",
         )
+    return _merge(settings, run.adapter, out, tolerance, prompts)
+
+
+def merged_start(settings: Model) -> Path:
+    """The folder of a model with the adapter of ``model.start_from`` in it, in the cache; merged when first asked for.
+
+    Raises:
+        UserError: The adapter was trained on another model than the recipe names. Refused: As ``merge``.
+    """
+    adapter, earlier = start.find(settings)
+    out = cache_folder() / "merged" / start.identity(settings)[:16]
+    if out.is_dir():
+        return out
+    base, own = resolve(earlier), resolve(settings.model_copy(update={"start_from": None}))
+    if not earlier.start_from and base != own:
+        raise UserError(
+            f"the adapter was trained on {base}, not on {own}",
+            "recipe key model.start_from",
+            f"set model.name={earlier.name}",
+        )
+    start.adapter_folder(
+        earlier.model_copy(update={"start_from": settings.start_from}), base, load_tokenizer(earlier).hash()
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Of several processes that start at once, one merges; the others wait and then find the folder.
+    with open(out.parent / f".{out.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.is_dir():
+            _merge(earlier, adapter, out, 1e-3, PROMPTS)
+    return out
+
+
+def _merge(settings: Model, adapter: Path, out: Path, tolerance: float, prompts: Sequence[str]) -> Proof:
     tokenizer = load_tokenizer(settings)
     plain = settings.model_copy(update={"precision": "fp32"})
     base = load_model(plain, len(tokenizer), training=False, seed=0)
     batch = _ids(tokenizer, [*prompts, "".join(settings.new_tokens)], control=bool(settings.new_tokens))
-    model = with_adapter(base, run.adapter)
+    model = with_adapter(base, adapter)
     adapted = [_logits(model, ids) for ids in batch]
     with model.disable_adapter():
         before = [_logits(model, ids) for ids in batch]
+    if settings.quantisation:
+        model = with_adapter(_dequantised(model.unload()), adapter)
     merged = model.merge_and_unload(safe_merge=True)
     with new_folder(out) as folder:
         merged.save_pretrained(folder)
@@ -105,7 +147,7 @@ def merge(
             raise Refused(
                 f"the merged model differs from the adapter: logits by {proof.max_difference:.3g} of {proof.max_logit:.3g}, "
                 f"{proof.kl_nats:.3g} nats (the adapter itself changes {proof.adapter_kl_nats:.3g})",
-                str(run.adapter),
+                str(adapter),
                 "use base and adapter together with peft; nothing was written",
             )
     logger.info(
@@ -117,6 +159,12 @@ def merge(
         proof.adapter_kl_nats,
     )
     return proof
+
+
+def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with the values of its 4-bit weights in fp32, as it computes with them; no longer quantised."""
+    whole: PreTrainedModel = model.dequantize(torch.float32)
+    return whole
 
 
 def _ids(tokenizer: TextTokenizer, texts: Sequence[str], *, control: bool) -> list[Tensor]:

@@ -126,7 +126,16 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
 
 def _about(recipe: Recipe, ledger: Mapping[str, Any] | None, past: history.History) -> str:
     adapter = recipe.model.adapter
-    how = f"a LoRA adapter of rank {adapter.rank}" if adapter else "all of its own weights trained"
+    kinds = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}
+    how = (
+        f"a {kinds[adapter.variant]} adapter of rank {adapter.rank}"
+        if adapter
+        else "all of its own weights trained"
+    )
+    if recipe.model.quantisation:
+        how = f"its weights in {recipe.model.quantisation} and {how}"
+    if recipe.model.start_from:
+        how += f", from the adapter {recipe.model.start_from} ({recipe.model.start_mode}),"
     if not adapter and recipe.model.freeze:
         how = "a part of its own weights trained"
     verb = "fine-tuned" if past.steps else "to be fine-tuned"

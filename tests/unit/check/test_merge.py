@@ -1,14 +1,18 @@
 """Divergence and rounding of merged adapters, against scipy and against merging outside of the check."""
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from scipy import stats
 from tests.fixtures import tiny_trainer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import luthier
 from luthier.check.checks.merge import _kl
@@ -59,3 +63,58 @@ def test_what_is_rounded_away_is_what_a_merge_loses(tmp_path: Path, rate: float)
     else:
         assert report.findings == []
     assert (lost > 0.5) == (rate == 1e-6)
+
+
+def test_merging_into_four_bits_is_measured_and_undone(tmp_path: Path) -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    folder = tiny_trainer.save_folder(tmp_path / "model", tiny_trainer.model())
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+
+    def adapted() -> PeftModel:
+        base = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=quantised, dtype=torch.float32, device_map={"": "cpu"}
+        )
+        torch.manual_seed(0)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        assert isinstance(model, PeftModel)
+        return model
+
+    model = adapted()
+    rate = 3e-4
+    trainer = tiny_trainer.trainer(
+        model, learning_rate=rate, lr_scheduler_type="constant", output_dir=str(tmp_path / "out")
+    )
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    before = {n: (m.weight, m.weight.detach().clone(), m.weight.quant_state) for n, m in layers.items()}
+    report = luthier.audit(trainer, only=["merge"])
+    (found,) = report.findings
+    assert found.severity == "warning" and "quantised base" in found.what, found
+    for name, layer in layers.items():
+        parameter, bits, state = before[name]
+        assert layer.weight is parameter and torch.equal(layer.weight, bits)
+        assert layer.weight.quant_state is state and layer.weight.bnb_quantized
+    assert not any(m.merged for m in model.modules() if isinstance(m, BaseTunerLayer))
+    # The same, by peft alone: how far the merged weights are from those that were trained, by the size of the update.
+    other = adapted()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            if "lora_B" in name:  # drawn as the check draws them
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * rate * 20**0.75)
+    wanted, error, size = {}, 0.0, 0.0
+    for name, module in other.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            delta = module.get_delta_weight("default").double()
+            wanted[name] = dequantize_module_weight(module.get_base_layer()).double() + delta
+            size += float(delta.square().sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own, that weights are rounded
+        other.merge_adapter()
+    for name, module in other.named_modules():
+        if name in wanted:
+            now = dequantize_module_weight(module.get_base_layer()).double()
+            error += float((now - wanted[name]).square().sum())
+    assert found.measured == pytest.approx((error / size) ** 0.5, rel=0.01)
+    assert found.measured > 0.5

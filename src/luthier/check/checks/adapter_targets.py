@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from peft import PeftModel
@@ -43,7 +43,7 @@ def adapter_targets(context: CheckContext) -> Iterator[Finding]:
     original = _original_names(modules)
     for adapter in model.active_adapters:
         config: Any = model.peft_config[adapter]
-        if config.is_prompt_learning:
+        if config.is_prompt_learning or _is_held(modules.values(), adapter):
             continue
         adapted = {_original(n) for n, m in modules.items() if isinstance(m, BaseTunerLayer)}
         context.looked_at(f"{len(adapted)} of {len(original)} modules have adapter {adapter}")
@@ -51,6 +51,12 @@ def adapter_targets(context: CheckContext) -> Iterator[Finding]:
         yield from _entries(context, config, original, adapted, kept)
         yield from _layers(context, config, original, adapted)
         yield from _trainable(context, adapter, config)
+
+
+def _is_held(modules: Iterable[nn.Module], adapter: str) -> bool:
+    """Whether peft is told to keep all of an adapter as it is, beside one that is trained."""
+    kept = [getattr(m, "frozen_peft_weight_names", {}).get(adapter, ()) for m in modules]
+    return any({"lora_A", "lora_B"} <= set(names) for names in kept)
 
 
 def _original(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +27,9 @@ MOST_BYTES = 2**30
 MOST_LOST = 0.5
 # A trained adapter's B: some hundredths at most.
 MOST_NOISE = 0.05
+
+
+_BITSANDBYTES = ("Params4bit", "Int8Params")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,15 @@ def merge(context: CheckContext) -> Iterator[Finding]:
     to 1 GiB of them) in the base model's number format, and compares the logits of 4 training rows before and after: to
     0.1% of their spread in fp32, 10% in bf16. It measures the share of the update that is rounded away. Divergence and agreement are reported in any case. All weights are put back bit by bit.
 
+    Weights in 4 or 8 bits (bitsandbytes) are merged as peft does it, which rounds them anew: how far that goes is a warning.
+
     Why is this bad: what is published is the merged model. In bf16 an update of 1e-4 of a weight is rounded away, and the
-    merged model is the base model again.
+    merged model is the base model again; in 4 bits most updates are.
 
     Example: ``merge_and_unload()`` of an adapter that was trained at a learning rate of 1e-6 into a base in bf16.
 
-    Fix: load the base model in fp32 to merge, and save it in fp32 (``luthier merge`` does both); untie embeddings before
-    an adapter changes one of them.
+    Fix: load the base model in fp32 to merge, and save it in fp32 (``luthier merge`` does both); dequantise a quantised one
+    first (``luthier merge`` does); untie embeddings before an adapter changes one of them.
 
     Catalogue: 60, 66, 67
     """
@@ -76,14 +82,13 @@ def merge(context: CheckContext) -> Iterator[Finding]:
     if not layers or any(config.is_prompt_learning for config in model.peft_config.values()):
         raise Skip("this kind of adapter cannot be merged")
     base = base_model(model)
-    if getattr(base, "quantization_method", None) or not all(
-        p.is_floating_point() for p in base.parameters()
-    ):
+    quantised = [p for p in base.parameters() if not p.is_floating_point()]
+    if any(type(p).__name__ not in _BITSANDBYTES for p in quantised):
+        raise Skip("the base model is quantised in a way that merging cannot be tried in")
+    if isinstance(context, RunContext) and (quantised or not context.is_exact):
         raise Skip(
-            "the base model is quantised: merging rounds its weights anew, compare the two after training"
+            "`luthier merge` merges in fp32 (what is quantised it dequantises first) and proves its result"
         )
-    if isinstance(context, RunContext) and not context.is_exact:
-        raise Skip("`luthier merge` merges in fp32 and proves its result")
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
     batch = batch_of(context, [row.row for row in rows])
     with unchanged(model), evaluating(model), _trained_as_before(model):
@@ -98,7 +103,7 @@ def merge(context: CheckContext) -> Iterator[Finding]:
         f"{found.layers} of {len(layers)} layers merged, {said(rows)}: {found.kl:.2g} nats apart (the adapter itself changes "
         f"{found.adapter_kl:.2g}), the most likely is the same for {found.agreement:.1%} of {found.num}"
     )
-    yield from _judged(context, model, found)
+    yield from _requantised(context, found) if quantised else _judged(context, model, found)
 
 
 @contextmanager
@@ -121,6 +126,22 @@ def _noise(context: CheckContext) -> float:
     rates = plan.learning_rates
     mean = sum(rates) / max(1, len(rates))
     return float(min(MOST_NOISE, max(1e-8, mean * max(1, len(rates)) ** 0.75)))
+
+
+def _requantised(context: CheckContext, found: Merged) -> Iterator[Finding]:
+    """What merging into a quantised base loses."""
+    if found.far <= most_distance(context) and found.lost <= MOST_LOST:
+        return
+    yield Finding(
+        "merge",
+        "warning",
+        f"merged into its quantised base, the model is {found.kl:.2g} nats away from base and adapter (the adapter itself "
+        f"changes {found.adapter_kl:.2g}): rounding the weights anew makes an error of {found.lost:.0%} of the update",
+        f"model {context.model_name}, quantised",
+        "dequantise the base model first (model.dequantize(torch.float32)), merge, and save in fp32; or use base and adapter together",
+        measured=round(found.lost, 2),
+        expected=f"at most {MOST_LOST}",
+    )
 
 
 def _judged(context: CheckContext, model: PeftModel, found: Merged) -> Iterator[Finding]:
@@ -169,25 +190,23 @@ def _merged(
     both = _logits(context, model, inputs)
     with model.disable_adapter():
         alone = _logits(context, model, inputs)
-    deltas = error = 0.0
+    deltas = error = total = 0.0
     with _weights_as_before(chosen):
         for layer in chosen:
-            weight = layer.get_base_layer().weight
-            before = weight.detach().clone()
-            delta = _delta(layer)
+            before, delta = _weight(layer), _delta(layer)
             layer.merge(safe_merge=False)
             if delta is not None and delta.shape == before.shape:
                 deltas += float(delta.square().sum())
-                error += float(
-                    (layer.get_base_layer().weight.double() - before.double() - delta).square().sum()
-                )
+                error += float((_weight(layer) - before - delta).square().sum())
+                total += float(before.square().sum())
         merged = _logits(context, model, inputs)
     return Merged(
         far=distance(both, merged),
         kl=_kl(both, merged),
         adapter_kl=_kl(both, alone),
         agreement=float((both.argmax(-1) == merged.argmax(-1)).double().mean()),
-        lost=(error / deltas) ** 0.5 if deltas else 0.0,
+        # Parts of an adapter that cancel each other leave the last digits of fp32, of which nothing can be lost.
+        lost=(error / deltas) ** 0.5 if deltas > 1e-13 * total else 0.0,
         num=len(both),
         layers=len(chosen),
     )
@@ -200,6 +219,12 @@ def _some(layers: Sequence[Any]) -> list[Any]:
     ]
     every = max(1, -(-sum(sizes) // MOST_BYTES))
     return list(layers[::every])
+
+
+def _weight(layer: Any) -> Tensor:
+    """A copy of a layer's own weight, float64, dequantised if need be."""
+    weight: Tensor = dequantize_module_weight(layer.get_base_layer()).detach()
+    return weight.to(torch.float64, copy=True)
 
 
 def _delta(layer: Any) -> Tensor | None:
@@ -220,6 +245,10 @@ def _weights_as_before(layers: Sequence[Any]) -> Iterator[None]:
     data = [{p: p.data for p in values} for values in before]
     merged = [list(layer.merged_adapters) for layer in layers]
     caches = [dict(getattr(layer, "_caches", {})) for layer in layers]
+    # bitsandbytes' parameters: merging puts new ones in their place, and changes what the old ones know of themselves.
+    own = [dict(layer.get_base_layer().named_parameters(recurse=False)) for layer in layers]
+    known = [{p: dict(vars(p)) for p in values} for values in before]
+    states = [getattr(layer.get_base_layer(), "quant_state", None) for layer in layers]
     try:
         yield
     finally:
@@ -231,6 +260,15 @@ def _weights_as_before(layers: Sequence[Any]) -> Iterator[None]:
             if hasattr(layer, "_caches"):
                 layer._caches.clear()
                 layer._caches.update(cache)
+        for layer, parameters, facts, state in zip(layers, own, known, states, strict=True):
+            base = layer.get_base_layer()
+            for name, parameter in parameters.items():
+                setattr(base, name, parameter)
+            for parameter, values in facts.items():
+                vars(parameter).clear()
+                vars(parameter).update(values)
+            if state is not None:
+                base.quant_state = state
 
 
 def _logits(context: CheckContext, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -17,8 +17,9 @@ from luthier.check.model_rows import batch_of, distance, evaluating, forward, mo
 from luthier.check.origin import is_added
 from luthier.check.steps import quiet, said, step_rows
 from luthier.check.trainer import TrainerContext
+from luthier.models.adapter import with_adapter
 from luthier.models.forward import base_model
-from luthier.models.load import save_trained, with_adapter
+from luthier.models.load import save_trained
 from luthier.records import Finding
 from luthier.registry import check
 from luthier.run_folder import RunFolder

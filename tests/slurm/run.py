@@ -208,6 +208,7 @@ def two_processes(recipe: Path, top: Path, options: Sequence[str]) -> Path:
     run = top / "left alone"
     job = launch(recipe, "--run", run, "--processes", 2, "--slurm", *options)
     assert f"{job} " in luthier("status", run)
+    assert f"job {job} of" in luthier("launch", recipe, "--run", run, "--slurm", *options, code=2)
     finish(run, job)
     assert json.loads((run / "environment.json").read_text())["num_processes"] == 2
     assert (run / "report.html").is_file() and (run / "scores.json").is_file()
@@ -267,7 +268,7 @@ def main() -> None:
     began = time.monotonic()
     top = Path(tempfile.mkdtemp(prefix="luthier-slurm-"))
     try:
-        work = top / "work"
+        work = top / "100% of 'odd' names"
         work.mkdir()
         os.chdir(work)
         recipe = write_recipe(work, train={"max_steps": NUM_STEPS, "eval_every_steps": 100})

@@ -116,8 +116,9 @@ def show_sweep(folder: Path) -> list[report.Setting]:
     console = screen.out()
     console.print(report.table(settings))
     for setting in settings:
-        for note in setting.notes:
-            console.print(Text(safe(note), "yellow"), soft_wrap=True)
+        failed = [f"{m.run.path.name}: {m.reason}" for m in setting.members if m.reason]
+        for line in [*failed, *setting.notes]:
+            console.print(Text(safe(line), "yellow"), soft_wrap=True)
     console.print(Text(safe(f"report: {folder / 'report.html'}")), soft_wrap=True)
     return settings
 

@@ -44,8 +44,18 @@ _CACHES = {
     "WANDB_CACHE_DIR": "wandb-cache",
     "WANDB_DATA_DIR": "wandb-data",
 }
-# States after which a job does nothing more.
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+# States in which a job may still write into its run folder.
+_ALIVE = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "SUSPENDED",
+    "COMPLETING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "RESIZING",
+)
+_NEWEST = 5  # jobs of a run that are asked about
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +223,14 @@ def submit(place: RunFolder, text: str) -> int:
     """Keeps the script in the folder and submits it; the job's number.
 
     Raises:
-        UserError: There is no Slurm here, or it refuses the job; its own words are passed on.
+        UserError: There is no Slurm here, it refuses the job (its own words are passed on), or one is under way.
     """
+    if alive := [job for job in jobs(place) if job.state in _ALIVE]:
+        raise UserError(
+            f"job {alive[0].number} of {place.path} is {alive[0].state}, and two would write to the same files",
+            str(place.launch / JOBS),
+            f"wait for it, or end it first: scancel {alive[0].number.partition('_')[0]}",
+        )
     path = place.launch / SCRIPT
     write_text(path, text)
     if shutil.which("sbatch") is None:
@@ -242,7 +258,7 @@ def jobs(place: RunFolder) -> list[Job]:
     if not path.is_file() or shutil.which("squeue") is None:
         return []
     found = []
-    for number in dict.fromkeys(path.read_text(encoding="utf-8").split()):
+    for number in path.read_text(encoding="utf-8").split()[-_NEWEST:]:
         asked = _ask(
             "squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={number}"
         )

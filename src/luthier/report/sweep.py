@@ -217,7 +217,7 @@ def table(settings: Sequence[Setting]) -> Table:
             Text(plain(setting.name)),
             loss,
             *(_figures(setting, name) for name in names),
-            Text(plain(state(setting))),
+            _state(setting),
         )
     return result
 
@@ -255,15 +255,9 @@ def _figures(setting: Setting, name: str) -> Text:
     return text
 
 
-def state(setting: Setting) -> str:
-    """What has become of a setting's runs: nothing to say if all are finished, else counts and reasons."""
-    finished = sum(member.state == "finished" for member in setting.members)
-    said = [f"{finished} of {len(setting.members)} finished"] if len(setting.members) > 1 else []
-    for member in setting.members:
-        if member.state != "finished":
-            seed = f"seed {member.settings['seed']} " if "seed" in member.settings and said else ""
-            said.append(f"{seed}{member.reason or member.state}")
-    return "; ".join(said)
+def _state(setting: Setting) -> str:
+    states = [member.state for member in setting.members]
+    return states[0] if len(states) == 1 else f"{states.count('finished')} of {len(states)} finished"
 
 
 def write(folder: Path, name: str, settings: Sequence[Setting]) -> Path:
@@ -308,7 +302,6 @@ def write(folder: Path, name: str, settings: Sequence[Setting]) -> Path:
         "loss_text": loss_text,
         "tuned_text": tuned_text,
         "shown": shown,
-        "state": state,
         "look": pages.look(),
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
     }

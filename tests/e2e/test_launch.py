@@ -70,19 +70,10 @@ def test_two_machines_meet(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_that_is_cut_off_goes_on_and_ends_in_one_table(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, train={"max_steps": 400, "eval_every_steps": 100})
+    recipe = write_recipe(tmp_path, train={"max_steps": 200, "eval_every_steps": 100})
     sweep = tmp_path / "sweep"
-    command = (
-        "run",
-        recipe,
-        "--run",
-        sweep,
-        "--sweep",
-        "train.learning_rate=1e-2,1e30",
-        "--sweep",
-        "train.max_steps=10,400",
-    )
-    names = [f"learning_rate={rate}_max_steps={steps}" for rate in ("1e-2", "1e30") for steps in (10, 400)]
+    command = ("run", recipe, "--run", sweep, "--sweep", "train.learning_rate=1e-3,1e-2,1e30")
+    names = [f"learning_rate={rate}" for rate in ("1e-3", "1e-2", "1e30")]
     process = started(*command)
     history = sweep / names[1] / "history.jsonl"
     while process.poll() is None and not (history.is_file() and len(history.read_bytes().splitlines()) > 50):
@@ -93,7 +84,7 @@ def test_a_sweep_that_is_cut_off_goes_on_and_ends_in_one_table(tmp_path: Path) -
     states = [
         run["state"] for setting in read_json(sweep / "table.json")["settings"] for run in setting["runs"]
     ]
-    assert states == ["finished", "failed", "waiting", "waiting"]
+    assert states == ["finished", "failed", "waiting"]
     written = (sweep / names[0] / "adapter/adapter_model.safetensors").stat().st_mtime_ns
     reached = len(history.read_bytes().splitlines()) - 1
 
@@ -104,7 +95,7 @@ def test_a_sweep_that_is_cut_off_goes_on_and_ends_in_one_table(tmp_path: Path) -
         for setting in read_json(sweep / "table.json")["settings"]
         for run in setting["runs"]
     }
-    assert [found[name]["state"] for name in names] == ["finished", "finished", "failed", "failed"]
+    assert [found[name]["state"] for name in names] == ["finished", "finished", "failed"]
     assert "not finite" in found[names[2]]["reason"] and "not finite" in out
     assert (sweep / names[0] / "adapter/adapter_model.safetensors").stat().st_mtime_ns == written, (
         "not done again"

@@ -65,7 +65,9 @@ class RunFolder:
             where: The same.
             fix: The same.
         """
-        said = {"kind": kind, "exit_code": exit_code, "what": what, "where": where, "fix": fix}
+        words = {"what": what, "where": where, "fix": fix}  # of data, maybe, which need not be Unicode
+        words = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in words.items()}
+        said = {"kind": kind, "exit_code": exit_code, **words}
         with contextlib.suppress(FileExistsError), open(self.stopped, "x", encoding="utf-8") as file:
             file.write(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 

@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,10 @@ class Cluster:
         self.daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Cluster":
+        return self
+
+    def up(self) -> None:
+        """Returns when jobs can be submitted."""
         self.top.chmod(0o755)
         for name in ("state", "spool", "munge"):
             (self.top / name).mkdir(mode=0o755)
@@ -109,7 +114,6 @@ class Cluster:
         self.start("slurmctld", "-D", "-c")
         self.start("slurmd", "-D")
         wait("a node that is idle", lambda: said("sinfo", "--noheader", "--format=%T") == "idle", 60)
-        return self
 
     def start(self, *command: str) -> None:
         """A daemon, whose words go into a file."""
@@ -117,9 +121,9 @@ class Cluster:
             self.daemons.append(subprocess.Popen(command, stdout=out, stderr=out))
 
     def __exit__(self, *error: object) -> None:
-        for job in said("squeue", "--noheader", "--format=%A").split():
-            said("scancel", job)
         if self.daemons[2:]:
+            for job in said("squeue", "--noheader", "--format=%A").split():
+                said("scancel", job)
             try:
                 wait("an empty queue", lambda: not said("squeue", "--noheader"), 60)
             except AssertionError as late:
@@ -264,6 +268,8 @@ def sweep(recipe: Path, top: Path, options: Sequence[str]) -> None:
 
 
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that all is taken down
     install()
     began = time.monotonic()
     top = Path(tempfile.mkdtemp(prefix="luthier-slurm-"))
@@ -277,7 +283,8 @@ def main() -> None:
         def tell(what: str) -> None:
             print(f"{time.monotonic() - began:5.0f} s  {what}", flush=True)
 
-        with Cluster(top):
+        with Cluster(top) as cluster:
+            cluster.up()
             tell("Slurm is up: " + said("sinfo", "--version"))
             alone = two_processes(recipe, work, options)
             tell("two processes trained, evaluated and reported")

@@ -44,6 +44,7 @@ def launch(
 ) -> None:
     """A single run: its script is shown, kept in the run folder, and then run or submitted."""
     arguments = ["run", target, *overrides]
+    torchrun.refuse_odd(Path.cwd(), place.path, *arguments)
     if slurm_options is not None:
         options = slurm.options(slurm_options)
         text = slurm.script(
@@ -86,6 +87,7 @@ def launch_sweep(
             "a sweep over several machines needs Slurm", "option --nodes", "add --slurm, or leave out --nodes"
         )
     options = slurm.options(slurm_options or ())
+    torchrun.refuse_odd(Path.cwd(), target, folder, *overrides, *given)
     top, recipe, runs = sweep.plan(target, overrides, given, folder)
     if slurm_options is not None:
         array = [(planned.run, sweep.arguments(target, overrides, planned)) for planned in runs]

@@ -77,6 +77,21 @@ def script(command: Sequence[str], run: RunFolder, threads: int) -> str:
     )
 
 
+def refuse_odd(*texts: object) -> None:
+    """Makes sure that texts can stand in a script.
+
+    Raises:
+        UserError: One holds line breaks, other control characters, or what is no Unicode.
+    """
+    for text in texts:
+        if not str(text).isprintable():
+            raise UserError(
+                f"{str(text)!r} holds characters that cannot stand in a script",
+                "luthier launch",
+                "use names of plain characters, on one line",
+            )
+
+
 def threads_each(processes: int) -> int:
     """Threads that each of so many processes should compute with on this machine; torchrun would give them one."""
     return max(1, len(os.sched_getaffinity(0)) // processes)

@@ -10,7 +10,7 @@ import pytest
 
 from luthier.errors import Interrupted, UserError
 from luthier.launch import torchrun
-from luthier.run_folder import RunFolder
+from luthier.run_folder import RunFolder, read_json
 
 ODD = 'it\'s 100% "odd" $HOME `x`; *'
 
@@ -57,6 +57,18 @@ def test_the_script_hands_on_odd_names_as_they_are(
     os.chdir("/")
     done = subprocess.run(["bash", str(path)], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [arguments, str(here), str(run.path), "3"]
+
+
+@pytest.mark.parametrize("odd", ["two\nlines", "bell\x07", "no unicode \udc80"])
+def test_what_cannot_stand_in_a_script(odd: str) -> None:
+    torchrun.refuse_odd(ODD, "Größe 大", None)
+    with pytest.raises(UserError, match="cannot stand in a script"):
+        torchrun.refuse_odd("plain", Path(odd))
+
+
+def test_words_of_data_that_are_no_unicode_are_kept_readable(run: RunFolder) -> None:
+    run.note_stopped("refused", 1, "row \udc80", "", "")
+    assert read_json(run.stopped)["what"] == "row \\udc80"
 
 
 def started(run: RunFolder, shell: str) -> dict[str, object] | None:

@@ -172,13 +172,9 @@ def script(
         "# Near the time limit, or to give way to another job: the processes save a checkpoint after the step under way.",
         "notice=0 again=1",
         "trap 'notice=1 again=1; scancel --signal=TERM \"$job.0\"' USR1",
+        "trap again=1 TERM  # what Slurm sends to all of a job is for the processes; here their end is waited for",
         'while [ $again = 1 ]; do again=0; wait "$running"; code=$?; done  # a trapped signal ends wait early',
         "trap '' USR1",
-    ]
-    if array:
-        luthier = torchrun.line(["report", str(top)], nodes=1, processes=1)
-        lines += [f"{shlex.join(luthier)}  # table and page of what the sweep has by now"]
-    lines += [
         'said() { grep -qsE "\\"kind\\": \\"($1)\\"" "$LUTHIER_RUN/stopped.json"; }',
         "# Interrupted, not refused; and not by `scancel`, after which Slurm no longer calls the job running.",
         "if [ $code != 0 ] && { said interrupted || { [ $notice = 1 ] && ! said 'refused|mistake'; }; } &&",
@@ -188,10 +184,14 @@ def script(
         "  else",
         '    echo "interrupted: queued again, to go on from the last checkpoint" >&2',
         '    scontrol requeue "$job"',
+        '    exit "$code"',
         "  fi",
         "fi",
-        'exit "$code"',
     ]
+    if array:
+        table = torchrun.line(["report", str(top)], nodes=1, processes=1)
+        lines += [f"{shlex.join(table)}  # table and page of what the sweep has by now"]
+    lines += ['exit "$code"']
     return "\n".join(lines) + "\n"
 
 

@@ -190,11 +190,24 @@ def test_an_array_has_a_case_for_each_run(
     text = script(place, array=runs)
     assert directives(text)["array"] == "0-1" and directives(text)["output"].endswith('/launch/%A_%a.log"')
     text = re.sub(r"^.*luthier report.*$", "echo table", text, flags=re.MULTILINE)
-    code, said, calls = job(
-        text, f'echo "${{@: -1}} $LUTHIER_RUN"; {SAVES}; {stops("interrupted")}', task="1"
+    shows = f'echo "${{@: -1}} $LUTHIER_RUN"; {SAVES}; '
+    code, said, calls = job(text, shows + stops("refused"), task="1")
+    assert said.splitlines() == [f"train.learning_rate=2 {place.path}/lr=2", "table"] and (code, calls) == (
+        1,
+        [],
     )
-    assert said.splitlines()[:2] == [f"train.learning_rate=2 {place.path}/lr=2", "table"], said
-    assert calls == ["scontrol requeue 16_1"] and code == 1
+    code, said, calls = job(text, shows.replace("step-4", "step-8") + stops("interrupted"), task="1")
+    assert "table" not in said and calls == ["scontrol requeue 16_1"] and code == 1
+
+
+def test_the_end_of_the_step_is_waited_for_whatever_the_script_hears(
+    job: Callable[..., tuple[int, str, list[str]]], place: RunFolder
+) -> None:
+    step = (
+        f"kill -TERM $PPID; sleep 1; kill -TERM $PPID; sleep 1; echo saved; {SAVES}; {stops('interrupted')}"
+    )
+    code, said, calls = job(script(place), step)
+    assert said.startswith("saved") and calls == ["scontrol requeue 17"] and code == 1
 
 
 def test_caches_stay_where_they_are_told_to(

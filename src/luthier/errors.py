@@ -54,3 +54,7 @@ class Refused(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
+
+
+class Interrupted(Refused):
+    """The run was asked to end by a signal, and a checkpoint was saved: the same command goes on from it."""

@@ -226,7 +226,7 @@ def evaluate(
     from luthier.rows import Rows
 
     place = train(recipe, *overrides, folder=folder, progress=progress)
-    if not _writes():
+    if not writes():
         return place
     recipe = read(recipe, *overrides)
     key = _key(
@@ -269,7 +269,7 @@ def report(
     from luthier.rows import Rows
 
     recipe, place = _open(recipe, overrides, folder)
-    if not _writes():
+    if not writes():
         return place
     with user_disk_errors(place.path):
         curves.draw(place, recipe.report.smoothing_window)
@@ -309,7 +309,7 @@ def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None
     return recipe, place
 
 
-def _writes() -> bool:
+def writes() -> bool:
     """Whether this is the process, of several that torchrun started, that does what needs doing once."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -17,6 +18,8 @@ from typing import Any
 from luthier.errors import UserError
 
 logger = logging.getLogger("luthier")
+
+SWEEP = "sweep.json"  # what makes a folder of run folders a sweep
 
 
 class RunFolder:
@@ -41,6 +44,8 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.log = self.path / "run.log"
         self.stages = self.path / "stages.json"
+        self.stopped = self.path / "stopped.json"
+        self.launch = self.path / "launch"
 
     def rows(self, split: str) -> Path:
         """The Arrow file (IPC stream) of a split's encoded rows."""
@@ -49,6 +54,46 @@ class RunFolder:
     def result(self) -> Path | None:
         """The trained adapter or model, if there is one."""
         return next((p for p in (self.adapter, self.model) if p.is_dir()), None)
+
+    def note_stopped(self, kind: str, exit_code: int, what: str, where: str, fix: str) -> None:
+        """Writes ``stopped.json``, unless another process of the run has said before why it ended.
+
+        Args:
+            kind: ``interrupted``, ``refused``, ``mistake``, ``defect`` or ``killed``.
+            exit_code: Of ``luthier``.
+            what: As in an error.
+            where: The same.
+            fix: The same.
+        """
+        words = {"what": what, "where": where, "fix": fix}  # of data, maybe, which need not be Unicode
+        words = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in words.items()}
+        said = {"kind": kind, "exit_code": exit_code, **words}
+        with contextlib.suppress(FileExistsError), open(self.stopped, "x", encoding="utf-8") as file:
+            file.write(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+
+    def siblings(self) -> list[RunFolder]:
+        """The other runs of the sweep that this run belongs to; none outside of a sweep."""
+        sweep = self.path.resolve().parent
+        if not (sweep / SWEEP).is_file():
+            return []
+        return [
+            RunFolder(path)
+            for path in sorted(sweep.iterdir())
+            if path.name != self.path.resolve().name and (path / "recipe.yaml").is_file()
+        ]
+
+    @contextlib.contextmanager
+    def alone_in_sweep(self) -> Iterator[None]:
+        """The runs of a sweep go through the block one after the other, on whatever machine they are."""
+        lock = self.path.resolve().parent / ".lock"
+        if not (lock.parent / SWEEP).is_file():
+            yield
+            return
+        with open(lock, "a") as file:
+            # Some network file systems have no locks: each run then does for itself what one could do for all.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def create(self) -> None:
         """Makes the folder.

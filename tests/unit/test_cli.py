@@ -21,14 +21,14 @@ from luthier.cli import explained, failures, screen, starter
 from luthier.display.text import duration
 from luthier.encoding.encode import encode
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.errors import Refused, UserError, UserErrors
+from luthier.errors import Interrupted, Refused, UserError, UserErrors
 from luthier.records import Example, Span
 from luthier.rows import RowWriter, to_batch
 from luthier.run_folder import RunFolder, read_json, write_json, write_text
 
 STAGES = ("run", "prepare", "check", "train", "evaluate", "report")
 VERBS = (
-    *STAGES, "audit", "show", "generate", "merge", "compare", "list", "schema", "init", "status", "explain", "plan",
+    *STAGES, "launch", "audit", "show", "generate", "merge", "compare", "list", "schema", "init", "status", "explain", "plan",
 )  # fmt: skip
 
 
@@ -621,10 +621,45 @@ def test_init_of_an_unknown_task(luthier, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
-def test_launch_says_that_it_is_not_there_yet(luthier):
-    done = luthier("launch", "demo", "--processes", "2")
-    assert done.exit_code == 2 and "2 processes cannot be launched yet" in done.stderr
-    assert "launch" not in luthier("--help").stdout
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [(Interrupted("interrupted after step 4", "here", "again"), "interrupted", 1), (KeyboardInterrupt(), "interrupted", 1),
+     (Refused("the loss is nan", "row 3", "lower"), "refused", 1), (UserError("too few rows", "data", "more"), "mistake", 2),
+     (OSError(errno.ENOSPC, "No space left on device"), "mistake", 2), (KeyError("x"), "defect", 3)],
+)  # fmt: skip
+def test_how_a_run_ended_is_left_in_its_folder(luthier, stage, recipe_yaml, tmp_path, error, kind, code):
+    run = RunFolder(tmp_path / "out")
+    write_json(run.recipe, {"name": "mine"})
+    stage("train", fail(error))
+    assert luthier("train", recipe_yaml, "--run", run.path).exit_code == code
+    said = read_json(run.stopped)
+    assert (said["kind"], said["exit_code"]) == (kind, code) and said["what"]
+    assert f"stopped     {kind}: {said['what']}" in luthier("status", run.path).stdout
+    stage("train", lambda read, place: write_run(place.path))
+    assert luthier("train", recipe_yaml, "--run", run.path).exit_code == 0 and not run.stopped.exists()
+
+
+def test_of_several_processes_the_first_speaks(luthier, stage, recipe_yaml, tmp_path, monkeypatch):
+    stage("run", lambda read, place: None if os.environ.get("RANK") else write_run(place.path))
+    monkeypatch.setenv("RANK", "1")
+    run = RunFolder(tmp_path / "out")
+    run.create()
+    run.note_stopped("defect", 3, "the first process has gone", "", "")
+    done = luthier("run", recipe_yaml, "--run", run.path)
+    assert (done.exit_code, done.stdout) == (0, "") and run.stopped.exists()
+    monkeypatch.delenv("RANK")
+    assert "report: " in luthier("run", recipe_yaml, "--run", run.path).stdout
+
+
+def test_status_tells_speed_and_the_end_of_the_log(luthier, tmp_path):
+    run = write_run(tmp_path, num_steps=100, stage="stopped")
+    write_text(run.log, "".join(f"line {number}\n" for number in range(1000)))
+    lines = luthier("status", tmp_path).stdout.splitlines()
+    speed = next(line for line in lines if line.startswith("speed"))
+    assert 4500 < int(re.search(r"([\d,]+) tokens/s", speed)[1].replace(",", "")) < 5700
+    assert [line for line in lines if line.startswith("log")] == [
+        f"log         line {n}" for n in range(995, 1000)
+    ]
 
 
 # Real processes

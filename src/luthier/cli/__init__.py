@@ -19,7 +19,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from luthier.cli import screen
 from luthier.display.text import safe
 from luthier.errors import UserError
-from luthier.run_folder import RunFolder, write_text
+from luthier.run_folder import SWEEP, RunFolder, user_disk_errors, write_text
 
 _STAGES = "Stages"
 _LOOK = "Look at a run"
@@ -78,6 +78,15 @@ RunOption = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="KEY=V1,V2",
+        help="Values of a recipe key, each a run; can be repeated.",
+        show_default=False,
+    ),
+]
 
 
 def _version(value: bool) -> None:
@@ -125,30 +134,54 @@ def _stage(
     from luthier import pipeline
 
     stage: Callable[..., RunFolder] = getattr(pipeline, name)
+    if pipeline.writes():
+        with user_disk_errors(place.path):
+            place.stopped.unlink(missing_ok=True)
     try:
         with screen.progress() as progress:
             return stage(recipe, folder=place.path, progress=progress, **options)
     except BaseException as error:
-        from luthier.cli.failures import saved
+        from luthier.cli import failures
 
-        if note := saved(place):
-            error.add_note(note)
+        failures.note(error, place)
+        if text := failures.saved(place):
+            error.add_note(text)
         raise
 
 
+def _speaks() -> bool:
+    """Whether this process, of several, is the one that prints what a stage has come to."""
+    from luthier import pipeline
+
+    return pipeline.writes()
+
+
 @app.command(rich_help_panel=_STAGES)
-def run(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None) -> None:
+def run(
+    recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None, sweep: SweepOption = None
+) -> None:
     """Do all of it: prepare, check, train, evaluate, report.
 
     What is finished and unchanged is not done again; after an interruption the same command goes on.
 
+    With --sweep every combination of the values is a run of its own; runs/NAME-sweep holds all of them, and the table.
+
     [dim]$[/] luthier run demo --run runs/demo
 
     [dim]$[/] luthier run my.yaml train.epochs=2 data.max_length=256
+
+    [dim]$[/] luthier run my.yaml --sweep train.learning_rate=1e-4,2e-4 --sweep seed=0,1,2
     """
+    if sweep:
+        from luthier.cli import launching
+
+        launching.launch_sweep(recipe, overrides or (), sweep, run, nodes=1, processes=1, slurm_options=None)
+        return
     from luthier.cli import tables
 
     place = _stage("run", recipe, overrides, run)
+    if not _speaks():
+        return
     console = screen.out()
     tables.trained(place, console)
     tables.evaluated(place, console)
@@ -239,7 +272,6 @@ def audit(
     [dim]$[/] luthier audit --model base --rows train.jsonl --eval-rows eval.jsonl --page audit.html
     """
     from luthier.check.audit import audit as audit_rows
-    from luthier.run_folder import user_disk_errors
 
     with screen.progress() as progress:
         report = audit_rows(
@@ -309,7 +341,9 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = 
     """
     from luthier.cli import tables
 
-    tables.trained(_stage("train", recipe, overrides, run), screen.out())
+    place = _stage("train", recipe, overrides, run)
+    if _speaks():
+        tables.trained(place, screen.out())
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -320,15 +354,22 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption
     """
     from luthier.cli import tables
 
-    tables.evaluated(_stage("evaluate", recipe, overrides, run), screen.out())
+    place = _stage("evaluate", recipe, overrides, run)
+    if _speaks():
+        tables.evaluated(place, screen.out())
 
 
 @app.command(rich_help_panel=_STAGES)
 def report(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None) -> None:
-    """Draw the curves and write the page, of whatever the run folder holds by now.
+    """Draw the curves and write the page, of whatever the run folder, or the folder of a sweep, holds by now.
 
     [dim]$[/] luthier report runs/demo
     """
+    if (Path(recipe) / SWEEP).is_file():
+        from luthier.cli import launching
+
+        launching.show_sweep(Path(recipe))
+        return
     _say_report(_stage("report", recipe, overrides, run))
 
 
@@ -431,13 +472,13 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 
 @app.command(rich_help_panel=_LOOK)
 def status(run: RunArgument) -> None:
-    """Say where a run stands, also while it runs: step, loss, time left, findings.
+    """Say where a run or a sweep stands, also while it runs or waits: job, step, loss, speed, time left, findings.
 
     [dim]$[/] luthier status runs/demo
     """
-    from luthier.cli.standing import lines
+    from luthier.cli.standing import lines, sweep_lines
 
-    said = lines(RunFolder(run))
+    said = sweep_lines(RunFolder(run)) if (run / SWEEP).is_file() else lines(RunFolder(run))
     console = screen.out()
     for label, text in said:
         console.print(Text.assemble((f"{label:10}", "bold"), "  ", safe(text)), soft_wrap=True)
@@ -512,7 +553,6 @@ def merge(
     """
     recipe, place = _opened(str(run), None, None)
     from luthier.models.merge import merge as merge_into
-    from luthier.run_folder import user_disk_errors
 
     with user_disk_errors(out):
         merge_into(recipe.model, place, out)
@@ -573,7 +613,6 @@ def init(
 
     from luthier.cli import starter
     from luthier.recipe import schema
-    from luthier.run_folder import user_disk_errors
 
     path = file or Path(f"{task.rpartition('@')[2]}.yaml")
     text = starter.recipe_for(task, str(path))
@@ -623,17 +662,66 @@ def explain(
         console.print(line, soft_wrap=True)
 
 
-@app.command(hidden=True)
+@app.command(rich_help_panel=_STAGES)
 def launch(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes on each of them; one for each GPU, as a rule.")
+    ] = 1,
+    run: RunOption = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION=VALUE...",
+            help="Submit to Slurm, with these options of sbatch.",
+            show_default=False,
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where several machines meet, without Slurm: the same on each.",
+            show_default=False,
+        ),
+    ] = None,
+    sweep: SweepOption = None,
 ) -> None:
-    """Run on several processes or machines: not there yet."""
-    raise UserError(
-        f"{processes} processes cannot be launched yet: luthier does not start them itself",
-        "luthier launch",
-        f"LUTHIER_RUN=runs/NAME torchrun --standalone --nproc-per-node={processes} -m luthier train {recipe}",
+    """Do all of `luthier run` in several processes, on several machines, or as Slurm jobs.
+
+    One process prepares and checks, all of them train, and one evaluates and writes the report. The script that starts
+    them is shown and kept in the run folder, in launch/. Interrupted, the same command goes on from the last checkpoint.
+
+    [dim]$[/] luthier launch my.yaml --processes 4
+
+    [dim]$[/] luthier launch my.yaml --nodes 2 --processes 8 --slurm partition=gpu time=12:00:00 gres=gpu:8
+
+    [dim]$[/] luthier launch my.yaml --slurm time=1:00:00 --sweep train.learning_rate=1e-4,2e-4
+    """
+    from luthier.cli import launching
+
+    options, keys = launching.told_apart(slurm, overrides or ())
+    if endpoint is not None and (nodes == 1 or options is not None):
+        raise UserError(
+            "one machine needs no place to meet, and Slurm knows its own", "option --endpoint", "leave it out"
+        )
+    if sweep:
+        launching.launch_sweep(
+            recipe, keys, sweep, run, nodes=nodes, processes=processes, slurm_options=options
+        )
+        return
+    read, place = _opened(recipe, keys, run)
+    launching.launch(
+        recipe,
+        keys,
+        read,
+        place,
+        nodes=nodes,
+        processes=processes,
+        endpoint=endpoint,
+        slurm_options=options,
     )
 
 

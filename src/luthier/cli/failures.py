@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from luthier.display.text import safe
-from luthier.errors import Refused, UserError, UserErrors
+from luthier.errors import Interrupted, Refused, UserError, UserErrors
 from luthier.run_folder import RunFolder, logger
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -50,6 +51,22 @@ def tell(error: BaseException, console: Console, *, debug: bool) -> int:
         console.print(Text(safe(note)), soft_wrap=True)
     logger.error("%s", safe(log), extra={"only_log": True})
     return code
+
+
+def note(error: BaseException, run: RunFolder) -> None:
+    """Leaves in the run folder how the run ended: for those who started it without looking on."""
+    known = error if isinstance(error, Refused) else as_user_error(error)
+    if isinstance(error, KeyboardInterrupt | Interrupted):
+        kind, code = "interrupted", 1
+    elif known is None:
+        kind, code = "defect", 3
+    else:
+        kind, code = ("refused", 1) if isinstance(known, Refused) else ("mistake", 2)
+    what = known.what if known else f"{type(error).__name__}: {error}".rstrip(": ")
+    where, fix = (known.where, known.fix) if known else (str(run.log), "the same command goes on")
+    if run.path.is_dir():
+        with contextlib.suppress(OSError, ValueError):  # a full disk must not hide the error itself
+            run.note_stopped(kind, code, what, where, fix)
 
 
 def as_user_error(error: BaseException) -> UserError | None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Any
 
 import yaml
 
 from luthier.display.text import counted, duration
 from luthier.errors import UserError
+from luthier.launch import slurm
+from luthier.report import sweep
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 from luthier.schedule import total_steps
 
 _RECENT_STEPS = 20  # over which speed is measured
+_LOG_LINES = 5
+_END_OF_LOG = 4096  # bytes in which those lines are looked for
 
 
 def lines(run: RunFolder) -> list[tuple[str, str]]:
@@ -21,8 +26,14 @@ def lines(run: RunFolder) -> list[tuple[str, str]]:
     Raises:
         UserError: The folder holds no run.
     """
+    jobs = slurm.jobs(run)
+    if jobs and not run.recipe.is_file():  # it waits for its turn
+        return [("run", str(run.path)), *_jobs(jobs), *_log(run, jobs)]
     recipe = _recipe(run)
-    said = [("run", f"{recipe.get('name', '?')} in {run.path}")]
+    said = [("run", f"{recipe.get('name', '?')} in {run.path}"), *_jobs(jobs)]
+    if run.stopped.is_file():
+        stopped = read_json(run.stopped)
+        said.append(("stopped", f"{stopped['kind']}: {stopped['what']}"))
     history = read_jsonl(run.history)
     if history:
         said += _training(run, recipe, history)
@@ -46,15 +57,61 @@ def lines(run: RunFolder) -> list[tuple[str, str]]:
     said.append(("finished", ", ".join(finished) or "nothing yet"))
     if run.report.is_file():
         said.append(("report", str(run.report)))
+    return said if run.scores.is_file() and not run.stopped.is_file() else said + _log(run, jobs)
+
+
+def sweep_lines(top: RunFolder) -> list[tuple[str, str]]:
+    """The same for a sweep: its jobs, and a line for each of its runs."""
+    jobs = slurm.jobs(top)
+    said = [("sweep", str(top.path)), *_jobs(jobs)]
+    for member in sweep.members(top.path):
+        text = member.reason or member.state
+        history = read_jsonl(member.run.history) if member.state == "running" else []
+        if history:
+            text += ", " + ", ".join(
+                f"{label} {value}" for label, value in _course(member.run, _recipe(member.run), history)
+            )
+        elif member.eval_loss is not None:
+            text += f", validation loss {member.eval_loss:.4f}"
+        said.append(("run", f"{member.run.path.name}: {text}"))
+    if (top.path / "report.html").is_file():
+        said.append(("report", str(top.path / "report.html")))
+    return said
+
+
+def _jobs(jobs: list[slurm.Job]) -> list[tuple[str, str]]:
+    return [("job", f"{job.number} {job.state}" + (f" ({job.reason})" if job.reason else "")) for job in jobs]
+
+
+def _log(run: RunFolder, jobs: list[slurm.Job]) -> list[tuple[str, str]]:
+    """The last lines of what the newest job wrote, or of ``run.log``."""
+    for path in [*([slurm.log(run, jobs[-1])] if jobs else []), run.log]:
+        if path.is_file():
+            with open(path, "rb") as file:
+                file.seek(max(0, path.stat().st_size - _END_OF_LOG))
+                text = file.read().decode("utf-8", "replace")
+            return [("log", line) for line in text.splitlines()[-_LOG_LINES:]]
+    return []
+
+
+def _course(run: RunFolder, recipe: dict[str, Any], history: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """How far training has come, how fast it goes, and how long it will take."""
+    last, steps = history[-1], [row for row in history if "loss" in row]
+    total = _total_steps(run, recipe)
+    said = [("step", f"{last['step']}" + (f" of {total} ({last['step'] / total:.0%})" if total else ""))]
+    recent = steps[-_RECENT_STEPS:]
+    if recent:
+        said.append(("speed", f"{median(row['tokens_per_s'] for row in recent):,.0f} tokens/s"))
+    if total and len(recent) > 1 and not run.result():
+        pace = (recent[-1]["seconds"] - recent[0]["seconds"]) / (len(recent) - 1)
+        said.append(("time left", f"about {duration(pace * (total - last['step']))} of training"))
     return said
 
 
 def _training(run: RunFolder, recipe: dict[str, Any], history: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    last = history[-1]
     steps = [row for row in history if "loss" in row]
     evals = [row for row in history if "eval" in row]
-    total = _total_steps(run, recipe)
-    said = [("step", f"{last['step']}" + (f" of {total} ({last['step'] / total:.0%})" if total else ""))]
+    said = _course(run, recipe, history)
     if steps:
         said.append(("loss", f"{steps[-1]['loss']:.4f} (first {steps[0]['loss']:.4f})"))
     if evals:
@@ -70,10 +127,6 @@ def _training(run: RunFolder, recipe: dict[str, Any], history: list[dict[str, An
     if run.result():
         said.append(("time", f"trained in {duration(steps[-1]['seconds'])}" if steps else "trained"))
         return said
-    recent = steps[-_RECENT_STEPS:]
-    if total and len(recent) > 1:
-        pace = (recent[-1]["seconds"] - recent[0]["seconds"]) / (len(recent) - 1)
-        said.append(("time left", f"about {duration(pace * (total - last['step']))} of training"))
     ago = max(0.0, time.time() - run.history.stat().st_mtime)
     said.append(("last step", f"{duration(ago)} ago"))
     return said

@@ -7,6 +7,7 @@ is a few numbers (about 100 bytes).
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 from array import array
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from luthier.run_folder import (
     hash_file,
     hash_folder,
     hash_value,
+    logger,
     new_folder,
     read_json,
     user_disk_errors,
@@ -49,7 +51,7 @@ _OWN_SOURCES = {"eval": "eval_source", "test": "test_source"}  # by split; later
 def prepare(
     recipe: Recipe, run: RunFolder, tokenizer: TextTokenizer, *, progress: Progress | None = None
 ) -> bool:
-    """Writes ``run.data``, whole or not at all; False if it was there already and nothing has changed.
+    """Writes ``run.data``, whole or not at all; False if it, or another run of the sweep, had those rows already.
 
     Args:
         recipe: The run's.
@@ -69,16 +71,38 @@ def prepare(
         )
     facts = inputs(recipe, tokenizer)
     key = hash_value(facts)
-    if _unchanged(run, key):
-        return False
+    with run.alone_in_sweep():
+        if _unchanged(run, key) or _taken_over(run, key):
+            return False
+        _write(recipe, run, tokenizer, report, {"key": key, "inputs": facts})
+    return True
+
+
+def _write(
+    recipe: Recipe, run: RunFolder, tokenizer: TextTokenizer, report: Progress, manifest: dict[str, Any]
+) -> None:
     with user_disk_errors(run.data):
         for left in run.path.glob(f".{run.data.name}-*"):  # of a process that was killed
             shutil.rmtree(left)
         with new_folder(run.data) as folder:
             _Preparation(recipe, tokenizer, folder, report).run()
             files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
-            write_json(folder / run.manifest.name, {"key": key, "inputs": facts, "files": files})
-    return True
+            write_json(folder / run.manifest.name, manifest | {"files": files})
+
+
+def _taken_over(run: RunFolder, key: str) -> bool:
+    """Whether another run of the same sweep had made these very rows, which now are this run's as well."""
+    for other in run.siblings():
+        if _unchanged(other, key):
+            with user_disk_errors(run.data), new_folder(run.data) as folder:
+                for file in other.data.iterdir():
+                    try:
+                        os.link(file, folder / file.name)  # costs no space, and outlives the other run
+                    except OSError:
+                        shutil.copy2(file, folder / file.name)
+            logger.info("prepare: the same rows as %s, taken from there", other.path.name)
+            return True
+    return False
 
 
 def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:

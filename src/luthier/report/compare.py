@@ -65,22 +65,33 @@ def compare(runs: Sequence[RunFolder], paired: Paired | None = None) -> Comparis
     )
     if paired is None:
         return result
-    first = {row["id"]: row for row in read_jsonl(runs[0].predictions)}
     tests: list[dict[str, dict[str, Any]]] = []
     for run in runs[1:]:
-        other = {row["id"]: row for row in read_jsonl(run.predictions)}
-        problem = _unpaired(first, other)
+        tested, problem = paired_scores(runs[0], run, paired)
         if problem:
             result.notes.append(f"{run.path} is not tested against {runs[0].path}: {problem}")
-            tests.append({})
-            continue
-        # The bootstrap knows a base and a tuned model; here they are the tuned models of two runs.
-        rows = [
-            {**row, "base": row["tuned"], "tuned": other[row_id]["tuned"]} for row_id, row in first.items()
-        ]
-        tests.append({row["name"]: row for row in sections.metrics(paired(rows))})
+        tests.append({row["name"]: row for row in sections.metrics(tested)})
     result.against_first.update({name: [test.get(name) for test in tests] for name in names})
     return result
+
+
+def paired_scores(first: RunFolder, run: RunFolder, paired: Paired) -> tuple[Mapping[str, Any], str | None]:
+    """Scores in the form of ``scores.json`` with the first run's tuned model as ``base``; or why there are none.
+
+    Args:
+        first: An evaluated run.
+        run: Another one.
+        paired: Makes scores with intervals of predictions.
+    """
+    of_first, of_run = ({row["id"]: row for row in read_jsonl(each.predictions)} for each in (first, run))
+    problem = _unpaired(of_first, of_run)
+    if problem:
+        return {"metrics": {}}, problem
+    # The bootstrap knows a base and a tuned model; here they are the tuned models of two runs.
+    rows = [
+        {**row, "base": row["tuned"], "tuned": of_run[row_id]["tuned"]} for row_id, row in of_first.items()
+    ]
+    return paired(rows), None
 
 
 def _unpaired(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
@@ -119,7 +130,7 @@ def tables(comparison: Comparison) -> list[Table]:
         scores.add_column(Text(plain(name)), justify="right")
     for entries in comparison.metrics.values():
         label = next(entry["label"] for entry in entries if entry)
-        scores.add_row(Text(plain(label)), *(_cell(entry, value=True) for entry in entries))
+        scores.add_row(Text(plain(label)), *(cell(entry, value=True) for entry in entries))
     scores.add_section()
     for fact, values in comparison.facts.items():
         scores.add_row(Text(fact, style="dim"), *(Text(value, style="dim") for value in values))
@@ -133,11 +144,12 @@ def tables(comparison: Comparison) -> list[Table]:
         differences.add_column(Text(plain(name)), justify="right")
     for name, entries in comparison.against_first.items():
         label = next((entry["label"] for entry in entries if entry), sections.label(name))
-        differences.add_row(Text(plain(label)), *(_cell(entry, value=False) for entry in entries))
+        differences.add_row(Text(plain(label)), *(cell(entry, value=False) for entry in entries))
     return [scores, differences]
 
 
-def _cell(entry: Mapping[str, Any] | None, *, value: bool) -> Text:
+def cell(entry: Mapping[str, Any] | None, *, value: bool) -> Text:
+    """An entry of ``sections.metrics`` as difference, interval and verdict, with the value before them if wanted."""
     if entry is None:
         return Text("–", style="dim")
     verdict = {

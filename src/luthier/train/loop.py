@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from luthier.encoding.batches import shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.errors import Refused
+from luthier.errors import Interrupted, Refused
 from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
 from luthier.models.engine import Engine
 from luthier.models.forward import base_model, token_scores
@@ -78,7 +78,8 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
 
     Raises:
         Refused: The loss or a gradient is not finite (the rows are named); or a checkpoint was saved, and a watcher of
-            ``train.stop_on`` speaks, or Ctrl-C.
+            ``train.stop_on`` speaks.
+        Interrupted: A checkpoint was saved after Ctrl-C or SIGTERM.
     """
     settings, run = loop.recipe.train, loop.run
     optimizer = adamw(loop.model.named_parameters(), settings)
@@ -121,7 +122,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
                     checkpoint.remove_old(run, settings.keep_checkpoints, progress.best_step)
                 loop.ranks.wait()
             if leaving:
-                raise Refused(
+                raise Interrupted(
                     f"interrupted after step {progress.step} of {total}; a checkpoint was saved",
                     str(run.checkpoints),
                     "run the same command again to go on from there",

@@ -298,3 +298,51 @@ def test_progress_reaches_its_end(rows: Path, run: RunFolder) -> None:
     )
     assert list(seen) == ["reading", "duplicates", "encoding"]
     assert seen["reading"] == (60, 60) and seen["encoding"] == (60, 60)
+
+
+def members(folder: Path) -> tuple[RunFolder, RunFolder]:
+    """Two runs of a sweep, of which the first has begun."""
+    folder.mkdir()
+    (folder / "sweep.json").write_text("{}")
+    first, second = RunFolder(folder / "a"), RunFolder(folder / "b")
+    for run in (first, second):
+        run.create()
+        run.recipe.write_text("")
+    return first, second
+
+
+def test_runs_of_a_sweep_prepare_once(rows: Path, tmp_path: Path) -> None:
+    first, second = members(tmp_path / "sweep")
+    assert prepare(tiny_recipe(rows), first, TOKENIZER) is True
+    assert prepare(tiny_recipe(rows), second, TOKENIZER) is False
+    assert read_json(second.manifest) == read_json(first.manifest)
+    for name in hashes(first):
+        assert (second.data / name).stat().st_ino == (first.data / name).stat().st_ino
+    assert prepare(tiny_recipe(rows), second, TOKENIZER) is False
+
+
+def test_other_rows_are_made_anew_in_a_sweep_and_leave_those_of_the_other_run(
+    rows: Path, tmp_path: Path
+) -> None:
+    first, second = members(tmp_path / "sweep")
+    prepare(tiny_recipe(rows), first, TOKENIZER)
+    before = hashes(first)
+    prepare(tiny_recipe(rows), second, TOKENIZER)
+    assert prepare(tiny_recipe(rows, seed=1), second, TOKENIZER) is True
+    assert hashes(second) != before == hashes(first)
+    assert prepare(tiny_recipe(rows), first, TOKENIZER) is False
+
+
+def test_damaged_rows_of_another_run_are_not_taken_over(rows: Path, tmp_path: Path) -> None:
+    first, second = members(tmp_path / "sweep")
+    prepare(tiny_recipe(rows), first, TOKENIZER)
+    good = hashes(first)
+    first.rows("train").write_bytes(b"damaged")
+    assert prepare(tiny_recipe(rows), second, TOKENIZER) is True and hashes(second) == good
+
+
+def test_runs_that_are_no_sweep_share_nothing(rows: Path, tmp_path: Path) -> None:
+    first, second = members(tmp_path / "sweep")
+    (tmp_path / "sweep" / "sweep.json").unlink()
+    assert prepare(tiny_recipe(rows), first, TOKENIZER) is True
+    assert prepare(tiny_recipe(rows), second, TOKENIZER) is True

@@ -1,0 +1,1 @@
+"""Several processes, on this machine, on several, or as a Slurm job."""

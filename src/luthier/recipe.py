@@ -133,6 +133,10 @@ class Train(Options):
     """Rows one after another without padding, none of which sees another; ``auto`` is wherever the model allows it. Changes speed, never the result."""
     compile: bool | Auto = "auto"
     """Compile the small functions of a layer; ``auto`` is where a run is long enough to earn it back and a measurement shows that it helps."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """How several processes share the model: ``none`` has a whole copy in each; ``fsdp`` has weights, gradients and optimizer state in shards (torch's FSDP2). Changes memory and speed, never the result."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Experiment trackers that get each line of the history as well; one that fails is left out, and the run goes on."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -176,6 +180,8 @@ class Train(Options):
     def _consistent(self) -> Train:
         if self.eval_every_steps and self.eval_every_tokens:
             raise ValueError("eval_every_steps and eval_every_tokens exclude each other; keep one")
+        if self.sharding != "none" and self.compile is True:
+            raise ValueError("compile and sharding exclude each other; use compile=auto")
         if (self.best_metric == "token_accuracy") != (self.best_direction == "max"):
             raise ValueError(
                 f"best_direction {self.best_direction!r} would keep the worst {self.best_metric}; "

@@ -149,7 +149,7 @@ def choose_precision(settings: Model) -> Precision:
 
 
 def load_model(
-    settings: Model, tokenizer_size: int, *, training: bool, seed: int
+    settings: Model, tokenizer_size: int, *, training: bool, seed: int, on_cpu: bool = False
 ) -> PreTrainedModel | PeftModel:
     """The model as training starts with it (``training``), or as it came.
 
@@ -158,6 +158,7 @@ def load_model(
         tokenizer_size: Tokens that the tokenizer knows, new ones included, which are the last.
         training: Whether to add the adapter and freeze what is frozen.
         seed: Set as torch's own, from which the adapter's first weights and later dropout are drawn.
+        on_cpu: Leave it on the processor, GPU or not.
 
     Raises:
         UserError: A model that cannot be loaded whole, or names that match nothing in it.
@@ -165,6 +166,8 @@ def load_model(
     bf16 = choose_precision(settings) == "bf16"
     masters = training and settings.adapter is None
     base = _pretrained(settings, torch.bfloat16 if bf16 and not masters else torch.float32)
+    if torch.cuda.is_available() and not on_cpu:
+        base.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     torch.manual_seed(seed)
     _fit_to_tokenizer(base, tokenizer_size, len(settings.new_tokens))
     model: PreTrainedModel | PeftModel = base
@@ -253,9 +256,15 @@ def with_adapter(base: PreTrainedModel | PeftModel, adapter: Path) -> PeftModel:
 
 
 def save_trained(
-    model: PreTrainedModel | PeftModel, tokenizer: TextTokenizer, run: RunFolder, settings: Model
+    model: PreTrainedModel | PeftModel,
+    tokenizer: TextTokenizer,
+    run: RunFolder,
+    settings: Model,
+    state: dict[str, Tensor] | None = None,
 ) -> Path:
     """Writes ``adapter/`` or ``model/``, which transformers and peft load as it is.
+
+    ``state`` holds the tensors of a model whose own are in shards.
 
     New tokens are in the adapter as rows of the embedding: before it is loaded elsewhere, the base model needs
     ``resize_token_embeddings(len(tokenizer))``. ``luthier merge`` writes a folder that needs nothing.
@@ -265,10 +274,10 @@ def save_trained(
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = resolve(settings)
             # "auto" would add the whole embedding to new rows that are saved already.
-            model.save_pretrained(str(folder), save_embedding_layers=False)
+            model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
             (folder / "README.md").unlink(missing_ok=True)  # peft's template, with nothing filled in
         else:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=state)
         tokenizer.hf.save_pretrained(folder)
     return path
 
@@ -373,8 +382,6 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
                 where,
                 f"name a causal language model whose weights belong to {type(model).__name__}",
             )
-    if torch.cuda.is_available():
-        model.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     return model
 
 

@@ -154,8 +154,11 @@ def train(
         engine = _engine(recipe, model, rows, known.get("engine"), sharded=sharding != "none")
         if ranks.is_first:
             seen = chosen(model, recipe.model) | {
-                "engine": engine.to_dict(), "num_processes": ranks.count, "sharding": sharding, "device": str(ranks.device)
-            }  # fmt: skip
+                "engine": engine.to_dict(),
+                "num_processes": ranks.count,
+                "sharding": sharding,
+                "device": ranks.device.type,
+            }
             write_json(place.environment, known | seen)
     for line in coverage(model):
         logger.info("train: %s", line)
@@ -297,7 +300,8 @@ def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None
             handler = logging.FileHandler(place.log.resolve(), encoding="utf-8", errors="backslashreplace")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
-            logger.setLevel(logging.INFO)
+            if _writes():  # the others say only what is theirs
+                logger.setLevel(logging.INFO)
     return recipe, place
 
 

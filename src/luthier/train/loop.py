@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
@@ -40,6 +40,7 @@ from luthier.train.checkpoint import Progress, trainable
 from luthier.train.history import History
 from luthier.train.optimizer import adamw
 from luthier.train.ranks import Ranks
+from luthier.train.trackers import Trackers
 from luthier.train.watch import Setting, Watch
 
 OnStep = Callable[[str, int, int], None]
@@ -89,14 +90,16 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
     else:
         progress = Progress(next_eval_tokens=settings.eval_every_tokens or 0)
     history = History(run.history, progress.step if resumed else None, writes=loop.ranks.is_first)
+    trackers = Trackers(loop.recipe, run, progress.step, writes=loop.ranks.is_first)
     total = loop.total_steps
     watch = Watch(_setting(loop, total), history.kept)
     if not resumed and len(loop.eval_rows):
         before = {"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluate(loop, progress)}
         watch.see(before)
         history.append(before)
+        trackers.log(before)
     started, stop_on = time.perf_counter() - progress.seconds, set(settings.stop_on)
-    with _interruption() as interrupted:
+    with _interruption() as interrupted, closing(trackers):
         while progress.step < total and not _stopped_early(progress, settings.early_stop_patience):
             row = _step(loop, optimizer, progress)
             progress.seconds = time.perf_counter() - started
@@ -108,6 +111,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
             if found:
                 row["findings"] = [asdict(finding) for finding in found]
             history.append(row | {"seconds": round(progress.seconds, 3)})
+            trackers.log(row)
             for finding in found:
                 logger.warning("step %d: %s: %s", progress.step, finding.check, finding.what)
             if on_step:

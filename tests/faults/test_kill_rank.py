@@ -82,7 +82,10 @@ def newest(run: Path) -> int | None:
 def resumptions(run: Path) -> list[int]:
     """Steps from which the run has gone on so far."""
     log = run / "run.log"
-    return [int(step) for step in re.findall(r"resuming from \S*step-(\d+)", log.read_text() if log.exists() else "")]
+    return [
+        int(step)
+        for step in re.findall(r"resuming from \S*step-(\d+)", log.read_text() if log.exists() else "")
+    ]
 
 
 def without_times(run: Path) -> list[dict[str, object]]:

@@ -57,6 +57,8 @@ def shard(model: PreTrainedModel | PeftModel, device: torch.device, num_processe
     for part in _shards(base):
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
+        if hasattr(part, "set_reduce_scatter_unused_params"):  # torch 2.13; of experts a process may use none
+            part.set_reduce_scatter_unused_params(True)
     # Scores are computed past the model's own forward; this makes them a forward pass in the eyes of FSDP.
     base.sharded_scores = MethodType(_scores, base)  # type: ignore[assignment] # typed as a tensor or layer
     register_fsdp_forward_method(base, "sharded_scores")
@@ -77,11 +79,8 @@ def _layers(base: PreTrainedModel) -> list[nn.Module]:
             "recipe key train.sharding",
             "train.sharding=none",
         )
-    return list(max(lists, key=_num_parameters))
-
-
-def _num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    sizes = [sum(p.numel() for p in layers.parameters()) for layers in lists]
+    return list(lists[sizes.index(max(sizes))])
 
 
 def _shards(model: nn.Module) -> Iterator[FSDPModule]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from luthier.recipe import Recipe
-from luthier.run_folder import RunFolder, hash_value, logger, read_json, write_json
+from luthier.run_folder import RunFolder, hash_value, logger, read_json, write_json, write_text
 
 FOLDER = "trackers"
+# Holds the run id that MLflow has drawn, so that a resumed run goes on under it.
+_MLFLOW_RUN = "mlflow-run-id"
 
 
 class Trackers:
@@ -29,14 +32,14 @@ class Trackers:
         self._running: dict[str, Any] = {}
         self._status: dict[str, str] = {}
         for name in dict.fromkeys(recipe.train.trackers if writes else ()):
-            self._try(name, "start", lambda name=name: self._start(name, recipe, step))
+            self._try(name, "start", partial(self._start, name, recipe, step))
         self._note()
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Hands on the numbers of an object of the history."""
         values = _numbers(row)
         for name, tracker in [*self._running.items()]:
-            self._try(name, f"step {row['step']}", lambda t=tracker: t.log(values, step=row["step"]))
+            self._try(name, f"step {row['step']}", partial(tracker.log, values, step=row["step"]))
 
     def close(self) -> None:
         """Ends them all."""
@@ -50,7 +53,9 @@ class Trackers:
         tracker = LOGGER_TYPE_TO_CLASS[name](**_options(name, recipe, self._run, step))
         tracker.start()
         self._running[name], self._status[name] = tracker, "told of every step"
-        if step == 0 or name != "mlflow":  # MLflow refuses settings that it has
+        if name == "mlflow":
+            write_text(folder / _MLFLOW_RUN, tracker.tracker.info.run_id)
+        if not step:
             tracker.store_init_configuration(_settings(recipe.model_dump(mode="json")))
 
     def _try(self, name: str, when: str, do: Callable[[], Any]) -> None:
@@ -58,7 +63,9 @@ class Trackers:
             do()
         except Exception as error:  # whatever a missing package, a full disk or a server raises
             self._running.pop(name, None)
-            self._status[name] = f"left out since {when}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self._status[name] = (
+                f"left out since {when}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            )
             logger.warning("train: the tracker %s is %s", name, self._status[name])
             self._note()
 
@@ -75,10 +82,22 @@ def _options(name: str, recipe: Recipe, run: RunFolder, step: int) -> dict[str, 
         return {"run_name": name, "logging_dir": folder, "purge_step": step + 1 if step else None}
     if name == "wandb":
         unique = hash_value([str(run.path.resolve()), read_json(run.environment)["started"]])[:16]
-        return {"run_name": recipe.name, "name": run.path.name, "dir": folder, "id": unique, "resume": "allow"}
+        return {
+            "run_name": recipe.name,
+            "name": run.path.name,
+            "dir": folder,
+            "id": unique,
+            "resume": "allow",
+        }
     if name == "mlflow":
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        return {"experiment_name": recipe.name, "run_name": run.path.name, "logging_dir": str(folder / "mlflow")}
+        known = folder / _MLFLOW_RUN
+        return {
+            "experiment_name": recipe.name,
+            "run_name": run.path.name,
+            "logging_dir": str(folder / "mlflow"),
+            "run_id": known.read_text() if step and known.is_file() else None,
+        }
     os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
     return {"run_name": recipe.name, "name": run.path.name, "resume": "allow"}
 

@@ -1,7 +1,9 @@
 """Trackers get the numbers of the history, and none of them can stop a run."""
 
+import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tests.fixtures.tiny_run import write_recipe
@@ -72,11 +74,46 @@ def test_wandb_works_offline(run, monkeypatch):
     assert read_json(run.environment)["trackers"] == {"wandb": "told of every step"}
     for row in ROWS:
         told.log(row)
-    summary = dict(wandb.run.summary)
+    summary = dict(wandb.run.summary)  # of the steps that another one has followed
     told.close()
-    assert summary["train/loss"] == 5.5 and summary["eval/loss"] == 5.75
+    assert summary["train/loss"] == 6.25 and summary["eval/loss"] == 6.5
     (folder,) = (run.path / "trackers" / "wandb").glob("offline-run-*")
     assert next(folder.glob("*.wandb")).stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # mlflow's own
+def test_mlflow_goes_on_with_its_run_in_a_file_of_the_run_folder(run, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for step, rows in ((0, ROWS[:2]), (1, ROWS[2:])):
+        told = Trackers(recipe("mlflow"), run, step, writes=True)
+        assert read_json(run.environment)["trackers"] == {"mlflow": "told of every step"}
+        for row in rows:
+            told.log(row)
+        told.close()
+    assert (run.path / "trackers" / "mlflow.db").is_file()
+    number = (run.path / "trackers" / "mlflow-run-id").read_text()
+    client = mlflow.tracking.MlflowClient()
+    assert [(m.step, m.value) for m in client.get_metric_history(number, "train/loss")] == [
+        (1, 6.25),
+        (2, 5.5),
+    ]
+    assert client.get_run(number).data.params["train.batch_size"] == "8"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # trackio's own
+def test_trackio_writes_into_the_run_folder(run, monkeypatch):
+    if importlib.util.find_spec("trackio") is None:  # it looks for its folder when it is imported
+        pytest.skip("trackio is not installed")
+    monkeypatch.delenv("TRACKIO_DIR", raising=False)
+    told = Trackers(recipe("trackio"), run, 0, writes=True)
+    for row in ROWS:
+        told.log(row)
+    told.close()
+    assert read_json(run.environment)["trackers"] == {"trackio": "told of every step"}
+    assert list((run.path / "trackers" / "trackio").glob("tiny*.db"))
 
 
 class Failing:
@@ -100,6 +137,10 @@ class Failing:
 
     def finish(self):
         self._call("finish")
+
+    @property
+    def tracker(self):
+        return SimpleNamespace(info=SimpleNamespace(run_id="7"))
 
     def _call(self, name):
         Failing.calls.append(name)

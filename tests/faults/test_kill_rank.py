@@ -37,8 +37,11 @@ def count_lines(folder: Path) -> None:
 
 
 def die_in_save(line: int, call: int, note: Path | None = None) -> None:
-    """This process kills itself at a line of the code that writes a checkpoint, in the given one of those to come."""
+    """The first process kills itself at a line of the code that writes a checkpoint, in the given one of those to come."""
     from luthier.train import checkpoint
+
+    if os.environ.get("RANK", "0") != "0":
+        return
 
     usual, calls = checkpoint.save, itertools.count(1)
     files = ("checkpoint.py", "run_folder.py", "contextlib.py")

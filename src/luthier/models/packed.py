@@ -128,6 +128,8 @@ def attention(
             for row in rows
         ]
         return torch.cat(each, dim=2).transpose(1, 2), None
+    # As autocast does for an operation of torch's own: rotation leaves queries and keys of fp32 weights in 32 bits.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     out_NHD: Tensor
     out_NHD, _ = packed_attention(
         *(t[0].transpose(0, 1) for t in (query, key, value)), row_lengths, scaling, sliding_window or 0
@@ -265,9 +267,7 @@ def _tile_gradients(
 
 
 @packed_attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scaling: float, window: int
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scaling: float, window: int) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 

@@ -53,6 +53,8 @@ class Ranks:
         self.index: int = 0 if alone else self._state.process_index
         self.count: int = 1 if alone else self._state.num_processes
         self.device: torch.device = self._state.device
+        if self.count > 1:
+            _patient_group()  # all have to be here to make it, so that none may be busy for long
         if self.index:
             logger.setLevel("WARNING")  # what is the same in all of them is said once
 

@@ -267,7 +267,9 @@ def _tile_gradients(
 
 
 @packed_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scaling: float, window: int) -> tuple[Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scaling: float, window: int
+) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 

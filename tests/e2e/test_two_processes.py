@@ -54,7 +54,7 @@ def under_way(run: Path) -> bool:
 
 @pytest.mark.slow
 def test_torchrun_ends_soon_when_one_process_is_killed(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, train={"max_steps": 5000, "checkpoint_every_steps": 10})
+    recipe = write_recipe(tmp_path, train={"max_steps": 5000, "compile": False})
     run = tmp_path / "run"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "luthier", "train"]
     torchrun = subprocess.Popen(
@@ -89,7 +89,7 @@ def impatient(seconds: float, busy: float) -> None:
 
 
 def test_others_wait_for_preparing_but_not_for_one_that_hangs(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, train={"max_steps": 5000, "checkpoint_every_steps": 1000})
+    recipe = write_recipe(tmp_path, train={"max_steps": 5000, "compile": False})
     run = tmp_path / "run"
     trap = functools.partial(impatient, seconds=4, busy=8)
     both = Luthier(["train", recipe, "--run", run], tmp_path / "log", count=2, trap=trap)

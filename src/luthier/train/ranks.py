@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -89,6 +91,8 @@ class Ranks:
         except RuntimeError as error:
             if self.count == 1 or not _LOST.search(str(error)):
                 raise
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, until this one has said why it ends
             raise Refused(
                 f"process {self.index} of {self.count} ends, because another one has ended or does not answer "
                 f"({' '.join(str(error).split())[:160]})",

@@ -151,13 +151,16 @@ def train(
     rows = Rows(place.rows("train"))
     with ranks.together(place), ranks.one_after_the_first():
         known = read_json(place.environment)
-        engine = _engine(recipe, model, rows, known.get("engine"), sharded=sharding != "none")
+        before = known.get("engine") if known.get("training") == key else None
+        engine = _engine(recipe, model, rows, before, ranks.count, sharded=sharding != "none")
         if ranks.is_first:
             seen = chosen(model, recipe.model) | {
+                "training": key,
                 "engine": engine.to_dict(),
                 "num_processes": ranks.count,
                 "sharding": sharding,
                 "device": ranks.device.type,
+            }
             }
             write_json(place.environment, known | seen)
     for line in coverage(model):
@@ -189,10 +192,16 @@ def train(
 
 
 def _engine(
-    recipe: Recipe, model: Any, rows: Rows, before: Mapping[str, Any] | None, *, sharded: bool
+    recipe: Recipe,
+    model: Any,
+    rows: Rows,
+    before: Mapping[str, Any] | None,
+    num_processes: int,
+    *,
+    sharded: bool,
 ) -> Engine:
     """How the model is computed; a run that is taken up again, or another of its processes, takes the way that it took."""
-    from luthier.models import engine
+    from luthier.models import engine, memory
     from luthier.schedule import total_steps
 
     settings = recipe.train
@@ -207,6 +216,16 @@ def _engine(
         fusing=not sharded,  # one product needs both weights in one tensor
         compiling=compiling,
         planned_tokens=round(tokens),
+    )
+    found = memory.fit(
+        model,
+        found,
+        rows,
+        rows_at_once=-(-settings.batch_size // num_processes),
+        micro_batch_tokens=before["micro_batch_tokens"] if before else settings.micro_batch_tokens,
+        gradient_checkpointing=before["gradient_checkpointing"]
+        if before
+        else settings.gradient_checkpointing,
     )
     logger.info("train: %s", found)
     return found

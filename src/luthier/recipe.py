@@ -13,6 +13,8 @@ from luthier import registry
 from luthier.errors import UserError, UserErrors
 
 Auto = Literal["auto"]
+# Tokens that go through the model at once where nothing is tried: in checks and in evaluation.
+TOKENS_AT_ONCE = 4096
 Share = Annotated[float, Field(ge=0, le=1)]
 Watcher = Literal[
     "watch-loss-spike",
@@ -127,8 +129,10 @@ class Train(Options):
     """Optimizer steps at most."""
     batch_size: int = Field(8, ge=1)
     """Rows of one optimizer step, over all micro-batches and ranks."""
-    micro_batch_tokens: int = Field(4096, ge=1)
-    """Tokens, padding included, that go through the model at once; a single longer row goes alone. Changes memory and speed, never the result."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Tokens, padding included, that go through the model at once; a single longer row goes alone. ``auto`` is what memory holds, tried before the first step. Changes memory and speed, never the result."""
+    gradient_checkpointing: bool | Auto = "auto"
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time. ``auto`` is where the longest row does not fit without."""
     packing: bool | Auto = "auto"
     """Rows one after another without padding, none of which sees another; ``auto`` is wherever the model allows it. Changes speed, never the result."""
     compile: bool | Auto = "auto"
@@ -175,6 +179,11 @@ class Train(Options):
     """Watchers that stop the run when they speak, with a checkpoint (exit code 1); all others warn. A loss that is not finite always stops it."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the result."""
+
+    @property
+    def tokens_at_once(self) -> int:
+        """``micro_batch_tokens``, where nothing is tried."""
+        return TOKENS_AT_ONCE if self.micro_batch_tokens == "auto" else self.micro_batch_tokens
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:

@@ -9,6 +9,8 @@ from tests.fixtures.tiny_model import make_model, make_tokenizer, random_rows
 from luthier.encoding.batches import collate, micro_batches, shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate import runner as evaluation
+from luthier.models import fused, packed
+from luthier.models.engine import Engine
 from luthier.models.forward import token_scores
 from luthier.models.generate import score_and_generate
 from luthier.recipe import Recipe, Train
@@ -24,17 +26,22 @@ class _Rows(list):  # type: ignore[type-arg]
         return self[index]
 
 
-def _loop(tmp_path: Path, rows, **settings: object) -> Loop:  # type: ignore[no-untyped-def]
-    recipe = Recipe(train=Train(num_samples=0, **settings))
+def _loop(tmp_path: Path, rows, way: str = "plain", micro_batch_tokens: int = 4096) -> Loop:  # type: ignore[no-untyped-def]
+    recipe = Recipe(train=Train(num_samples=0))
     model = make_model()
-    return Loop(
-        recipe, RunFolder(tmp_path), model, TextTokenizer(make_tokenizer()), _Rows(rows), _Rows(rows), None
-    )
+    if way != "plain":
+        model.config._attn_implementation = packed.NAME
+    if way == "compiled":
+        fused.compile_layers(model)
+    engine = Engine(packed=way != "plain", micro_batch_tokens=micro_batch_tokens, plain_head=False)
+    tokenizer = TextTokenizer(make_tokenizer())
+    return Loop(recipe, RunFolder(tmp_path), model, tokenizer, _Rows(rows), _Rows(rows), None, engine=engine)
 
 
-def _loss_and_gradients(tmp_path: Path, rows, micro_batch_tokens: int):  # type: ignore[no-untyped-def]
-    loop = _loop(tmp_path, rows, micro_batch_tokens=micro_batch_tokens)
+def _loss_and_gradients(tmp_path: Path, rows, way: str, micro_batch_tokens: int):  # type: ignore[no-untyped-def]
+    loop = _loop(tmp_path, rows, way, micro_batch_tokens)
     loss = accumulate_gradients(loop, rows)
+    fused.unfuse(loop.model)
     return loss, {name: p.grad.clone() for name, p in loop.model.named_parameters()}
 
 
@@ -55,16 +62,42 @@ def _reference() -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("order", ["given", "reversed"])
 @pytest.mark.parametrize("micro_batch_tokens", [1, 4 * 40, 10**6])
-def test_loss_and_gradients_do_not_depend_on_micro_batches_or_order(
-    tmp_path: Path, micro_batch_tokens: int, order: str
+@pytest.mark.parametrize("way", ["plain", "packed", "compiled"])
+def test_loss_and_gradients_do_not_depend_on_micro_batches_or_order_or_way(
+    tmp_path: Path, way: str, micro_batch_tokens: int, order: str
 ) -> None:
     expected_loss, expected = _reference()
     rows = ROWS if order == "given" else ROWS[::-1]
-    loss, gradients = _loss_and_gradients(tmp_path, rows, micro_batch_tokens)
+    loss, gradients = _loss_and_gradients(tmp_path, rows, way, micro_batch_tokens)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for name, gradient in gradients.items():
         scale = float(expected[name].abs().max())
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
+
+
+def test_a_step_that_is_out_of_memory_goes_on_with_half_as_many_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = _loop(tmp_path, ROWS, micro_batch_tokens=10**4)
+    tried = []
+
+    def short(model, batch, **others):  # type: ignore[no-untyped-def]
+        tried.append(batch.input_ids_BT.numel())
+        if tried[-1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return token_scores(model, batch, **others)
+
+    monkeypatch.setattr("luthier.train.loop.token_scores", short)
+    loss = accumulate_gradients(loop, ROWS)
+    expected_loss, expected = _reference()
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    for name, parameter in loop.model.named_parameters():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
+    assert loop.engine.micro_batch_tokens == 10**4 // 128 and "out of memory" in caplog.text
+    monkeypatch.setattr("luthier.train.loop.token_scores", lambda *_, **__: short(None, collate(ROWS * 9, 0)))
+    with pytest.raises(torch.OutOfMemoryError):  # one row alone is too much
+        accumulate_gradients(loop, ROWS)
 
 
 @pytest.mark.parametrize("size", [1, 4, 16])

@@ -28,7 +28,7 @@ from luthier.run_folder import RunFolder, read_json, write_json, write_text
 
 STAGES = ("run", "prepare", "check", "train", "evaluate", "report")
 VERBS = (
-    *STAGES, "audit", "show", "generate", "merge", "compare", "list", "schema", "init", "status", "explain",
+    *STAGES, "audit", "show", "generate", "merge", "compare", "list", "schema", "init", "status", "explain", "plan",
 )  # fmt: skip
 
 
@@ -645,3 +645,46 @@ def test_main_exits_with_the_code(tmp_path):
     done = _process("run", tmp_path / "nothing.yaml")
     assert done.returncode == 2
     assert done.stdout == "" and "there is no recipe" in done.stderr and "Traceback" not in done.stderr
+
+
+# Plan
+
+
+@pytest.mark.parametrize(
+    "recipe", ["large/codellama-7b-lora", "large/mistral-7b-lora", "large/qwen3-4b-labels"]
+)
+def test_plan_of_the_large_recipes_is_readable_at_80_columns(luthier, recipe, tmp_path):
+    done = luthier("plan", recipe, "--gpus", "8xA100-80G", "--run", tmp_path, env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.stdout.splitlines())) <= 80 and "…" not in done.stdout
+    for said in (
+        "parameters",
+        "activations",
+        "optimizer states",
+        "tokens/s",
+        "hours",
+        "All of it is an estimate",
+    ):
+        assert said in done.stdout
+
+
+def test_plan_as_json(luthier, tmp_path):
+    done = luthier(
+        "plan", "large/qwen3-4b-labels", "--gpus", "4xH100-80G", "--rows", 5000, "--tokens-per-row", 99.5, "--json",
+        "--run", tmp_path,
+    )  # fmt: skip
+    tree = json.loads(done.stdout)
+    assert done.exit_code == 0 and tree["fits"]
+    assert (tree["rows"]["train"], tree["rows"]["tokens"], tree["gpus"]["count"]) == (5000, 99.5, 4)
+
+
+def test_plan_that_nothing_makes_fit_is_1(luthier, tmp_path):
+    done = luthier("plan", "large/mistral-7b-lora", "model.adapter=null", "--gpus", "4090", "--run", tmp_path)
+    assert done.exit_code == 1 and "No way fits" in done.stdout
+
+
+def test_plan_for_gpus_that_nobody_knows_is_2_with_the_list(luthier, tmp_path):
+    done = luthier("plan", "large/mistral-7b-lora", "--gpus", "8xB9000", "--run", tmp_path)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "'8xB9000' names no GPUs" in done.stderr and "where: --gpus" in done.stderr
+    assert "A100-80G" in done.stderr and "V100-32G" in done.stderr

@@ -262,6 +262,43 @@ def audit(
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel=_START)
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    gpus: Annotated[
+        str, typer.Option(metavar="COUNTxNAME", help="Such as 8xA100-80G; CPU is this machine, measured.")
+    ] = "CPU",
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Training rows, where none are prepared.", show_default=False)
+    ] = None,
+    tokens_per_row: Annotated[
+        float | None, typer.Option(min=1, help="Their average length.", show_default=False)
+    ] = None,
+    run: RunOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Estimate what a recipe needs and how long it takes on GPUs that need not be here. Exit code 1 if nothing makes it fit.
+
+    [dim]$[/] luthier plan large/codellama-7b-lora --gpus 8xA100-80G
+
+    [dim]$[/] luthier plan my.yaml --gpus 4090 --rows 100000 --tokens-per-row 700 --json
+    """
+    from json import dumps
+
+    from luthier.cli import plan_view
+    from luthier.estimate.outlook import outlook
+
+    read, place = _opened(recipe, overrides, run)
+    made = outlook(read, gpus, run=place.path, rows=rows, tokens_per_row=tokens_per_row)
+    if json:
+        sys.stdout.write(dumps(made.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        plan_view.show(made, screen.out())
+    if not made.fits:
+        raise typer.Exit(1)
+
+
 @app.command(rich_help_panel=_STAGES)
 def train(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = None) -> None:
     """Train; prepares and checks first, and does not start on an error that is not waived.

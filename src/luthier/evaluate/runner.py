@@ -114,7 +114,7 @@ def _judge(
         )
     else:
         passes = (
-            (indices, scores, []) for indices, scores in _scores(model, rows, recipe.train.micro_batch_tokens)
+            (indices, scores, []) for indices, scores in _scores(model, rows, recipe.train.tokens_at_once)
         )
     for indices, scores, outputs in passes:
         for index, sums in zip(indices, row_sums(scores, len(indices)), strict=True):

@@ -18,6 +18,7 @@ from luthier.encoding.batches import Batch, collate, micro_batches, pack, pack_g
 from luthier.errors import UserError
 from luthier.models import fused, packed
 from luthier.models.forward import base_model, head_is_plain, same_modes, token_scores
+from luthier.recipe import TOKENS_AT_ONCE
 from luthier.records import Row
 from luthier.run_folder import logger
 
@@ -45,6 +46,8 @@ class Engine:
         fused_adapters: LoRA layers computed as one product.
         compiled_layers: Decoder layers that are compiled.
         compile_speedup: Tokens/s with them over tokens/s without, where that was measured.
+        micro_batch_tokens: Tokens that go through the model at once, padding included; a longer row goes alone.
+        gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
 
     packed: bool = False
@@ -53,14 +56,16 @@ class Engine:
     fused_adapters: int = 0
     compiled_layers: int = 0
     compile_speedup: float | None = None
+    micro_batch_tokens: int = TOKENS_AT_ONCE
+    gradient_checkpointing: bool = False
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Some rows as the model gets them."""
         return pack(rows) if self.packed else collate(rows, pad_id=0)
 
-    def groups(self, lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-        """Micro-batches of rows of such lengths, each within ``max_tokens``, as indices."""
-        return pack_groups(lengths, max_tokens) if self.packed else micro_batches(lengths, max_tokens)
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Micro-batches of rows of such lengths, as indices."""
+        return (pack_groups if self.packed else micro_batches)(lengths, self.micro_batch_tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``environment.json``."""
@@ -161,7 +166,9 @@ def _seconds(model: PreTrainedModel | PeftModel, engine: Engine, rows: Sequence[
     gradients = {p: p.grad for p in model.parameters()}
     batch = engine.batch(rows).to(base_model(model).device)
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler looks at gradients of inner tensors, which torch warns of
+        warnings.simplefilter(
+            "ignore"
+        )  # the compiler looks at gradients of inner tensors, which torch warns of
         for _ in range(3):
             began = time.perf_counter()
             token_scores(model, batch, plain=engine.plain_head).nll_N.mean().backward()
@@ -173,16 +180,15 @@ def _seconds(model: PreTrainedModel | PeftModel, engine: Engine, rows: Sequence[
 
 def probe_rows(rows: Sequence[Row]) -> list[Row]:
     """The first few rows, of different lengths up to 256 tokens, with a loss on every token that something precedes."""
-    found = []
-    for index in range(min(len(rows), 4)):
-        row = rows[index]
-        part = slice(0, (256, 192, 128, 64)[index])
-        weights = np.ones(len(row.input_ids[part]), np.float32)
-        weights[0] = 0
-        found.append(
-            replace(row, input_ids=row.input_ids[part], loss_weights=weights, span_ids=row.span_ids[part])
-        )
-    return found
+    return [first_tokens(rows[i], (256, 192, 128, 64)[i]) for i in range(min(len(rows), 4))]
+
+
+def first_tokens(row: Row, num_tokens: int) -> Row:
+    """The start of a row, with a loss on every token that something precedes."""
+    part = slice(0, num_tokens)
+    weights = np.ones(len(row.input_ids[part]), np.float32)
+    weights[0] = 0
+    return replace(row, input_ids=row.input_ids[part], loss_weights=weights, span_ids=row.span_ids[part])
 
 
 @torch.no_grad()

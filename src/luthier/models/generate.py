@@ -5,8 +5,6 @@ Shapes: B rows still running, T tokens so far, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import inspect
 import re
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.models.forward import TokenScores, base_model, head_is_plain, token_scores
+from luthier.models.memory import give_back
 from luthier.models.sharded import is_sharded, same_everywhere
 from luthier.records import Row
 
@@ -126,7 +125,7 @@ def score_and_generate(
             firsts_B = same_everywhere(model, firsts_B)
             outputs = _continue(model, tokenizer, cache, lengths_B, firsts_B, max_new_tokens, stop)
             del cache, batch
-            _give_memory_back()
+            give_back()
             yield indices, scores, outputs
     finally:
         model.train(was_training)
@@ -174,12 +173,6 @@ def _continue(
         logits_BV = model(input_ids=next_B[:, None], **inputs).logits[:, -1]
         next_B = same_everywhere(model, logits_BV.argmax(-1))
     return [Output(ids, tokenizer.decode(ids), stopped) for ids, stopped in zip(new_ids, ended, strict=True)]
-
-
-def _give_memory_back() -> None:
-    """Hands freed memory back to the system: a cache that grows token by token leaves holes that glibc would keep."""
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _row(ids: Sequence[int], num_prompt_tokens: int) -> Row:

@@ -23,7 +23,12 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from luthier import registry
@@ -187,6 +192,31 @@ def load_model(
     if bf16:
         _compute_in_bf16(model)
     return model.train(training)
+
+
+def without_weights(
+    settings: Model, config: PreTrainedConfig, precision: Precision
+) -> PreTrainedModel | PeftModel:
+    """The model as training starts with it, on torch's meta device: its shapes, formats and what is trained, no values.
+
+    Raises:
+        UserError: Names that match nothing in it.
+    """
+    new = len(settings.new_tokens)
+    low = precision == "bf16" and settings.adapter is not None
+    with torch.device("meta"), _quiet_peft():
+        model: Any = AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.bfloat16 if low else torch.float32,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        size = config.get_text_config().vocab_size + new
+        _fit_to_tokenizer(model, size, new)
+        if settings.adapter is not None:
+            model = get_peft_model(model, _lora(model, settings.adapter, list(range(size - new, size))))
+    _freeze(model, settings)
+    made: PreTrainedModel | PeftModel = model.train()
+    return made
 
 
 def load_classifier(settings: Model) -> PreTrainedModel:

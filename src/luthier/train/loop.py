@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.encoding.batches import Batch, shuffled
@@ -29,6 +30,7 @@ from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
 from luthier.models.engine import Engine
 from luthier.models.forward import base_model, token_scores
 from luthier.models.generate import generate
+from luthier.models.memory import give_back, is_out_of_memory, peak
 from luthier.models.sharded import is_sharded, whole
 from luthier.recipe import Recipe
 from luthier.records import Finding, Row
@@ -186,6 +188,7 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
         "learning_rate": rate,
         "tokens_per_s": round(tokens / (time.perf_counter() - began), 1),
         "memory_gib": round(memory_gib(), 3),
+        "peak_memory_gib": round(peak(loop.ranks.device) / 2**30, 3),
     }
 
 
@@ -204,15 +207,42 @@ def accumulate_gradients(
     """
     ranks = loop.ranks
     total_weight = float(sum(row.loss_weights.sum() for row in rows))
-    loss = torch.zeros((), device=ranks.device)
+    own = rows[ranks.index :: ranks.count]
     shortest = min(rows, key=lambda row: len(row.input_ids))
-    for batch in _batches(loop, rows[ranks.index :: ranks.count], shortest, groups):
-        part = token_scores(loop.model, batch, plain=loop.engine.plain_head).weighted_sum() / total_weight
-        part.backward()
-        loss += part.detach()
+    while True:
+        try:
+            loss = _backward(loop, own, shortest, groups, total_weight)
+            break
+        except (RuntimeError, MemoryError) as error:
+            made = groups or loop.engine.groups([len(row.input_ids) for row in own])
+            if not is_out_of_memory(error) or groups or all(len(group) == 1 for group in made):
+                raise
+            if is_sharded(loop.model):
+                raise  # the other processes are in the middle of the same pass
+        _halve(loop)
     if not is_sharded(loop.model):  # else each backward pass has added them up
         ranks.sum_gradients(list(trainable(loop.model).values()))
     return ranks.sum([float(loss)])[0]
+
+
+def _backward(
+    loop: Loop, rows: Sequence[Row], idle: Row, groups: Sequence[Sequence[int]] | None, total_weight: float
+) -> Tensor:
+    loss = torch.zeros((), device=loop.ranks.device)
+    for batch in _batches(loop, rows, idle, groups):
+        part = token_scores(loop.model, batch, plain=loop.engine.plain_head).weighted_sum() / total_weight
+        part.backward()
+        loss += part.detach()
+    return loss
+
+
+def _halve(loop: Loop) -> None:
+    """Half as many tokens at once from now on; what the step had added up is forgotten, and it begins anew."""
+    loop.model.zero_grad(set_to_none=True)
+    most = loop.engine.micro_batch_tokens
+    loop.engine = replace(loop.engine, micro_batch_tokens=most // 2)
+    logger.warning("train: out of memory with %d tokens at once; going on with %d", most, most // 2)
+    give_back()
 
 
 def _batches(
@@ -223,16 +253,15 @@ def _batches(
     Where weights are in shards, passes through the model wait for those of other ranks: a rank that has fewer
     micro-batches than another one adds some of the row ``idle``, in which no token has a weight.
     """
-    parts = [[rows[i] for i in group] for group in groups or _groups(loop, rows)]
+    parts = [
+        [rows[i] for i in group]
+        for group in groups or loop.engine.groups([len(row.input_ids) for row in rows])
+    ]
     if is_sharded(loop.model):
         weightless = replace(idle, loss_weights=np.zeros_like(idle.loss_weights))
         parts += [[weightless]] * (loop.ranks.most(len(parts)) - len(parts))
     for part in parts:
         yield loop.engine.batch(part).to(loop.ranks.device)
-
-
-def _groups(loop: Loop, rows: Sequence[Row]) -> list[list[int]]:
-    return loop.engine.groups([len(row.input_ids) for row in rows], loop.recipe.train.micro_batch_tokens)
 
 
 @torch.no_grad()

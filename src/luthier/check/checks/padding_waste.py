@@ -76,7 +76,7 @@ def _of_run(context: RunContext, lengths: np.ndarray) -> float:
     for step in range(steps):
         indices = shuffled(step * settings.batch_size, settings.batch_size, len(lengths), context.recipe.seed)
         sizes = [int(lengths[i]) for i in indices]
-        groups = micro_batches(sizes, settings.micro_batch_tokens)
+        groups = micro_batches(sizes, settings.tokens_at_once)
         width += sum(len(group) * max(sizes[i] for i in group) for group in groups)
         text += sum(sizes)
     context.looked_at(f"{steps} steps of {settings.batch_size} rows")

@@ -1,0 +1,101 @@
+"""Micro-batches are as large as memory holds; gradient checkpointing comes only where the longest row needs it."""
+
+import numpy as np
+import pytest
+import torch
+from tests.fixtures.tiny_model import make_model, random_rows
+
+from luthier.errors import UserError
+from luthier.models import memory
+from luthier.models.engine import Engine
+from luthier.models.forward import token_scores
+
+ENGINE = Engine(plain_head=False)
+
+
+class _Rows(list):
+    def row(self, index):
+        return self[index]
+
+    def lengths(self):
+        return np.array([len(row.input_ids) for row in self])
+
+
+ROWS = _Rows(random_rows(8, longest=60))
+LENGTHS = sorted(ROWS.lengths(), reverse=True)
+
+
+def free(monkeypatch, num_bytes, per_token):
+    """A machine with so much memory beside the model, where a pass takes so much a token, and half with checkpointing."""
+    trained = sum(p.numel() for p in make_model().parameters())
+    whole = (num_bytes + memory.BYTES_PER_TRAINED * trained) / memory.MARGIN
+    monkeypatch.setattr(memory, "available", lambda device: whole)
+    monkeypatch.setattr(
+        memory,
+        "_bytes_per_token",
+        lambda model, engine, rows: per_token / (2 if model.is_gradient_checkpointing else 1),
+    )
+
+
+def fit(model=None, **settings):
+    return memory.fit(model or make_model().train(), ENGINE, ROWS, rows_at_once=4, **settings)
+
+
+def test_where_memory_is_plenty_a_step_goes_through_at_once_whatever_is_free():
+    found = fit()
+    assert found.micro_batch_tokens == sum(LENGTHS[:4]) and not found.gradient_checkpointing
+
+
+def test_what_is_told_is_taken():
+    model = make_model().train()
+    found = fit(model, micro_batch_tokens=77, gradient_checkpointing=True)
+    assert found.micro_batch_tokens == 77 and found.gradient_checkpointing and model.is_gradient_checkpointing
+
+
+def test_short_memory_gives_smaller_micro_batches(monkeypatch):
+    free(monkeypatch, num_bytes=100 * 1000, per_token=1000)
+    model = make_model().train()
+    found = fit(model)
+    assert found.micro_batch_tokens == 100 and not model.is_gradient_checkpointing
+
+
+def test_checkpointing_comes_only_where_the_longest_row_needs_it_and_is_said_in_numbers(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    free(monkeypatch, num_bytes=(LENGTHS[0] - 1) * 10**6, per_token=10**6)
+    model = make_model().train()
+    found = fit(model)
+    assert found.gradient_checkpointing and model.is_gradient_checkpointing
+    assert LENGTHS[0] <= found.micro_batch_tokens <= 2 * LENGTHS[0]
+    assert f"the longest row, of {LENGTHS[0]} tokens, would need 0.1 GiB" in caplog.text
+    with pytest.raises(UserError, match="needs about 0.1 GiB"):
+        fit(gradient_checkpointing=False)
+
+
+def test_what_fits_not_at_all_is_refused_with_what_would(monkeypatch):
+    free(monkeypatch, num_bytes=10 * 1000, per_token=2000)
+    with pytest.raises(UserError, match="longest row") as error:
+        fit()
+    assert "lower data.max_length to 10 or less" in error.value.fix
+
+
+def test_the_try_sees_what_a_pass_takes():
+    """A layer that keeps 100 MB is seen, and freed memory is not counted."""
+    model = make_model().train()
+    small = memory._bytes_per_token(model, ENGINE, ROWS) * sum(LENGTHS)
+    whole = model.model.layers[0].mlp.forward
+    kept = []
+    model.model.layers[0].mlp.forward = lambda x: (kept.append(torch.ones(25_000_000)), whole(x))[1]
+    large = memory._bytes_per_token(model, ENGINE, ROWS) * sum(LENGTHS)
+    assert large - small > 90e6
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for on in (False, True):
+        model = make_model().train()
+        if on:
+            memory.checkpoint_gradients(model)
+        token_scores(model, ENGINE.batch(ROWS)).weighted_sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-6) for a, b in zip(*gradients, strict=True))

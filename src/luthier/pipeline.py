@@ -161,7 +161,6 @@ def train(
                 "sharding": sharding,
                 "device": ranks.device.type,
             }
-            }
             write_json(place.environment, known | seen)
     for line in coverage(model):
         logger.info("train: %s", line)

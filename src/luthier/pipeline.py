@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from luthier.train.rehearsal import Rehearsal
 
 Progress = Callable[[str, int, int | None], None]
+# Settings of training that may differ when it goes on.
+_CHANGES_NO_STEP = ("stop_on", "sharding", "trackers")
 AnyRecipe = Recipe | str | Path | Mapping[str, Any]
 
 
@@ -121,12 +123,13 @@ def train(
 ) -> RunFolder:
     """The trained adapter or model; checks first, and refuses to start on an error that is not waived."""
     from luthier.models.load import chosen, coverage, load_model, load_tokenizer, save_trained
+    from luthier.models.sharded import is_sharded, shard, whole_state
     from luthier.rows import Rows
     from luthier.train import loop as training
     from luthier.train.ranks import Ranks
 
     ranks = Ranks()
-    with ranks.one_after_the_first():
+    with ranks.together(), ranks.one_after_the_first():
         place = check(recipe, *overrides, folder=folder, progress=progress)
     recipe = read(recipe, *overrides)
     findings = read_json(place.findings)
@@ -147,22 +150,30 @@ def train(
     if place.result() and _stages(place).get("train") is not None:  # a result without a note was cut off here
         raise _other_training(place, "data")
     tokenizer = load_tokenizer(recipe.model)
-    model = load_model(recipe.model, len(tokenizer), training=True, seed=recipe.seed)
+    sharding = recipe.train.sharding if ranks.count > 1 else "none"
+    model = load_model(
+        recipe.model, len(tokenizer), training=True, seed=recipe.seed, on_cpu=sharding != "none"
+    )
     rows = Rows(place.rows("train"))
-    with ranks.one_after_the_first():
+    with ranks.together(place), ranks.one_after_the_first():
         known = read_json(place.environment)
-        engine = _engine(
-            recipe, model, rows, known.get("engine") if known.get("training") == key else None, ranks.count
-        )
+        before = known.get("engine") if known.get("training") == key else None
+        engine = _engine(recipe, model, rows, before, ranks.count, sharded=sharding != "none")
         if ranks.is_first:
             seen = chosen(model, recipe.model) | {
                 "training": key,
                 "engine": engine.to_dict(),
                 "num_processes": ranks.count,
+                "sharding": sharding,
+                "device": ranks.device.type,
             }
             write_json(place.environment, known | seen)
     for line in coverage(model):
         logger.info("train: %s", line)
+    if sharding != recipe.train.sharding:
+        logger.info("train: train.sharding=%s is left out: one process has no shards", recipe.train.sharding)
+    if sharding == "fsdp":
+        shard(model, ranks.device, ranks.count)
     loop = training.Loop(
         recipe,
         place,
@@ -174,10 +185,11 @@ def train(
         ranks,
         engine,
     )
-    with user_disk_errors(place.path):
+    with user_disk_errors(place.path), ranks.together(place):
         end = training.train(loop, key, progress)
+        state = whole_state(model, keep=ranks.is_first) if is_sharded(model) else None
         if ranks.is_first:
-            save_trained(model, tokenizer, place, recipe.model)
+            save_trained(model, tokenizer, place, recipe.model, state)
             _note_done(place, "train", key)
         ranks.wait()
     logger.info("train: %d steps, best at step %s", end.step, end.best_step)
@@ -185,7 +197,13 @@ def train(
 
 
 def _engine(
-    recipe: Recipe, model: Any, rows: Rows, before: Mapping[str, Any] | None, num_processes: int
+    recipe: Recipe,
+    model: Any,
+    rows: Rows,
+    before: Mapping[str, Any] | None,
+    num_processes: int,
+    *,
+    sharded: bool,
 ) -> Engine:
     """How the model is computed; a run that is taken up again, or another of its processes, takes the way that it took."""
     from luthier.models import engine, memory
@@ -193,13 +211,14 @@ def _engine(
 
     settings = recipe.train
     tokens = total_steps(settings, len(rows)) * settings.batch_size * float(rows.lengths().mean())
-    compiling = settings.compile
+    compiling = settings.compile if not sharded else False  # tried on whole weights, it would run on shards
     if compiling == "auto" and before is not None:
         compiling = before["compiled_layers"] > 0
     found = engine.start(
         model,
         engine.probe_rows(rows),
         packing=settings.packing,
+        fusing=not sharded,  # one product needs both weights in one tensor
         compiling=compiling,
         planned_tokens=round(tokens),
     )
@@ -305,7 +324,8 @@ def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None
             handler = logging.FileHandler(place.log.resolve(), encoding="utf-8", errors="backslashreplace")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
-            logger.setLevel(logging.INFO)
+            if _writes():  # the others say only what is theirs
+                logger.setLevel(logging.INFO)
     return recipe, place
 
 
@@ -318,7 +338,8 @@ def _key(
     place: RunFolder, recipe: Recipe, *parts: str, code: Mapping[str, Any] | None = None, before: str = ""
 ) -> str:
     tree = recipe.model_dump(mode="json")
-    tree["train"].pop("stop_on")  # ends a run earlier, but changes no step of it
+    for name in _CHANGES_NO_STEP:
+        tree["train"].pop(name)
     sources = {name: registry.code_hash(entry) for name, entry in (code or {}).items()}
     return hash_value(
         [read_json(place.manifest)["key"], {part: tree[part] for part in parts}, sources, before]
@@ -363,7 +384,8 @@ def _refuse_other_recipe(place: RunFolder, recipe: Recipe) -> None:
     new = recipe.model_dump(mode="json")
     for tree in (old, new):
         tree["data"].pop("num_workers")  # changes no row
-        tree["train"].pop("stop_on")  # changes no step
+        for name in _CHANGES_NO_STEP:
+            tree["train"].pop(name)
     differing = [part for part in ("task", "model", "data", "train", "seed") if old[part] != new[part]]
     if differing:
         raise _other_training(place, ", ".join(differing))

@@ -195,6 +195,10 @@ class Train(Options):
     """Compile the small functions of a layer; ``auto`` is where a run is long enough to earn it back and a measurement shows that it helps."""
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = "adamw"
     """``adamw`` is torch's; the others are bitsandbytes' (extra ``luthier[quantised]``), with a state of 8 bits, or one that moves out of a GPU's memory when that is full (``paged``: NVIDIA GPUs only)."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """How several processes share the model: ``none`` has a whole copy in each; ``fsdp`` has weights, gradients and optimizer state in shards (torch's FSDP2). Changes memory and speed, never the result."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Experiment trackers that get each line of the history as well; one that fails is left out, and the run goes on."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
@@ -243,6 +247,8 @@ class Train(Options):
     def _consistent(self) -> Train:
         if self.eval_every_steps and self.eval_every_tokens:
             raise ValueError("eval_every_steps and eval_every_tokens exclude each other; keep one")
+        if self.sharding != "none" and self.compile is True:
+            raise ValueError("compile and sharding exclude each other; use compile=auto")
         if (self.best_metric == "token_accuracy") != (self.best_direction == "max"):
             raise ValueError(
                 f"best_direction {self.best_direction!r} would keep the worst {self.best_metric}; "
@@ -298,6 +304,21 @@ class Recipe(Options):
     """The comparison of base and tuned model."""
     report: Report = Report()
     """The page."""
+
+    @model_validator(mode="after")
+    def _shardable(self) -> Recipe:
+        adapter = self.model.adapter
+        whole = {
+            f"model.quantisation={self.model.quantisation}": self.model.quantisation is not None,
+            f"train.optimizer={self.train.optimizer}": self.train.optimizer != "adamw",
+            "model.start_mode=stack": self.model.start_from is not None and self.model.start_mode == "stack",
+            f"model.adapter.init={adapter and adapter.init}": adapter is not None
+            and adapter.init in FROM_WEIGHTS,
+        }
+        if self.train.sharding != "none" and any(whole.values()):
+            names = " and ".join(name for name, given in whole.items() if given)
+            raise ValueError(f"train.sharding={self.train.sharding} cannot go with {names}; leave one out")
+        return self
 
 
 _SCALARS = ("str", "int", "float", "bool")  # pydantic's names of a union's plain branches

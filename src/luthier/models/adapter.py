@@ -131,10 +131,12 @@ def with_adapter(
     return model.eval()
 
 
-def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
+def save_adapter(
+    model: PeftModel, folder: Path, base_name: str, state: dict[str, Tensor] | None = None
+) -> None:
     """Writes what plain peft loads around the base model as it came: one adapter, all parts of it together.
 
-    New tokens are in it as rows of the embedding.
+    New tokens are in it as rows of the embedding. ``state`` holds the tensors where the model has shards of them.
     """
     config: Any = copy.copy(model.peft_config[TRAINED])
     config.base_model_name_or_path, config.inference_mode = base_name, True
@@ -146,7 +148,7 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
     before, model.peft_config[TRAINED] = model.peft_config[TRAINED], config
     try:
         # "auto" would add the whole embedding to new rows that are saved already.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
     finally:
         model.peft_config[TRAINED] = before
     (folder / "README.md").unlink(missing_ok=True)  # peft's template, with nothing filled in

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, N trained tokens of the batch, D width, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,20 @@ def token_scores(
             models whose head does more than one matrix product (see ``head_is_plain``).
         cache: An empty one, to be filled with the batch's keys and values.
     """
+    base = base_model(model)
+    sharded: Callable[..., tuple[Tensor, ...]] | None = vars(base).get("sharded_scores")
+    if sharded is None:
+        return own_scores(model, batch, plain=plain, cache=cache)
+    # Weights in shards are gathered by a call of the model (peft passes that by), or by an entry of their own.
+    if plain:
+        return own_scores(base, batch, plain=True, cache=cache)
+    return TokenScores(*sharded(batch, cache))
+
+
+def own_scores(
+    model: PreTrainedModel | PeftModel, batch: Batch, *, plain: bool, cache: Cache | None
+) -> TokenScores:
+    """``token_scores`` of a model whose weights are all here."""
     targets_BS = batch.loss_weights_BT[:, 1:] != 0
     labels_N = batch.input_ids_BT[:, 1:][targets_BS]
     base = base_model(model)

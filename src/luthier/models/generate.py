@@ -21,6 +21,7 @@ from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.models.forward import TokenScores, base_model, head_is_plain, token_scores
 from luthier.models.memory import give_back
+from luthier.models.sharded import is_sharded, same_everywhere
 from luthier.records import Row
 
 
@@ -77,6 +78,8 @@ def score_and_generate(
 ) -> Iterator[tuple[list[int], TokenScores, list[Output]]]:
     """Scores of each row's target, and what the model itself writes in its place, from one pass over the prompt.
 
+    A model whose weights are in shards goes through this on all of its processes together.
+
     Rows of similar length share a batch. Padding stands behind the rows; keys and values of targets and padding are
     masked out, and positions go on from each prompt's own end, so that the company of a row changes nothing. A row
     that has ended leaves the batch.
@@ -92,6 +95,10 @@ def score_and_generate(
     Yields:
         Indices of some rows, the scores of their trained tokens, and their outputs.
     """
+    if is_sharded(model):
+        model = base_model(
+            model
+        )  # peft would pass by the call that gathers weights; adapters are in the layers
     was_training = model.training
     model.eval()
     stop = re.compile(stop_pattern) if stop_pattern else None
@@ -115,6 +122,7 @@ def score_and_generate(
             firsts_B = scores.best_N[
                 torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=lengths_B.device))
             ]
+            firsts_B = same_everywhere(model, firsts_B)
             outputs = _continue(model, tokenizer, cache, lengths_B, firsts_B, max_new_tokens, stop)
             del cache, batch
             give_back()
@@ -162,7 +170,8 @@ def _continue(
             inputs["attention_mask"] = mask_BT
         if takes_positions:
             inputs["position_ids"] = (lengths_B + length - 1)[:, None]
-        next_B = model(input_ids=next_B[:, None], **inputs).logits[:, -1].argmax(-1)
+        logits_BV = model(input_ids=next_B[:, None], **inputs).logits[:, -1]
+        next_B = same_everywhere(model, logits_BV.argmax(-1))
     return [Output(ids, tokenizer.decode(ids), stopped) for ids, stopped in zip(new_ids, ended, strict=True)]
 
 

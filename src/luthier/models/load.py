@@ -165,7 +165,7 @@ def choose_precision(settings: Model) -> Precision:
 
 
 def load_model(
-    settings: Model, tokenizer_size: int, *, training: bool, seed: int
+    settings: Model, tokenizer_size: int, *, training: bool, seed: int, on_cpu: bool = False
 ) -> PreTrainedModel | PeftModel:
     """The model as training starts with it (``training``), or as it came.
 
@@ -174,6 +174,7 @@ def load_model(
         tokenizer_size: Tokens that the tokenizer knows, new ones included, which are the last.
         training: Whether to add the adapter and freeze what is frozen.
         seed: Set as torch's own, from which the adapter's first weights and later dropout are drawn.
+        on_cpu: Leave it on the processor, GPU or not.
 
     Raises:
         UserError: A model that cannot be loaded whole, or names that match nothing in it.
@@ -181,6 +182,8 @@ def load_model(
     bf16 = choose_precision(settings) == "bf16"
     masters = training and settings.adapter is None
     base = _pretrained(settings, torch.bfloat16 if bf16 and not masters else torch.float32)
+    if torch.cuda.is_available() and not on_cpu and settings.quantisation is None:
+        base.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     torch.manual_seed(seed)
     _fit_to_tokenizer(base, tokenizer_size, len(settings.new_tokens))
     model: PreTrainedModel | PeftModel = base
@@ -300,9 +303,15 @@ def load_trained(settings: Model, run: RunFolder, tokenizer_size: int) -> PreTra
 
 
 def save_trained(
-    model: PreTrainedModel | PeftModel, tokenizer: TextTokenizer, run: RunFolder, settings: Model
+    model: PreTrainedModel | PeftModel,
+    tokenizer: TextTokenizer,
+    run: RunFolder,
+    settings: Model,
+    state: dict[str, Tensor] | None = None,
 ) -> Path:
     """Writes ``adapter/`` or ``model/``, which transformers and peft load as it is.
+
+    ``state`` holds the tensors of a model whose own are in shards.
 
     New tokens are in the adapter as rows of the embedding: before it is loaded elsewhere, the base model needs
     ``resize_token_embeddings(len(tokenizer))``. ``luthier merge`` writes a folder that needs nothing.
@@ -310,9 +319,9 @@ def save_trained(
     path = run.adapter if isinstance(model, PeftModel) else run.model
     with new_folder(path) as folder:
         if isinstance(model, PeftModel):
-            save_adapter(model, folder, resolve(settings))
+            save_adapter(model, folder, resolve(settings), state)
         else:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=state)
         tokenizer.hf.save_pretrained(folder)
     return path
 
@@ -426,8 +435,6 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
             )
     if quantised:
         _settle_quantised(model, dtype)
-    elif torch.cuda.is_available():
-        model.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     return model
 
 

@@ -116,6 +116,8 @@ def attention(
         )
         return usual
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # As autocast does for an operation of torch's own: rotation leaves queries and keys of fp32 weights in 32 bits.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if query.is_cuda and not dropout:
         return _on_gpu(query, key, value, row_lengths, scaling, sliding_window), None
     if dropout:

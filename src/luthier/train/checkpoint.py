@@ -6,14 +6,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier.errors import UserError
-from luthier.run_folder import RunFolder, hash_file, new_folder, read_json, write_json
+from luthier.models.sharded import like, put, whole
+from luthier.run_folder import RunFolder, hash_file, hash_value, new_folder, read_json, write_json
+
+# What a checkpoint holds beside the manifest, which is written last and has the hashes of the others.
+_FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+_MANIFEST = "manifest.json"
 
 
 @dataclass(slots=True)
@@ -45,9 +49,18 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def save(
-    run: RunFolder, progress: Progress, model: torch.nn.Module, optimizer: torch.optim.Optimizer, key: str
+    run: RunFolder,
+    progress: Progress,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    key: str,
+    *,
+    writes: bool = True,
 ) -> Path:
     """Writes ``checkpoints/step-N``; an interrupted write leaves nothing under that name.
+
+    It holds whole tensors, whatever the number of processes and however they share the weights, so that any other number
+    can go on from it.
 
     Args:
         run: The run's folder.
@@ -55,22 +68,26 @@ def save(
         model: Only what is trained is saved.
         optimizer: Its state is saved by parameter name.
         key: Hash of what the run trains on; a checkpoint of other data or settings is not resumed from.
+        writes: Whether this process writes, of several, all of which have to call this if weights are in shards.
     """
     path = run.checkpoints / f"step-{progress.step}"
-    parameters = trainable(model)
-    names = {id(p): name for name, p in parameters.items()}
-    state = {
-        f"{names[id(p)]}/{entry}": value.contiguous()
-        for p, entries in optimizer.state.items()
-        for entry, value in entries.items()
-    }
+    weights: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, parameter in trainable(model).items():
+        entries = {f"{name}/{entry}": value for entry, value in optimizer.state.get(parameter, {}).items()}
+        for found, values in ((weights, {name: parameter}), (state, entries)):
+            for label, value in values.items():
+                gathered = whole(value.detach())
+                if writes:
+                    found[label] = gathered.cpu().contiguous()
+    if not writes:
+        return path
     with new_folder(path) as folder:
-        save_file(
-            {name: p.detach().contiguous() for name, p in parameters.items()}, folder / "weights.safetensors"
-        )
-        save_file(state, folder / "optimizer.safetensors")
-        hashes = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
-        write_json(folder / "state.json", {"key": key, "progress": asdict(progress), "files": hashes})
+        save_file(weights, folder / _FILES[0])
+        save_file(state, folder / _FILES[1])
+        write_json(folder / _FILES[2], {"key": key, "progress": asdict(progress)})
+        hashes = {name: hash_file(folder / name) for name in _FILES}
+        write_json(folder / _MANIFEST, {"files": hashes, "sha256": hash_value(hashes)})
     return path
 
 
@@ -90,9 +107,8 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     parameters = trainable(model)
     for name, value in load_file(path / "optimizer.safetensors").items():
         parameter, _, entry = name.rpartition("/")
-        optimizer.state[parameters[parameter]][entry] = value.to(
-            parameters[parameter].device if value.ndim else "cpu"
-        )
+        target = parameters[parameter]
+        optimizer.state[target][entry] = like(target, value) if value.ndim else value
     return Progress(**read_json(path / "state.json")["progress"])
 
 
@@ -105,12 +121,13 @@ def latest(run: RunFolder, key: str) -> Path | None:
     """The newest checkpoint, or None.
 
     Raises:
-        UserError: It is damaged (the error names the one before), or was made with other settings or data.
+        UserError: It is damaged (the error names the newest whole one before it), or was made with other settings or data.
     """
     if not steps(run):
         return None
     path = run.checkpoints / f"step-{steps(run)[-1]}"
-    if _check_whole(path)["key"] != key:
+    _check_whole(path)
+    if read_json(path / "state.json")["key"] != key:
         raise UserError(
             f"the checkpoint {path.name} was made with other settings or data",
             str(path),
@@ -120,31 +137,44 @@ def latest(run: RunFolder, key: str) -> Path | None:
 
 
 def remove_old(run: RunFolder, keep: int, best_step: int | None) -> None:
-    """Deletes all but the newest ``keep`` checkpoints and the best one."""
+    """Deletes all but the newest ``keep`` checkpoints and the best one, and what interrupted writes have left."""
+    for path in run.checkpoints.glob(".step-*"):
+        shutil.rmtree(path)
     for step in steps(run)[:-keep]:
         if step != best_step:
-            shutil.rmtree(run.checkpoints / f"step-{step}")
+            path = run.checkpoints / f"step-{step}"
+            # Half of one never lies under its name.
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}-old")))
 
 
-def _check_whole(path: Path) -> dict[str, Any]:
-    damage = None
-    state: dict[str, Any] = {}
-    try:
-        state = read_json(path / "state.json")
-        for name, expected in state["files"].items():
-            if not (path / name).is_file():
-                damage = f"{name} is missing"
-            elif hash_file(path / name) != expected:
-                damage = f"{name} has changed since it was written"
-    except (UserError, KeyError, TypeError) as error:
-        damage = f"state.json is damaged ({type(error).__name__})"
-    if damage:
+def _check_whole(path: Path) -> None:
+    if damage := _damage(path):
         earlier = sorted((p for p in path.parent.glob("step-*") if _step(p) < _step(path)), key=_step)
-        offer = f" to go on from {earlier[-1].name}" if earlier else " to start over"
+        kept = [p for p in earlier if not _damage(p)]
+        damaged = [p.name for p in earlier[earlier.index(kept[-1]) + 1 if kept else 0 :]]
+        folders = " and ".join(["that folder", *damaged])
+        offer = f"to go on from {kept[-1].name}" if kept else "to start over"
         raise UserError(
-            f"the checkpoint {path.name} is damaged: {damage}", str(path), f"delete that folder{offer}"
+            f"the checkpoint {path.name} is damaged: {damage}", str(path), f"delete {folders} {offer}"
         )
-    return state
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if nothing is."""
+    if not (path / _MANIFEST).is_file():
+        return f"{_MANIFEST} is missing"
+    try:
+        manifest = read_json(path / _MANIFEST)
+        if manifest["sha256"] != hash_value(manifest["files"]) or manifest["files"].keys() != set(_FILES):
+            return f"{_MANIFEST} has changed since it was written"
+    except (UserError, KeyError, TypeError, AttributeError):
+        return f"{_MANIFEST} has changed since it was written"
+    for name, expected in manifest["files"].items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if hash_file(path / name) != expected:
+            return f"{name} has changed since it was written"
+    return None
 
 
 def _step(path: Path) -> int:
@@ -159,6 +189,5 @@ def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, torch.nn.Parame
             str(path),
             "delete the checkpoints, or go back to the recipe that wrote them",
         )
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
+    for name, value in values.items():
+        put(parameters[name], value)

@@ -11,18 +11,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from luthier.encoding.batches import shuffled
+from luthier.encoding.batches import Batch, shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Interrupted, Refused
 from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
@@ -30,6 +31,7 @@ from luthier.models.engine import Engine
 from luthier.models.forward import base_model, token_scores
 from luthier.models.generate import generate
 from luthier.models.memory import give_back, is_out_of_memory, peak
+from luthier.models.sharded import is_sharded, whole
 from luthier.recipe import Recipe
 from luthier.records import Finding, Row
 from luthier.rows import Rows
@@ -40,6 +42,7 @@ from luthier.train.checkpoint import Progress, trainable
 from luthier.train.history import History
 from luthier.train.optimizer import adamw
 from luthier.train.ranks import Ranks
+from luthier.train.trackers import Trackers
 from luthier.train.watch import Setting, Watch
 
 OnStep = Callable[[str, int, int], None]
@@ -90,14 +93,16 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
     else:
         progress = Progress(next_eval_tokens=settings.eval_every_tokens or 0)
     history = History(run.history, progress.step if resumed else None, writes=loop.ranks.is_first)
+    trackers = Trackers(loop.recipe, run, progress.step, writes=loop.ranks.is_first)
     total = loop.total_steps
     watch = Watch(_setting(loop, total), history.kept)
     if not resumed and len(loop.eval_rows):
         before = {"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluate(loop, progress)}
         watch.see(before)
         history.append(before)
+        trackers.log(before)
     started, stop_on = time.perf_counter() - progress.seconds, set(settings.stop_on)
-    with _interruption() as interrupted:
+    with _interruption() as interrupted, closing(trackers):
         while progress.step < total and not _stopped_early(progress, settings.early_stop_patience):
             row = _step(loop, optimizer, progress)
             progress.seconds = time.perf_counter() - started
@@ -109,6 +114,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
             if found:
                 row["findings"] = [asdict(finding) for finding in found]
             history.append(row | {"seconds": round(progress.seconds, 3)})
+            trackers.log(row)
             for finding in found:
                 logger.warning("step %d: %s: %s", progress.step, finding.check, finding.what)
             if on_step:
@@ -117,8 +123,9 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
             # What one process hears or sees of itself, a signal or its speed, all of them act on after the same step.
             leaving, stopped = (n > 0 for n in loop.ranks.sum([interrupted.is_set(), bool(stopping)]))
             if _checkpoint_due(progress, row, due, total, loop.recipe) or leaving or stopped:
-                if loop.ranks.is_first:
-                    checkpoint.save(run, progress, loop.model, optimizer, key)
+                first = loop.ranks.is_first
+                checkpoint.save(run, progress, loop.model, optimizer, key, writes=first)
+                if first:
                     checkpoint.remove_old(run, settings.keep_checkpoints, progress.best_step)
                 loop.ranks.wait()
             if leaving:
@@ -163,9 +170,9 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
     rows = [loop.train_rows.row(i) for i in indices]
     loss = accumulate_gradients(loop, rows)
     parameters = list(trainable(loop.model).values())
-    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm or math.inf)
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm or math.inf)))
     if not math.isfinite(loss) or not math.isfinite(norm):
-        raise _not_finite(loop, rows, loss, float(norm), progress.step + 1)
+        raise _not_finite(loop, rows, loss, norm, progress.step + 1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     progress.step += 1
@@ -178,7 +185,7 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
         "tokens": progress.tokens,
         "trained_tokens": progress.trained_tokens,
         "loss": loss,
-        "gradient_norm": float(norm),
+        "gradient_norm": norm,
         "learning_rate": rate,
         "tokens_per_s": round(tokens / (time.perf_counter() - began), 1),
         "memory_gib": round(memory_gib(), 3),
@@ -202,25 +209,28 @@ def accumulate_gradients(
     ranks = loop.ranks
     total_weight = float(sum(row.loss_weights.sum() for row in rows))
     own = rows[ranks.index :: ranks.count]
+    shortest = min(rows, key=lambda row: len(row.input_ids))
     while True:
         try:
-            loss = _backward(loop, own, groups, total_weight)
+            loss = _backward(loop, own, shortest, groups, total_weight)
             break
         except (RuntimeError, MemoryError) as error:
             made = groups or loop.engine.groups([len(row.input_ids) for row in own])
             if not is_out_of_memory(error) or groups or all(len(group) == 1 for group in made):
                 raise
+            if is_sharded(loop.model):
+                raise  # the other processes are in the middle of the same pass
         _halve(loop)
-    ranks.sum_gradients(list(trainable(loop.model).values()))
+    if not is_sharded(loop.model):  # else each backward pass has added them up
+        ranks.sum_gradients(list(trainable(loop.model).values()))
     return ranks.sum([float(loss)])[0]
 
 
 def _backward(
-    loop: Loop, rows: Sequence[Row], groups: Sequence[Sequence[int]] | None, total_weight: float
+    loop: Loop, rows: Sequence[Row], idle: Row, groups: Sequence[Sequence[int]] | None, total_weight: float
 ) -> Tensor:
     loss = torch.zeros((), device=loop.ranks.device)
-    for group in groups or loop.engine.groups([len(row.input_ids) for row in rows]):
-        batch = loop.engine.batch([rows[i] for i in group]).to(loop.ranks.device)
+    for batch in _batches(loop, rows, idle, groups):
         part = token_scores(loop.model, batch, plain=loop.engine.plain_head).weighted_sum() / total_weight
         part.backward()
         loss += part.detach()
@@ -236,6 +246,25 @@ def _halve(loop: Loop) -> None:
     give_back()
 
 
+def _batches(
+    loop: Loop, rows: Sequence[Row], idle: Row, groups: Sequence[Sequence[int]] | None = None
+) -> Iterator[Batch]:
+    """Micro-batches of this rank's rows.
+
+    Where weights are in shards, passes through the model wait for those of other ranks: a rank that has fewer
+    micro-batches than another one adds some of the row ``idle``, in which no token has a weight.
+    """
+    parts = [
+        [rows[i] for i in group]
+        for group in groups or loop.engine.groups([len(row.input_ids) for row in rows])
+    ]
+    if is_sharded(loop.model):
+        weightless = replace(idle, loss_weights=np.zeros_like(idle.loss_weights))
+        parts += [[weightless]] * (loop.ranks.most(len(parts)) - len(parts))
+    for part in parts:
+        yield loop.engine.batch(part).to(loop.ranks.device)
+
+
 @torch.no_grad()
 def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
     """The eval split's losses as weighted means over all tokens, and what the model now writes for a few rows."""
@@ -244,8 +273,7 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
     ranks = loop.ranks
     rows = [loop.eval_rows.row(i) for i in range(ranks.index, len(loop.eval_rows), ranks.count)]
     sums = dict.fromkeys(("weighted", "weight", "nats", "tokens", "correct"), 0.0)
-    for group in loop.engine.groups([len(row.input_ids) for row in rows]):
-        batch = loop.engine.batch([rows[i] for i in group]).to(ranks.device)
+    for batch in _batches(loop, rows, loop.eval_rows.row(0)):
         scores = token_scores(loop.model, batch, plain=loop.engine.plain_head)
         sums["weighted"] += float(scores.weighted_sum())
         sums["weight"] += float(scores.weights_N.sum())
@@ -254,7 +282,8 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
         sums["correct"] += int(scores.correct_N.sum())
     sums = dict(zip(sums, ranks.sum(list(sums.values())), strict=True))
     num_bytes = ranks.sum([sum(row.target_bytes for row in rows)])[0]
-    samples = _samples(loop, loop.eval_rows[: loop.recipe.train.num_samples]) if ranks.is_first else []
+    writes = ranks.is_first or is_sharded(loop.model)  # shards of all are needed to write
+    samples = _samples(loop, loop.eval_rows[: loop.recipe.train.num_samples]) if writes else []
     loop.model.train()
     loss = sums["weighted"] / sums["weight"]
     if not math.isfinite(loss):
@@ -339,7 +368,7 @@ def _not_finite(loop: Loop, rows: Sequence[Row], loss: float, norm: float, step:
     for row in rows:
         loop.model.zero_grad(set_to_none=True)
         alone = accumulate_gradients(loop, [row])
-        gradients = [p.grad for p in trainable(loop.model).values() if p.grad is not None]
+        gradients = [whole(p.grad) for p in trainable(loop.model).values() if p.grad is not None]
         if not math.isfinite(alone) or not all(bool(torch.isfinite(g).all()) for g in gradients):
             bad.append(row.id)
     loop.model.zero_grad(set_to_none=True)

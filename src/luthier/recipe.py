@@ -341,8 +341,11 @@ def build(kind: str, options: Mapping[str, Any], where: str = "") -> Any:
 
 def place_of(path: Iterable[Any], file: str, line: int | None) -> str:
     """A recipe key with the file and line that it stands in."""
+    keys = ".".join(map(str, path))
+    if not keys:
+        return file  # a rule over several keys
     place = {None: "", COMMAND_LINE: " (command line)"}.get(line, f" ({file}:{line})")
-    return f"recipe key {'.'.join(map(str, path))}{place}"
+    return f"recipe key {keys}{place}"
 
 
 def validate(

@@ -229,8 +229,7 @@ def _in_fp32(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     base = base_model(model)
     autocast = {m: vars(m).pop("forward") for m in base.modules() if "forward" in vars(m)}
     product_dtype = vars(base).pop("product_dtype", None)
-    lists = [m for m in base.modules() if isinstance(m, torch.nn.ModuleList)]
-    layers = [layer for layer in lists[0] if isinstance(layer, torch.nn.Module)] if lists else []
+    layers = fused.decoder_layers(base)
     inside = {p for layer in layers for p in layer.parameters()}
     narrow: dict[torch.nn.Parameter, torch.Tensor] = {}
 

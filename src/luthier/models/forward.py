@@ -30,15 +30,27 @@ class TokenScores:
         nll_N: Negative log-likelihood in nats, fp32, with its gradient graph.
         weights_N: Loss weights.
         rows_N: Index of each token's row in the batch.
-        best_N: The most likely token. Only without a gradient: training has no use for it.
-        correct_N: Whether that is the token; likewise.
+        labels_N: The tokens.
+        likeliest_N: The most likely tokens; None with a gradient, since training has no use for them.
     """
 
     nll_N: Tensor
     weights_N: Tensor
     rows_N: Tensor
-    best_N: Tensor | None
-    correct_N: Tensor | None
+    labels_N: Tensor
+    likeliest_N: Tensor | None
+
+    @property
+    def best_N(self) -> Tensor:
+        """The most likely tokens."""
+        if self.likeliest_N is None:
+            raise RuntimeError("the most likely tokens are only known under torch.no_grad()")
+        return self.likeliest_N
+
+    @property
+    def correct_N(self) -> Tensor:
+        """Whether the most likely token is the token."""
+        return self.best_N == self.labels_N
 
     def weighted_sum(self) -> Tensor:
         """Sum of weight x negative log-likelihood: what a step adds up before it divides once."""
@@ -58,7 +70,7 @@ def token_scores(
         cache: An empty one, to be filled with the batch's keys and values.
     """
     base = base_model(model)
-    sharded: Callable[..., tuple[Tensor, ...]] | None = vars(base).get("sharded_scores")
+    sharded: Callable[..., tuple[Any, ...]] | None = vars(base).get("sharded_scores")
     if sharded is None:
         return own_scores(model, batch, plain=plain, cache=cache)
     # Weights in shards are gathered by a call of the model (peft passes that by), or by an entry of their own.
@@ -94,8 +106,8 @@ def own_scores(
         nll_N=nll_N,
         weights_N=batch.loss_weights_BT[:, 1:][targets_BS],
         rows_N=rows_N,
-        best_N=best_N,
-        correct_N=None if best_N is None else best_N == labels_N,
+        labels_N=labels_N,
+        likeliest_N=best_N,
     )
 
 

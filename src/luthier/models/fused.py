@@ -133,8 +133,13 @@ def _refresh(model: nn.Module, _: Any) -> None:
     for layer in model.modules():
         if isinstance(layer, LoraLinear) and hasattr(layer, "_luthier_joined"):
             (name,) = layer.active_adapters
-            second = layer.lora_B[name].weight
-            layer._luthier_joined[:, layer.in_features :] = second * layer.scaling[name]
+            second, joined = layer.lora_B[name].weight, _joined(layer)
+            joined[:, layer.in_features :] = second * layer.scaling[name]
+
+
+def _joined(layer: LoraLinear) -> Tensor:
+    joined: Any = layer._luthier_joined
+    return joined  # type: ignore[no-any-return]
 
 
 def _lora_forward(self: LoraLinear, x: Tensor) -> Tensor:
@@ -163,7 +168,8 @@ def compile_layers(model: nn.Module) -> int:
     """
     layers = decoder_layers(model)
     for layer in layers:
-        layer.forward = MethodType(_compiled_forward(type(layer)), layer)
+        kind: Any = type(layer)  # hashable, whatever its instances are
+        layer.forward = MethodType(_compiled_forward(kind), layer)
     if layers:
         # Otherwise the first layer alone, whose input has no gradient, would be compiled anew.
         first: Any = layers[0]
@@ -208,5 +214,6 @@ def unfuse(model: PreTrainedModel | PeftModel) -> None:
             base.weight.data = base.weight.data.clone()
             del layer._luthier_joined
         if hasattr(layer, "_luthier_hook"):
-            layer._luthier_hook.remove()
+            hook: Any = layer._luthier_hook
+            hook.remove()
             del layer._luthier_hook

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -99,7 +99,7 @@ def fit(
     return replace(engine, micro_batch_tokens=tokens)
 
 
-def _longest(rows: Rows, order: Sequence[int], num_tokens: int) -> list[Row]:
+def _longest(rows: Rows, order: np.ndarray[Any, Any], num_tokens: int) -> list[Row]:
     """The longest rows, the last of them cut, that make up so many tokens."""
     found: list[Row] = []
     for index in order:

@@ -122,12 +122,11 @@ def attention(
         return _on_gpu(query, key, value, row_lengths, scaling, sliding_window), None
     if dropout:
         lengths = row_lengths.tolist()
-        rows = zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
         each = [
             functional.scaled_dot_product_attention(
-                *row, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
+                q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
             )
-            for row in rows
+            for q, k, v in zip(*(t.split(lengths, dim=2) for t in (query, key, value)), strict=True)
         ]
         return torch.cat(each, dim=2).transpose(1, 2), None
     out_NHD: Tensor
@@ -145,8 +144,11 @@ def _on_gpu(
 
     ends = functional.pad(row_lengths.cumsum(0), (1, 0)).to(query.device, torch.int32)
     longest = int(row_lengths.max())
-    out_NHD: Tensor = varlen_attn(  # type: ignore[assignment]
-        *(t[0].transpose(0, 1) for t in (query, key, value)),
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    out_NHD: Any = varlen_attn(
+        q,
+        k,
+        v,
         ends,
         ends,
         longest,
@@ -155,7 +157,8 @@ def _on_gpu(
         window_size=((window or 0) - 1, 0),
         enable_gqa=True,
     )
-    return out_NHD[None]
+    out_1NHD: Tensor = out_NHD[None]
+    return out_1NHD
 
 
 @torch.library.custom_op("luthier::packed_attention", mutates_args=())
@@ -206,8 +209,12 @@ def _backward(
     for tile in tiles(tuple(row_lengths.tolist()), window or None, q_NHD.device):
         queries, keys = tile.queries, tile.keys
         dq_NHD[queries], dk, dv = _tile_gradients(
-            *(t[queries] for t in (dout_NHD, total_NH, mean_NH, q_NHD)),
-            *(t[keys] for t in (k_NKD, v_NKD)),
+            dout_NHD[queries],
+            total_NH[queries],
+            mean_NH[queries],
+            q_NHD[queries],
+            k_NKD[keys],
+            v_NKD[keys],
             tile.first_Q,
             tile.offset,
             scaling,

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from luthier.errors import UserError
 
 logger = logging.getLogger("luthier")
@@ -106,6 +108,12 @@ class RunFolder:
             descriptor, probe = tempfile.mkstemp(dir=self.path, prefix=".probe-")
             os.close(descriptor)
             os.unlink(probe)
+
+
+def cache_folder() -> Path:
+    """Where fetched models and releases are kept: ``LUTHIER_CACHE``, or the user's cache folder."""
+    chosen = os.environ.get("LUTHIER_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("luthier")
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ class RunFolder:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
         self.environment = self.path / "environment.json"
+        self.start = self.path / "start"
         self.data = self.path / "data"
         self.ledger = self.data / "ledger.json"
         self.manifest = self.data / "manifest.json"

@@ -121,7 +121,10 @@ def _opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> t
                 target,
                 "name a recipe or a run folder",
             )
-        return recipe_file.load(place / "recipe.yaml", overrides or ()), RunFolder(run or place)
+        from luthier.pipeline import settled
+
+        folder = RunFolder(run or place)
+        return settled(recipe_file.load(place / "recipe.yaml", overrides or ()), folder), folder
     recipe = recipe_file.load(target, overrides or ())
     return recipe, RunFolder(run or Path("runs") / recipe.name)
 

@@ -81,7 +81,10 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     ("settings", "what"),
     [
         ({"config": SMALL | {"hiden_size": 3}, "vocab_size": 270}, "llama has no size hiden_size"),
-        ({"config": SMALL | {"hidden_size": 33}, "vocab_size": 270}, "do not go together|no model can be made"),
+        (
+            {"config": SMALL | {"hidden_size": 33}, "vocab_size": 270},
+            "do not go together|no model can be made",
+        ),
         ({"config": {"model_type": "lama"}, "vocab_size": 270}, "no model_type 'lama'"),
         ({"config": SMALL, "vocab_size": 5000}, "tokens, not 5,000"),
     ],

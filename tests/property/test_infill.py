@@ -142,7 +142,9 @@ def test_a_chunk_that_fits_still_fits_with_its_gap(name: str, loss: str) -> None
             row = encode(made, tokenizer, length)
             assert isinstance(row, Row), row
             kept = [n for n in row.span_names if n in ("prefix", "suffix")]
-            if loss == "all" and kept and not row.trimmed:  # nothing had to give way: all of the text is trained
+            if (
+                loss == "all" and kept and not row.trimmed
+            ):  # nothing had to give way: all of the text is trained
                 special = sum(int(i) in tokenizer.special_ids for i in row.input_ids) - 1
                 assert int((row.loss_weights == 0).sum()) == special
 

@@ -8,7 +8,7 @@ Source: Bavarian et al. 2022, arXiv:2207.14255 (rate, PSM and SPM, character spa
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -170,9 +170,7 @@ def gap_spans(
         loss: Whether prefix and suffix are trained as well.
     """
     if loss == "all":
-        front, back = _trained(
-            marks.lead + prefix, suffix, middle, len(marks.tokens), tokenizer, max_length
-        )
+        front, back = _trained(marks.lead + prefix, suffix, middle, len(marks.tokens), tokenizer, max_length)
     else:
         starts = tokenizer.encode_with_starts(suffix, first=False, control=False)[1]
         near = round(max_length * _SUFFIX_SHARE)
@@ -183,9 +181,7 @@ def gap_spans(
             Span(suffix[cut:], "suffix", trim="right", priority=0),
         ]
     before, behind, here = (_mark(token) for token in (marks.prefix, marks.suffix, marks.middle))
-    parts = (
-        [before, *front, behind, *back, here] if order == "psm" else [before, behind, *back, here, *front]
-    )
+    parts = [before, *front, behind, *back, here] if order == "psm" else [before, behind, *back, here, *front]
     return [
         *(span for span in parts if span.text),
         Span(middle, "middle", weight=1.0, apart=True),
@@ -221,11 +217,11 @@ def draw_gap(text: str, options: Infill, draw: random.Random) -> tuple[int, int]
     Source: Bavarian et al. 2022, section 3: both ends of a character span are uniform.
     """
     starts = [0, *(i + 1 for i, letter in enumerate(text) if letter == "\n" and i + 1 < len(text)), len(text)]
-    places: Collection[int] = starts if options.spans == "lines" else range(len(text) + 1)
+    places: Sequence[int] = starts if options.spans == "lines" else range(len(text) + 1)
     if len(places) < 3:  # the gap would be the whole text
         return None
     for _ in range(_DRAWS):
-        start, end = sorted(draw.sample(places, 2))  # type: ignore[arg-type] # a list or a range
+        start, end = sorted(draw.sample(places, 2))
         if options.max_lines is not None:
             last = next((b for a, b in pairwise(starts) if a <= start < b), len(text))
             lines = [b for b in starts if b >= last]

@@ -14,7 +14,13 @@ import sys
 from typing import Any
 
 # linux/sched.h, linux/mount.h, linux/prctl.h
-_NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+_NEW_MOUNTS, _NEW_IPC, _NEW_USER, _NEW_PIDS, _NEW_NETWORK = (
+    0x20000,
+    0x8000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 _RECURSIVE, _PRIVATE, _NO_SUID, _NO_DEVICES = 0x4000, 0x40000, 2, 4
 _SYS_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _READ_ONLY = 442, -100, 0x8000, 1
 _NO_NEW_PRIVILEGES, _DIE_WITH_PARENT = 38, 1
@@ -67,7 +73,11 @@ def _unshare() -> bool:
     user, group = os.getuid(), os.getgid()
     if _libc().unshare(spaces | _NEW_USER) == 0:
         try:
-            for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+            for name, text in (
+                ("setgroups", "deny"),
+                ("uid_map", f"0 {user} 1"),
+                ("gid_map", f"0 {group} 1"),
+            ):
                 with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                     file.write(text)
         except OSError:

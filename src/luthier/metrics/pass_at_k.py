@@ -62,9 +62,5 @@ def pass_at_1(
                 "recipe key evaluate.metrics",
                 "leave pass@1 out, or take rows with tests, such as data.test_source={type: humaneval-infilling, ...}",
             )
-    programs = [
-        meta["before"] + output + meta["behind"] for output, meta in zip(outputs, metas, strict=True)
-    ]
-    return [
-        pass_at_k([int(passed)], num_samples=1, k=1) for passed in all_passes(programs)
-    ]
+    programs = [meta["before"] + output + meta["behind"] for output, meta in zip(outputs, metas, strict=True)]
+    return [pass_at_k([int(passed)], num_samples=1, k=1) for passed in all_passes(programs)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
@@ -69,7 +70,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, corpus_bytes: int) ->
     """
     tokenizer = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -100,7 +103,7 @@ def _first_bytes(texts: Iterable[str], most: int) -> Iterator[str]:
 
 def _check(given: dict[str, Any]) -> None:
     registry.registered("model")  # models of our own register their types when they are imported
-    kind = given.get("model_type")
+    kind = str(given.get("model_type"))
     try:
         known = AutoConfig.for_model(kind).to_dict()
     except (ValueError, KeyError) as error:
@@ -121,7 +124,7 @@ def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTra
     ids = {"vocab_size": len(tokenizer), "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
     try:
         return AutoConfig.for_model(given["model_type"], **sizes, **ids, eos_token_id=tokenizer.eos_token_id)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(
             f"these sizes do not go together: {' '.join(str(error).split())[:300]}", _CONFIG, "mend them"
         ) from error

@@ -69,7 +69,10 @@ class Kept:
                     counts[word.kind][word.value] += 1
         limits = {"STR": NUM_STRINGS, "NUM": NUM_NUMBERS, "CHAR": NUM_NUMBERS}
         return cls(
-            *(frozenset(value for value, _ in counts[name].most_common(most)) for name, most in limits.items())
+            *(
+                frozenset(value for value, _ in counts[name].most_common(most))
+                for name, most in limits.items()
+            )
         )
 
 

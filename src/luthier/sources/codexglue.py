@@ -31,7 +31,9 @@ class CodeXGlue(Source):
         """One for each line of the files."""
         for item in self._files(self.path).inputs():
             path = Path(item.path)
-            yield from self._rows(path) if path.suffix in (".json", ".jsonl") else self._tokens(item.name, path)
+            yield from (
+                self._rows(path) if path.suffix in (".json", ".jsonl") else self._tokens(item.name, path)
+            )
 
     def fingerprint(self) -> str:
         """Hash of the names and bytes of the files."""

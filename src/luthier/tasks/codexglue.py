@@ -61,10 +61,14 @@ class CodeXGlueLine(Task):
         fields = record.fields
         if isinstance(fields.get("gt"), str) and isinstance(fields.get("input"), str):
             ended = self._with_end(fields["gt"].strip())
-            yield Example(record.id, _spans(fields["input"].strip(), ended), record.group, {"id": fields.get("id")})
+            yield Example(
+                record.id, _spans(fields["input"].strip(), ended), record.group, {"id": fields.get("id")}
+            )
             return
         if not isinstance(fields.get("tokens"), str):
-            yield Dropped(record.id, "no-tokens", f"neither tokens nor input and gt; the row has: {', '.join(fields)}")
+            yield Dropped(
+                record.id, "no-tokens", f"neither tokens nor input and gt; the row has: {', '.join(fields)}"
+            )
             return
         words = fields["tokens"].split()
         draw = random.Random(f"{seed} {record.id}")

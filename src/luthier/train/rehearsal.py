@@ -57,7 +57,15 @@ class Rehearsal:
         if settings.eval_every_tokens:
             tokens_per_step = settings.batch_size * float(self._train.lengths().mean())
             every = max(1, round(settings.eval_every_tokens / tokens_per_step))
-        keys = ("learning_rate", "warmup_steps", "max_steps", "max_tokens", "epochs", "best_metric", "best_direction")
+        keys = (
+            "learning_rate",
+            "warmup_steps",
+            "max_steps",
+            "max_tokens",
+            "epochs",
+            "best_metric",
+            "best_direction",
+        )
         return Plan(
             learning_rates=[learning_rate(step, steps, settings) for step in range(1, steps + 1)],
             peak_learning_rate=settings.learning_rate,

@@ -17,7 +17,8 @@ def python(source: str, limits: Limits = QUICK):
 
 def test_output_exit_code_and_files() -> None:
     outcome = run(
-        [sys.executable, "-I", "a.py"], {"a.py": "print(open('b.txt').read()); raise SystemExit(3)", "b.txt": "hé"}
+        [sys.executable, "-I", "a.py"],
+        {"a.py": "print(open('b.txt').read()); raise SystemExit(3)", "b.txt": "hé"},
     )
     assert (outcome.status, outcome.exit_code, outcome.output.strip()) == ("exited", 3, "hé")
     with pytest.raises(ValueError, match="plain file name"):
@@ -36,7 +37,9 @@ def test_memory_is_limited() -> None:
 
 
 def test_a_signal_is_told_apart_from_an_exit_code() -> None:
-    outcome = python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") # as the first of its processes it may be spared
+    outcome = python(
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )  # as the first of its processes it may be spared
     assert outcome.status in ("killed", "exited")
     outcome = run(["sh", "-c", "sh -c 'kill -9 $$'; exit $?"], {}, QUICK)
     assert outcome.status == "killed" and outcome.exit_code == -9
@@ -49,7 +52,9 @@ def test_disk_is_limited() -> None:
 
 def test_nothing_of_this_process_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "secret")
-    outcome = python("import os, sys; print('SOME_TOKEN' in os.environ, sys.stdin.read() == '', os.listdir())")
+    outcome = python(
+        "import os, sys; print('SOME_TOKEN' in os.environ, sys.stdin.read() == '', os.listdir())"
+    )
     assert outcome.output.strip() == "False True []"
 
 

@@ -21,10 +21,37 @@ from luthier.metrics.codexglue import (
 )
 
 PUBLISHED = Path(os.environ.get("LUTHIER_TEST_DATA", "data")) / "completion" / "line_answers_5.json"
-WORDS = (
-    "self . x = ( a , b ) <NUM_LIT> <NUM_LIT:0> '<STR_LIT>' '<STR_LIT:name>' \"<STR_LIT:U+0020>\" '<CHAR_LIT:;>' "
-    "'<CHAR_LIT>' return foo.bar é 日本 <STR_LIT:<NUM_LIT:0>> < > : [ ] {} <UNK_LIT:1> \t"
-).split(" ")
+WORDS = [
+    "self",
+    ".",
+    "x",
+    "=",
+    "(",
+    "a",
+    ",",
+    "b",
+    ")",
+    "<NUM_LIT>",
+    "<NUM_LIT:0>",
+    "'<STR_LIT>'",
+    "'<STR_LIT:name>'",
+    '"<STR_LIT:U+0020>"',
+    "'<CHAR_LIT:;>'",
+    "'<CHAR_LIT>'",
+    "return",
+    "foo.bar",
+    "é",
+    "日本",
+    "<STR_LIT:<NUM_LIT:0>>",
+    "<",
+    ">",
+    ":",
+    "[",
+    "]",
+    "{}",
+    "<UNK_LIT:1>",
+    "\t",
+]
 
 
 def literal(text: str) -> str:
@@ -88,7 +115,10 @@ def test_edit_similarity_is_that_of_the_longest_common_subsequence() -> None:
 
 
 def test_literals_are_written_out() -> None:
-    assert with_literals('f ( "<STR_LIT:name>" , <NUM_LIT> , "<STR_LIT>" , <NUM_LIT:3> )') == 'f ( "name" , 0 , "" , 3 )'
+    assert (
+        with_literals('f ( "<STR_LIT:name>" , <NUM_LIT> , "<STR_LIT>" , <NUM_LIT:3> )')
+        == 'f ( "name" , 0 , "" , 3 )'
+    )
     assert line_scores(["x = 0"], ["x = <NUM_LIT>"]) == "Edit sim: 100.0, EM: 100.0"
     assert line_scores([""], ["x"]) == "Edit sim: 0.0, EM: 0.0"
     assert line_scores([""], [""]) == "Edit sim: 100.0, EM: 100.0"

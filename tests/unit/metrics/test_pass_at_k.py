@@ -22,7 +22,10 @@ def test_more_attempts_than_samples_are_refused() -> None:
 
 
 def test_pass_at_1_runs_the_programs() -> None:
-    meta = {"before": "def f(x):\n", "behind": "    return y\n\ndef check(c):\n    assert c(1) == 2\ncheck(f)\n"}
+    meta = {
+        "before": "def f(x):\n",
+        "behind": "    return y\n\ndef check(c):\n    assert c(1) == 2\ncheck(f)\n",
+    }
     outputs = ["    y = x + 1\n", "    y = x\n", "    return 2\n"]
     assert pass_at_1(outputs, [""] * 3, metas=[meta] * 3) == [1.0, 0.0, 1.0]
     with pytest.raises(UserError, match="rows with tests"):

@@ -9,7 +9,9 @@ import pytest
 from luthier.sources.code_tokens import Kept, normalise
 
 KEPT = Kept(
-    frozenset({"name", "U+0020", "aU+002Cb", "\\n"}), frozenset({"0", "1", "0x1F"}), frozenset({"a", "U+0020"})
+    frozenset({"name", "U+0020", "aU+002Cb", "\\n"}),
+    frozenset({"0", "1", "0x1F"}),
+    frozenset({"a", "U+0020"}),
 )
 
 
@@ -29,7 +31,7 @@ KEPT = Kept(
     ],
 )
 def test_python(code: str, line: str | None) -> None:
-    if "{\"q\"}" in code and sys.version_info < (3, 12):
+    if '{"q"}' in code and sys.version_info < (3, 12):
         code = code.replace('{"q"}', "q")
     assert normalise(code, "python", KEPT) == line
 
@@ -63,9 +65,9 @@ def test_java_tokens_are_those_of_javalang() -> None:
 
 
 def test_java_keeps_the_listed_literals() -> None:
-    code = 'f("name", "a,b", \'a\', \'b\', \' \', \'\\n\', 0x1F, 31);'
+    code = "f(\"name\", \"a,b\", 'a', 'b', ' ', '\\n', 0x1F, 31);"
     assert normalise(code, "java", KEPT) == (
-        '<s> f ( "<STR_LIT:name>" , "<STR_LIT:aU+002Cb>" , \'<CHAR_LIT:a>\' , \'<CHAR_LIT>\' , '
+        "<s> f ( \"<STR_LIT:name>\" , \"<STR_LIT:aU+002Cb>\" , '<CHAR_LIT:a>' , '<CHAR_LIT>' , "
         "'<CHAR_LIT:U+0020>' , '<STR_LIT:\\n>' , <NUM_LIT:0x1F> , <NUM_LIT> ) ; </s>"
     )
     assert normalise("int # x;", "java", KEPT) is None

@@ -42,5 +42,5 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no line of it"):
         list(CodeXGlue(path=str(tmp_path / "a.txt")).records())
     (tmp_path / "a.bin").write_bytes(b"<s> a </s>\n\xff\n")
-    with pytest.raises(UserError, match="cannot be read.*utf-8"):
+    with pytest.raises(UserError, match=r"cannot be read.*utf-8"):
         list(CodeXGlue(path=str(tmp_path / "a.bin")).records())

@@ -13,7 +13,9 @@ JAVA = "<s> class A { int x = <NUM_LIT> ; void f ( ) { g ( '<CHAR_LIT:;>' ) ; } 
 
 def made(task: CodeXGlueLine, fields: dict[str, object], **more: int) -> list:
     return list(
-        task.examples(Record("r", fields, "g"), "train", characters(), max_length=512, seed=more.get("seed", 0))
+        task.examples(
+            Record("r", fields, "g"), "train", characters(), max_length=512, seed=more.get("seed", 0)
+        )
     )
 
 
@@ -21,7 +23,11 @@ def made(task: CodeXGlueLine, fields: dict[str, object], **more: int) -> list:
     ("language", "text", "lines"),
     [
         ("python", PYTHON, [" def f ( a ) : <EOL>", " return a <EOL>", " x = <NUM_LIT> </s>"]),
-        ("java", JAVA, [" int x = <NUM_LIT> ;", " void f ( ) {", " g ( '<CHAR_LIT:;>' ) ;", " }", " }", " </s>"]),
+        (
+            "java",
+            JAVA,
+            [" int x = <NUM_LIT> ;", " void f ( ) {", " g ( '<CHAR_LIT:;>' ) ;", " }", " }", " </s>"],
+        ),
     ],
 )
 def test_lines_are_cut_out_of_token_level_files(language: str, text: str, lines: list[str]) -> None:
@@ -46,7 +52,9 @@ def test_inside_cuts_leave_some_of_the_line_on_both_sides(language: str, text: s
         assert len(examples) == len(lines)
         for line, example in zip(lines, examples, strict=True):
             target = example.spans[1].text
-            assert line.endswith(target) and target != line and text.startswith(example.spans[0].text + target)
+            assert (
+                line.endswith(target) and target != line and text.startswith(example.spans[0].text + target)
+            )
             places.add(example.meta["token"])
     assert len(places) > 5
     assert len(made(CodeXGlueLine(language=language, max_lines_per_file=1), {"tokens": text})) == 1

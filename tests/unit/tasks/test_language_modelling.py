@@ -52,7 +52,9 @@ def test_every_token_is_trained_once_and_documents_are_told_apart(tokenizer) -> 
     assert rows[-1].input_ids[-1] == tokenizer.eos_id and rows[-1].loss_weights[-1] == 1
     first = tokenizer.prefix_ids[0] if tokenizer.prefix_ids else tokenizer.eos_id
     assert rows[0].input_ids[0] == first and rows[0].loss_weights[0] == 0
-    assert int(sum((row.input_ids == tokenizer.eos_id).sum() for row in rows)) == (1 if tokenizer.prefix_ids else 2)
+    assert int(sum((row.input_ids == tokenizer.eos_id).sum() for row in rows)) == (
+        1 if tokenizer.prefix_ids else 2
+    )
     assert examples[1].meta["line"] > 1
 
 
@@ -63,13 +65,21 @@ def test_windows_with_gaps_fit(loss: str) -> None:
     rows = [encode(example, tokenizer, 64) for example in made(task, {"text": CODE}, tokenizer)]
     assert all(isinstance(row, Row) for row in rows)
     assert all("infill" in row.meta for row in rows)
-    trained = sum(int((row.loss_weights != 0).sum()) for row in rows) / sum(len(row.input_ids) for row in rows)
+    trained = sum(int((row.loss_weights != 0).sum()) for row in rows) / sum(
+        len(row.input_ids) for row in rows
+    )
     assert trained > 0.85 if loss == "all" else 0.1 < trained < 0.7
 
 
 def test_records_with_a_gap_of_their_own() -> None:
     tokenizer = family("new")
-    fields = {"prefix": "def f(x):\n", "suffix": "    return y + y\n", "middle": "    y = x\n", "test": "T", "entry_point": "f"}
+    fields = {
+        "prefix": "def f(x):\n",
+        "suffix": "    return y + y\n",
+        "middle": "    y = x\n",
+        "test": "T",
+        "entry_point": "f",
+    }
     [example] = made(LanguageModelling(infill=Infill()), fields, tokenizer, 200, "test")
     row = encode(example, tokenizer, 200)
     assert row.target == fields["middle"] and row.meta["before"] == fields["prefix"]
@@ -93,7 +103,11 @@ def test_texts_that_give_nothing_are_counted() -> None:
 def test_gaps_of_one_problem_are_a_group(tmp_path: Path) -> None:
     row = {"prompt": "a", "suffix": "b", "canonical_solution": "c", "test": "t", "entry_point": "f"}
     path = tmp_path / "x.jsonl"
-    names = ["SingleLineInfilling/HumanEval/0/L0", "SingleLineInfilling/HumanEval/0/L1", "RandomSpanInfilling/HumanEval/7/2"]
+    names = [
+        "SingleLineInfilling/HumanEval/0/L0",
+        "SingleLineInfilling/HumanEval/0/L1",
+        "RandomSpanInfilling/HumanEval/7/2",
+    ]
     path.write_text("".join(json.dumps(row | {"task_id": name}) + "\n" for name in names))
     records = list(HumanEvalInfilling(path=str(path)).records())
     assert [r.group for r in records] == ["HumanEval/0", "HumanEval/0", "HumanEval/7"]

@@ -54,9 +54,8 @@ def initial_loss(context: CheckContext) -> Iterator[Finding]:
     trained tokens or on all of their tokens well under ln V, that of guessing among all V tokens; and on one row the
     scores that training uses agree with ``model(input_ids, labels=labels).loss`` to 1%. If they do not, it looks for the
     cause: weights that the model's files do not have or that look freshly drawn, logits of the wrong size and the weights
-    that make them so, parameters or layers that are not finite, labels that are shifted once too often or not at all.
-
-    A model that starts from random weights (``model.scratch``) must lie within a tenth of ln V instead.
+    that make them so, parameters or layers that are not finite, labels that are shifted once too often or not at all. A
+    model that starts from random weights (``model.scratch``) must lie within a tenth of ln V instead.
 
     Why is this bad: a loss near ln V means random weights: names in the file did not match, or the file is none of this
     model's. Far above it, weights are damaged, scaled, or belong to another tokenizer. A loss that differs from the

@@ -7,6 +7,7 @@ against accidents, which code from models is full of, and no wall against somebo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -134,10 +135,8 @@ def run(
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kills all that is left of the command."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -162,7 +162,9 @@ def gap_spans(
     Too long a row loses the far end of its suffix first, then the beginning of its prefix, then the rest of the suffix.
 
     Args:
-        prefix, suffix, middle: Together the text.
+        prefix: The text before the gap.
+        suffix: The text behind it.
+        middle: The text in it.
         order: PSM, or SPM with the prefix right before the middle.
         marks: The sentinels.
         tokenizer: The model's.

@@ -356,7 +356,7 @@ def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None
             handler = logging.FileHandler(place.log.resolve(), encoding="utf-8", errors="backslashreplace")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
-            if _writes():  # the others say only what is theirs
+            if writes():  # the others say only what is theirs
                 logger.setLevel(logging.INFO)
         _make_start(recipe, place)
     return recipe, place

@@ -94,6 +94,7 @@ def check(
     recipe = read(recipe, *overrides)
     refuse_unavailable(recipe.train)
     place = prepare(recipe, folder=folder, progress=progress)
+    recipe = settled(recipe, place)
     key = _key(
         place,
         recipe,
@@ -131,7 +132,7 @@ def train(
     ranks = Ranks()
     with ranks.together(), ranks.one_after_the_first():
         place = check(recipe, *overrides, folder=folder, progress=progress)
-    recipe = read(recipe, *overrides)
+    recipe = settled(read(recipe, *overrides), place)
     findings = read_json(place.findings)
     if not findings["ok"]:
         errors = [
@@ -210,7 +211,8 @@ def _engine(
     from luthier.schedule import total_steps
 
     settings = recipe.train
-    tokens = total_steps(settings, len(rows)) * settings.batch_size * float(rows.lengths().mean())
+    in_rows = int(rows.lengths().sum())
+    tokens = total_steps(settings, len(rows), in_rows) * settings.batch_size * in_rows / len(rows)
     compiling = settings.compile if not sharded else False  # tried on whole weights, it would run on shards
     if compiling == "auto" and before is not None:
         compiling = before["compiled_layers"] > 0
@@ -247,7 +249,7 @@ def evaluate(
     place = train(recipe, *overrides, folder=folder, progress=progress)
     if not writes():
         return place
-    recipe = read(recipe, *overrides)
+    recipe = settled(read(recipe, *overrides), place)
     key = _key(
         place,
         recipe,
@@ -310,10 +312,40 @@ def read(recipe: AnyRecipe, *overrides: str) -> Recipe:
     return recipe_file.with_overrides(tree, overrides)
 
 
+def settled(recipe: Recipe, place: RunFolder) -> Recipe:
+    """The recipe of a run in its folder: a model from random weights lies there."""
+    if recipe.model.scratch is None:
+        return recipe
+    model = recipe.model.model_copy(update={"name": str(place.start), "revision": None})
+    return recipe.model_copy(update={"model": model})
+
+
+def _make_start(recipe: Recipe, place: RunFolder) -> None:
+    """Writes the random model that a run starts from, unless it lies there already."""
+    from luthier.models import scratch
+    from luthier.prepare.raw import read_records
+    from luthier.records import Record
+
+    if recipe.model.scratch is None:
+        return
+    source = recipes.build("source", recipe.data.source, "recipe key data.source")
+    key = hash_value(
+        [recipe.model.scratch.model_dump(mode="json"), recipe.data.source, source.fingerprint(), recipe.seed]
+    )
+    if _done(place, "start", key, place.start):
+        return
+    task = recipes.build("task", recipe.task, "recipe key task")
+    records = read_records(recipe.data.source, "recipe key data.source")
+    texts = (task.duplicate_text(record) for record in records if isinstance(record, Record))
+    scratch.make(recipe.model.scratch, texts, place.start, recipe.seed)
+    _note_done(place, "start", key)
+
+
 def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None) -> tuple[Recipe, RunFolder]:
     """The recipe and its run folder, with the resolved recipe, environment and log in place."""
     recipe = read(recipe, *overrides)
     place = RunFolder(folder or Path("runs") / recipe.name)
+    recipe = settled(recipe, place)
     place.create()
     _refuse_other_recipe(place, recipe)
     with user_disk_errors(place.path):
@@ -326,6 +358,7 @@ def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None
             logger.addHandler(handler)
             if writes():  # the others say only what is theirs
                 logger.setLevel(logging.INFO)
+        _make_start(recipe, place)
     return recipe, place
 
 
@@ -340,6 +373,8 @@ def _key(
     tree = recipe.model_dump(mode="json")
     for name in _CHANGES_NO_STEP:
         tree["train"].pop(name)
+    if recipe.model.scratch is not None:
+        tree["model"].pop("name")  # wherever the run folder lies by now
     sources = {name: registry.code_hash(entry) for name, entry in (code or {}).items()}
     return hash_value(
         [read_json(place.manifest)["key"], {part: tree[part] for part in parts}, sources, before]
@@ -380,7 +415,7 @@ def _refuse_other_recipe(place: RunFolder, recipe: Recipe) -> None:
     """A folder that holds training belongs to its recipe: nothing in it is replaced by what another one asks for."""
     if not place.recipe.is_file() or not (place.result() or any(place.checkpoints.glob("step-*"))):
         return
-    old = recipe_file.load(place.recipe).model_dump(mode="json")
+    old = settled(recipe_file.load(place.recipe), place).model_dump(mode="json")
     new = recipe.model_dump(mode="json")
     for tree in (old, new):
         tree["data"].pop("num_workers")  # changes no row

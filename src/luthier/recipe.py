@@ -70,6 +70,27 @@ class Adapter(Options):
         return self
 
 
+class Scratch(Options):
+    """A model with random weights and a tokenizer trained on ``data.source``, instead of a pretrained one."""
+
+    config: dict[str, Any] = Field(
+        {
+            "model_type": "llama",
+            "hidden_size": 256,
+            "intermediate_size": 704,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+        }
+    )
+    """``model_type`` of transformers (``llama``, ``mamba2`` ...) and the sizes of its configuration; the rest is its default."""
+    vocab_size: int = Field(8192, ge=257)
+    """Tokens of the byte-level BPE that is trained, its end-of-text token included."""
+    corpus_bytes: int = Field(50_000_000, ge=1)
+    """Text of the source that the tokenizer is trained on at most, from the beginning."""
+
+
 class Model(Options):
     """Which model, and what of it is trained."""
 
@@ -77,6 +98,8 @@ class Model(Options):
     """A registered model, a local folder, a Hub name, or ``path/to/file.py@name``."""
     revision: str | None = None
     """Commit or tag of a Hub model; none means the newest."""
+    scratch: Scratch | None = None
+    """Start from random weights: ``name`` is then where the run folder keeps the model that it made. Needs ``adapter: null``."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of matrix products: bf16 where the processor has it, unless told. What was taken is in environment.json."""
     quantisation: Literal["nf4"] | None = None
@@ -121,6 +144,8 @@ class Model(Options):
             raise ValueError(
                 f"an adapter that is trained on has its weights, so that init={self.adapter.init} would do nothing; take start_mode=stack"
             )
+        if self.scratch is not None and self.adapter is not None:
+            raise ValueError("an adapter on random weights leaves them random; set model.adapter: null")
         return self
 
 
@@ -180,9 +205,11 @@ class Train(Options):
     """The training loop."""
 
     epochs: float = Field(1.0, gt=0)
-    """Passes over the training rows; ``max_steps`` may end earlier."""
+    """Passes over the training rows; ``max_steps`` or ``max_tokens`` may end earlier."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps at most."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens trained on at most, context included, to the nearest whole step of rows of average length."""
     batch_size: int = Field(8, ge=1)
     """Rows of one optimizer step, over all micro-batches and ranks."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Auto = "auto"

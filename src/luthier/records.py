@@ -56,6 +56,7 @@ class Span:
             left, from the right, or the span dropped whole.
         priority: Spans of the lowest priority give way first.
         control: Whether special-token strings in it are control tokens. Text from data never is.
+        apart: Whether it is encoded by itself, even between spans that are all context or all trained.
     """
 
     text: str
@@ -64,6 +65,7 @@ class Span:
     trim: Trim = "never"
     priority: int = 0
     control: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

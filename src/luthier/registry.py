@@ -61,7 +61,7 @@ def source(name: str) -> Callable[[_Entry], _Entry]:
 
 
 def metric(name: str) -> Callable[[_Entry], _Entry]:
-    """Registers a metric: a function from outputs and targets to one score a row."""
+    """Registers a metric: a function from outputs and targets, and ``metas`` of the rows if it asks for them, to one score a row."""
     return _register("metric", name)
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from luthier.errors import UserError
 
 logger = logging.getLogger("luthier")
@@ -29,6 +31,7 @@ class RunFolder:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
         self.environment = self.path / "environment.json"
+        self.start = self.path / "start"
         self.data = self.path / "data"
         self.ledger = self.data / "ledger.json"
         self.manifest = self.data / "manifest.json"
@@ -106,6 +109,12 @@ class RunFolder:
             descriptor, probe = tempfile.mkstemp(dir=self.path, prefix=".probe-")
             os.close(descriptor)
             os.unlink(probe)
+
+
+def cache_folder() -> Path:
+    """Where fetched models and releases are kept: ``LUTHIER_CACHE``, or the user's cache folder."""
+    chosen = os.environ.get("LUTHIER_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("luthier")
 
 
 @contextlib.contextmanager

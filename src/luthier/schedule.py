@@ -7,9 +7,17 @@ import math
 from luthier.recipe import Train
 
 
-def total_steps(settings: Train, num_rows: int) -> int:
-    """Optimizer steps of a run over so many training rows."""
+def total_steps(settings: Train, num_rows: int, num_tokens: int) -> int:
+    """Optimizer steps of a run.
+
+    Args:
+        settings: The recipe's.
+        num_rows: Training rows.
+        num_tokens: Tokens of all of them.
+    """
     steps = max(1, round(settings.epochs * num_rows / settings.batch_size))
+    if settings.max_tokens:
+        steps = min(steps, max(1, round(settings.max_tokens * num_rows / (num_tokens * settings.batch_size))))
     return min(steps, settings.max_steps or steps)
 
 

@@ -24,6 +24,9 @@ def test_schedule_rises_to_the_last_warmup_step_and_ends_at_its_share() -> None:
 
 
 def test_steps_are_epochs_or_the_limit() -> None:
-    assert total_steps(Train(epochs=2.5, batch_size=8), 100) == 31
-    assert total_steps(Train(epochs=2.5, batch_size=8, max_steps=7), 100) == 7
+    assert total_steps(Train(epochs=2.5, batch_size=8), 100, 5_000) == 31
+    assert total_steps(Train(epochs=2.5, batch_size=8, max_steps=7), 100, 5_000) == 7
+    assert total_steps(Train(epochs=2.5, batch_size=8, max_tokens=4_000), 100, 5_000) == 10
+    assert total_steps(Train(epochs=2.5, batch_size=8, max_tokens=4_000, max_steps=7), 100, 5_000) == 7
+    assert total_steps(Train(epochs=2.5, batch_size=8, max_tokens=1), 100, 5_000) == 1
     assert num_warmup_steps(Train(warmup_share=0.1), 50) == 5

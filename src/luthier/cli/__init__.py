@@ -121,7 +121,10 @@ def _opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> t
                 target,
                 "name a recipe or a run folder",
             )
-        return recipe_file.load(place / "recipe.yaml", overrides or ()), RunFolder(run or place)
+        from luthier.pipeline import settled
+
+        folder = RunFolder(run or place)
+        return settled(recipe_file.load(place / "recipe.yaml", overrides or ()), folder), folder
     recipe = recipe_file.load(target, overrides or ())
     return recipe, RunFolder(run or Path("runs") / recipe.name)
 
@@ -432,6 +435,13 @@ def generate(
     prompt_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file with the prompt.", show_default=False)
     ] = None,
+    suffix: Annotated[
+        str | None,
+        typer.Option(help="What stands behind a gap, which the model then fills.", show_default=False),
+    ] = None,
+    suffix_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file with the suffix.", show_default=False)
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Where it is cut off.", show_default=False)
     ] = None,
@@ -442,23 +452,28 @@ def generate(
     [dim]$[/] luthier generate runs/demo --prompt 'def main(argv):'
 
     [dim]$[/] head -40 file.py | luthier generate runs/demo --base
+
+    [dim]$[/] luthier generate runs/infill --prompt 'def add(a, b):' --suffix '    return total'
     """
     recipe, place = _opened(str(run), None, None)
-    text = _prompt(prompt, prompt_file)
+    text = _given("prompt", prompt, prompt_file)
+    if suffix is not None or suffix_file is not None:
+        suffix = _given("suffix", suffix, suffix_file)
     from luthier.evaluate.prompt import complete
 
-    output = complete(recipe, place, text, base=base, max_new_tokens=max_new_tokens)
+    output = complete(recipe, place, text, suffix=suffix, base=base, max_new_tokens=max_new_tokens)
     text = safe(output.text) if sys.stdout.isatty() else output.text
     sys.stdout.write(text.removesuffix("\n") + "\n")
     if not output.ended:
         screen.err().print(Text("(cut off: --max-new-tokens)", "dim"))
 
 
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    if prompt is not None and file is not None:
-        raise UserError("two prompts are given", "--prompt and --prompt-file", "keep one")
-    if prompt is not None:
-        return prompt
+def _given(what: str, text: str | None, file: Path | None) -> str:
+    """A prompt or suffix: an option's value, a file's content or standard input."""
+    if text is not None and file is not None:
+        raise UserError(f"{what} is given twice", f"--{what} and --{what}-file", "keep one")
+    if text is not None:
+        return text
     try:
         return (
             file.read_text(encoding="utf-8") if file is not None else sys.stdin.buffer.read().decode("utf-8")
@@ -466,7 +481,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     except (OSError, UnicodeDecodeError) as error:
         where = str(file) if file is not None else "standard input"
         raise UserError(
-            f"the prompt cannot be read: {error}", where, "give readable text in UTF-8"
+            f"the {what} cannot be read: {error}", where, "give readable text in UTF-8"
         ) from error
 
 

@@ -153,5 +153,6 @@ def _total_steps(run: RunFolder, recipe: dict[str, Any]) -> int | None:
 
     if not run.ledger.is_file():
         return None
-    rows = read_json(run.ledger)["splits"].get("train", {}).get("rows", 0)
-    return total_steps(Train(**recipe.get("train", {})), rows) if rows else None
+    train = read_json(run.ledger)["splits"].get("train", {})
+    rows = train.get("rows", 0)
+    return total_steps(Train(**recipe.get("train", {})), rows, train["tokens"]) if rows else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise, takewhile
 
@@ -24,8 +24,8 @@ class _Tokens:
 def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row | Dropped:
     """The encoded row of an example, trimmed to ``max_length`` tokens, or why there is none.
 
-    Adjacent spans that are all context, or all trained, are encoded as one text, so that tokens break where they
-    would in plain text; ids never reach over the border between context and target, so the prompt that inference
+    Adjacent spans that are all context, or all trained, are encoded as one text (but for those that are ``apart``), so
+    that tokens break where they would in plain text; ids never reach over the border between context and target, so the prompt that inference
     feeds is what training had before the first target token.
 
     Args:
@@ -107,8 +107,7 @@ def _tokenize(spans: Sequence[Span], tokenizer: TextTokenizer) -> _Tokens:
     owners: list[int] = []
     lossy = False
     indexed = [(i, span) for i, span in enumerate(spans) if span.text]
-    for _, group in groupby(indexed, key=lambda item: item[1].weight != 0):
-        run = list(group)
+    for run in _runs(indexed):
         ends = np.cumsum([len(span.text) for _, span in run])
         offset = 0
         for text, control in _pieces([span for _, span in run], tokenizer):
@@ -123,6 +122,19 @@ def _tokenize(spans: Sequence[Span], tokenizer: TextTokenizer) -> _Tokens:
     if prefix and ids[: len(prefix)] != prefix:  # chat templates write BOS themselves
         ids, owners = prefix + ids, [-1] * len(prefix) + owners
     return _Tokens(np.array(ids, dtype=np.int32), np.array(owners, dtype=np.int64), lossy)
+
+
+def _runs(indexed: Sequence[tuple[int, Span]]) -> Iterator[list[tuple[int, Span]]]:
+    """Neighbours that are encoded as one text."""
+    run: list[tuple[int, Span]] = []
+    for item in indexed:
+        last, span = run[-1][1] if run else None, item[1]
+        if last and (last.apart or span.apart or bool(last.weight) != bool(span.weight)):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
 
 
 def _pieces(run: Sequence[Span], tokenizer: TextTokenizer) -> list[tuple[str, bool]]:

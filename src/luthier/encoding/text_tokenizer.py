@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Encoding, Tokenizer
 
+from luthier.encoding.infill import stop_tokens
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class TextTokenizer:
 
     Attributes:
         hf: The transformers tokenizer, for saving and for its chat template.
-        stop_ids: Ids that end a generation: the tokenizer's EOS and those of ``generation_config.json``.
+        stop_ids: Ids that end a generation: the tokenizer's EOS, those of ``generation_config.json``, and what ends a
+            middle where the vocabulary has sentinel tokens.
     """
 
     def __init__(self, hf: PreTrainedTokenizerFast, stop_ids: Sequence[int] = ()) -> None:
@@ -39,7 +41,9 @@ class TextTokenizer:
         self.special_ids = frozenset(int(i) for i, token in hf.added_tokens_decoder.items() if token.special)
         # The unknown token stands for characters that are not in the vocabulary: lossy, but no control token there.
         self._never_data = self.special_ids - {hf.unk_token_id}
-        self.stop_ids = frozenset([*stop_ids, *([] if self.eos_id is None else [self.eos_id])])
+        added = {token.content: int(i) for i, token in hf.added_tokens_decoder.items()}
+        ends = [added[token] for token in stop_tokens(added)]
+        self.stop_ids = frozenset([*stop_ids, *ends, *([] if self.eos_id is None else [self.eos_id])])
         settings = json.loads(hf.backend_tokenizer.to_str())
         # The post-processor adds BOS and shortens offsets; truncation and padding would cut text in silence.
         settings |= {"post_processor": None, "truncation": None, "padding": None}

@@ -199,7 +199,7 @@ def outlook(
     rows_of_one = math.ceil(settings.batch_size / count)
     tokens = min(max(settings.micro_batch_tokens, counts.longest), rows_of_one * counts.longest)
     cost = flops(shape, counts.attended)
-    steps = total_steps(settings, counts.train) if counts.train else None
+    steps = total_steps(settings, counts.train, round(counts.train * counts.tokens)) if counts.train else None
     peak = device.peak(precision) * settings.batch_size / rows_of_one  # of all that have work
     ways = tuple(
         _way(way, shape, device, count, counts, cost, peak, tokens, steps and steps * settings.batch_size)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
 
 from luthier import recipe as recipes
 from luthier.encoding.encode import encode_prompt
+from luthier.encoding.infill import Infill, infill_prompt, without_overlap
 from luthier.errors import UserError
 from luthier.evaluate.runner import without_adapter
 from luthier.models.generate import Output, generate
@@ -20,19 +22,29 @@ from luthier.tasks import Task
 
 
 def complete(
-    recipe: Recipe, run: RunFolder, text: str, *, base: bool = False, max_new_tokens: int | None = None
+    recipe: Recipe,
+    run: RunFolder,
+    text: str,
+    *,
+    suffix: str | None = None,
+    base: bool = False,
+    max_new_tokens: int | None = None,
 ) -> Output:
     """The continuation of a prompt, which goes through the task and the encoder just as a row's context does.
+
+    With a suffix it is what stands between the two; where the model wrote on with the suffix itself, ``text`` ends
+    before that.
 
     Args:
         recipe: The run's.
         run: Its folder, with a trained adapter or model unless ``base``.
         text: The prompt.
+        suffix: What stands behind the gap, for a task with ``infill``.
         base: Whether the model as it was before training answers.
         max_new_tokens: Where it is cut off; ``evaluate.max_new_tokens`` if not given.
 
     Raises:
-        UserError: Nothing was trained yet, or the prompt gives no token.
+        UserError: Nothing was trained yet, the prompt gives no token, or the task fills no gaps.
     """
     if not base and run.result() is None:
         raise UserError(
@@ -42,7 +54,11 @@ def complete(
         )
     tokenizer = load_tokenizer(recipe.model)
     task: Task = recipes.build("task", recipe.task, "recipe key task")
-    spans = task.prompt(text, tokenizer)
+    spans = (
+        task.prompt(text, tokenizer)
+        if suffix is None
+        else infill_prompt(text, suffix, _infill(task), tokenizer, recipe.data.max_length)
+    )
     if not any(span.text for span in spans):
         raise UserError(
             "the prompt is empty", "--prompt, --prompt-file or standard input", "give it some text"
@@ -69,6 +85,17 @@ def complete(
             tokenizer,
             [ids],
             max_new_tokens=max_new_tokens or recipe.evaluate.max_new_tokens,
-            stop_pattern=task.stop_pattern,
+            stop_pattern=task.stop_pattern if suffix is None else None,
         )
-    return output
+    return output if suffix is None else replace(output, text=without_overlap(output.text, suffix))
+
+
+def _infill(task: Task) -> Infill:
+    options = getattr(task, "infill", None)
+    if not isinstance(options, Infill):
+        raise UserError(
+            "a suffix was given, but this run did not learn to fill gaps",
+            "recipe key task.infill",
+            "leave the suffix out, or train with task.infill={rate: 0.5}",
+        )
+    return options

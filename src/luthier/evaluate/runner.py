@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -94,7 +95,7 @@ def _judge(
     rows: Sequence[Row],
     tokenizer: TextTokenizer,
     model: PreTrainedModel | PeftModel,
-    metrics: Mapping[str, Callable[[Sequence[str], Sequence[str]], list[float]]],
+    metrics: Mapping[str, Callable[..., list[float]]],
     label: str,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
@@ -126,12 +127,21 @@ def _judge(
         if progress:
             progress(label, done, len(rows))
     if recipe.evaluate.generate:
-        answers = [task.answer(text) for text in texts]
+        answers = [task.answer_to(row, text) for row, text in zip(rows, texts, strict=True)]
         targets = [task.answer(row.target) for row in rows]
-        values = {name: metric(answers, targets) for name, metric in metrics.items()}
+        values = {name: _values(metric, answers, targets, rows) for name, metric in metrics.items()}
         for i in range(len(rows)):
             results[i]["scores"] = {name: value[i] for name, value in values.items()}
     return results
+
+
+def _values(
+    metric: Callable[..., list[float]], answers: Sequence[str], targets: Sequence[str], rows: Sequence[Row]
+) -> list[float]:
+    """A metric's scores; one with a parameter ``metas`` is given what the rows know beside their text."""
+    if "metas" in inspect.signature(metric).parameters:
+        return metric(answers, targets, metas=[row.meta for row in rows])
+    return metric(answers, targets)
 
 
 @torch.no_grad()

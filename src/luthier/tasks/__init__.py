@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from luthier.recipe import Options
-from luthier.records import Dropped, Example, Record, Span, Split
+from luthier.records import Dropped, Example, Record, Row, Span, Split
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and naming a task in a recipe must not need it
     from luthier.encoding.text_tokenizer import TextTokenizer
@@ -37,10 +37,12 @@ class Task(Options):
         metrics: Registered metrics of generated text that are taken when the recipe says ``auto``.
         stop_pattern: Regular expression; a generation ends once it matches the generated text. None: only a stop
             token ends it.
+        open_ended: Whether a row may end anywhere, as windows of a longer text do, and not only with what ends a generation.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("exact_match", "edit_similarity")
     stop_pattern: ClassVar[str | None] = None
+    open_ended: ClassVar[bool] = False
 
     @abstractmethod
     def examples(
@@ -69,6 +71,10 @@ class Task(Options):
     def answer(self, text: str) -> str:
         """The part of a generated text, or of a target, that metrics compare."""
         return text
+
+    def answer_to(self, row: Row, text: str) -> str:
+        """The part of the text generated for a row that metrics compare, where that depends on the row."""
+        return self.answer(text)
 
     def duplicate_text(self, record: Record) -> str:
         """The text by which near and exact copies of a record are found: its text columns, by name."""

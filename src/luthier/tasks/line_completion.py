@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from luthier.encoding.infill import Infill, infilled
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.tasks import Task
@@ -73,6 +74,8 @@ class LineCompletion(Task):
     """Chunks taken of one file at most, drawn by the seed."""
     max_lines_per_file: int = Field(4, ge=1)
     """Evaluation rows taken of one file at most, drawn by the seed."""
+    infill: Infill | None = None
+    """Fill-in-the-middle for a share of the training rows."""
 
     @property
     def stop_pattern(self) -> str:  # type: ignore[override]  # depends on where lines are cut
@@ -118,7 +121,9 @@ class LineCompletion(Task):
             rows = list(self._cuts(text, lines, tokenizer, draw))
         for number, (place, spans) in enumerate(rows):
             line = text.count("\n", 0, place) + 1
-            yield Example(f"{record.id}#{number}", spans, record.group, {"line": line})
+            example = Example(f"{record.id}#{number}", spans, record.group, {"line": line})
+            options = self.infill if split == "train" else None
+            yield infilled(example, options, tokenizer, max_length=max_length, seed=seed)
 
     def _lines(self, text: str, boundaries: set[int]) -> list[_Line]:
         borders = sorted(boundaries)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -65,7 +66,11 @@ class Loop:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return total_steps(self.recipe.train, len(self.train_rows))
+        return total_steps(self.recipe.train, len(self.train_rows), self._num_tokens)
+
+    @cached_property
+    def _num_tokens(self) -> int:
+        return int(self.train_rows.lengths().sum())
 
 
 def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:

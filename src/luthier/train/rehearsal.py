@@ -52,12 +52,20 @@ class Rehearsal:
     def plan(self) -> Plan:
         """What the recipe comes to, by the arithmetic that training itself uses."""
         settings, num_rows = self._recipe.train, len(self._train)
-        steps = total_steps(settings, num_rows)
+        steps = total_steps(settings, num_rows, int(self._train.lengths().sum()))
         every = eval_interval(settings, steps)
         if settings.eval_every_tokens:
             tokens_per_step = settings.batch_size * float(self._train.lengths().mean())
             every = max(1, round(settings.eval_every_tokens / tokens_per_step))
-        keys = ("learning_rate", "warmup_steps", "max_steps", "epochs", "best_metric", "best_direction")
+        keys = (
+            "learning_rate",
+            "warmup_steps",
+            "max_steps",
+            "max_tokens",
+            "epochs",
+            "best_metric",
+            "best_direction",
+        )
         return Plan(
             learning_rates=[learning_rate(step, steps, settings) for step in range(1, steps + 1)],
             peak_learning_rate=settings.learning_rate,

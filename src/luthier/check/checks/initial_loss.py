@@ -54,7 +54,8 @@ def initial_loss(context: CheckContext) -> Iterator[Finding]:
     trained tokens or on all of their tokens well under ln V, that of guessing among all V tokens; and on one row the
     scores that training uses agree with ``model(input_ids, labels=labels).loss`` to 1%. If they do not, it looks for the
     cause: weights that the model's files do not have or that look freshly drawn, logits of the wrong size and the weights
-    that make them so, parameters or layers that are not finite, labels that are shifted once too often or not at all.
+    that make them so, parameters or layers that are not finite, labels that are shifted once too often or not at all. A
+    model that starts from random weights (``model.scratch``) must lie within a tenth of ln V instead.
 
     Why is this bad: a loss near ln V means random weights: names in the file did not match, or the file is none of this
     model's. Far above it, weights are damaged, scaled, or belong to another tokenizer. A loss that differs from the
@@ -62,8 +63,8 @@ def initial_loss(context: CheckContext) -> Iterator[Finding]:
 
     Example: a checkpoint whose parameter names have a prefix that the model does not, loaded with a mere warning.
 
-    Fix: see what loading the model says about missing keys. To train from random weights on purpose:
-    ``check.waive=[initial-loss]``.
+    Fix: see what loading the model says about missing keys. To train from random weights on purpose: ``model.scratch``,
+    or ``check.waive=[initial-loss]`` for a folder of them.
 
     Catalogue: 30, 31, 32, 36, 59, 70, 71
     """
@@ -86,6 +87,7 @@ def _law(context: CheckContext, rows: Sequence[Row], uniform: float) -> Iterator
         f"{everything / uniform:.2f} of it, on all tokens of the rows"
     )
     least = min(trained, everything)
+    fresh = isinstance(context, RunContext) and context.recipe.model.scratch is not None
     if not math.isfinite(trained + everything):
         yield Finding(
             "initial-loss",
@@ -96,6 +98,18 @@ def _law(context: CheckContext, rows: Sequence[Row], uniform: float) -> Iterator
             measured=str(trained),
             expected=f"at most {MOST_OF_UNIFORM * uniform:.3f}",
         )
+    elif fresh:
+        if abs(everything / uniform - 1) > 1 - MOST_OF_UNIFORM:
+            yield Finding(
+                "initial-loss",
+                "error",
+                f"the loss before training is {measured}: random weights should guess, with a loss near ln V",
+                where,
+                "a loss over it says that the first weights are too large (initializer_range in model.scratch.config); "
+                "under it, that the model sees what it is to predict",
+                measured=round(everything, 3),
+                expected=f"{uniform:.3f}, up or down by a tenth",
+            )
     elif least > MOST_OF_UNIFORM * uniform:
         cause, fix, on_purpose = _why_high(context, rows)
         yield Finding(

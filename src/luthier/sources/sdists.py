@@ -1,0 +1,118 @@
+"""Code of pinned releases from the package index: real projects, the same bytes on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from luthier.errors import UserError
+from luthier.records import Dropped, Record
+from luthier.registry import source
+from luthier.run_folder import cache_folder, hash_file, logger, new_folder
+from luthier.sources import Source
+from luthier.sources.code import Code
+
+_PINNED = re.compile(r"[\w.-]+==[\w.!+-]+")
+
+
+@source("sdists")
+class Sdists(Source):
+    """Code files of source distributions from PyPI, each pinned by version and SHA-256; a project is a group.
+
+    They are fetched once with the ``unearth`` package, checked, and unpacked in the cache folder (``LUTHIER_CACHE``);
+    nothing of them is built or run. Fields of a record: ``text``, ``path``, ``language``.
+    """
+
+    packages: dict[str, str] = Field(min_length=1)
+    """``name==version`` -> SHA-256 of its ``.tar.gz``, as the index's page of files shows it."""
+    include: list[str] = Field(["**/*.py"], min_length=1)
+    """Globs over the path inside the release."""
+    exclude: list[str] = ["**/.*/**"]
+    """Globs of what is left out, such as ``**/tests/**``."""
+    min_bytes: int = Field(1, ge=0)
+    """Smaller files are left out as ``too-small``."""
+    max_bytes: int = Field(1_000_000, ge=1)
+    """Larger files are left out as ``too-large``."""
+
+    @field_validator("packages")
+    @classmethod
+    def _pinned(cls, packages: dict[str, str]) -> dict[str, str]:
+        for name, digest in packages.items():
+            if not _PINNED.fullmatch(name) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ValueError(f"{name}: {digest} is not name==version: SHA-256 (64 hexadecimal digits)")
+        return packages
+
+    def records(self) -> Iterator[Record | Dropped]:
+        """The files of each release, in the order of ``packages``."""
+        for name, digest in self.packages.items():
+            code = Code(
+                path=str(fetch(name, digest)),
+                include=self.include,
+                exclude=self.exclude,
+                min_bytes=self.min_bytes,
+                max_bytes=self.max_bytes,
+            )
+            project = name.partition("==")[0]
+            for item in code.records():
+                item = replace(item, id=f"{project}/{item.id}")
+                yield replace(item, group=project) if isinstance(item, Record) else item
+
+    def fingerprint(self) -> str:
+        """Hash of the pinned hashes."""
+        return hashlib.sha256(repr(sorted(self.packages.items())).encode()).hexdigest()
+
+
+def fetch(requirement: str, sha256: str) -> Path:
+    """The unpacked release, fetched if it is not in the cache.
+
+    Raises:
+        UserError: No client, no such release, no network, or another file than the pinned one.
+    """
+    folder = cache_folder() / "sdists" / f"{requirement.replace('==', '-')}-{sha256[:12]}"
+    if folder.is_dir():
+        return folder
+    where = f"package {requirement}"
+    try:
+        from unearth import PackageFinder
+    except ImportError as error:
+        raise UserError(
+            "releases are fetched with the unearth package, which is not installed",
+            where,
+            "pip install 'luthier[sdists]'",
+        ) from error
+    logger.info("fetching %s", requirement)
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple/")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(folder) as work:
+            finder = PackageFinder(index_urls=[index], no_binary=[":all:"])
+            best = finder.find_best_match(requirement).best
+            if best is None:
+                raise UserError("the index has no source distribution of it", where, f"look at {index}")
+            archive = finder.download(best.link, work)
+            if (found := hash_file(archive)) != sha256:
+                raise UserError(
+                    f"{best.link.filename} has the SHA-256 {found}, not {sha256}",
+                    where,
+                    "see why it differs before you pin the other one",
+                )
+            with tarfile.open(archive) as tar:
+                tar.extractall(work, filter="data")
+            if archive.parent == work:  # an index in a folder gives its own file
+                archive.unlink()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the client, its HTTP library, tarfile or the disk raises
+        raise UserError(
+            f"it cannot be fetched: {type(error).__name__}: {error}",
+            where,
+            "see whether the index can be reached, and set PIP_INDEX_URL for another one",
+        ) from error
+    return folder

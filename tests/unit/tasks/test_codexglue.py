@@ -1,0 +1,102 @@
+import re
+
+import pytest
+from tests.fixtures.tokenizers import characters, smollm
+
+from luthier.encoding.encode import encode
+from luthier.records import Dropped, Record
+from luthier.tasks.codexglue import CodeXGlueLine
+
+PYTHON = "<s> import os <EOL> def f ( a ) : <EOL> return a <EOL> x = <NUM_LIT> </s>"
+JAVA = "<s> class A { int x = <NUM_LIT> ; void f ( ) { g ( '<CHAR_LIT:;>' ) ; } } </s>"
+
+
+def made(task: CodeXGlueLine, fields: dict[str, object], **more: int) -> list:
+    return list(
+        task.examples(
+            Record("r", fields, "g"), "train", characters(), max_length=512, seed=more.get("seed", 0)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "lines"),
+    [
+        ("python", PYTHON, [" def f ( a ) : <EOL>", " return a <EOL>", " x = <NUM_LIT> </s>"]),
+        (
+            "java",
+            JAVA,
+            [" int x = <NUM_LIT> ;", " void f ( ) {", " g ( '<CHAR_LIT:;>' ) ;", " }", " }", " </s>"],
+        ),
+    ],
+)
+def test_lines_are_cut_out_of_token_level_files(language: str, text: str, lines: list[str]) -> None:
+    task = CodeXGlueLine(language=language, cut="line-start", max_lines_per_file=99, min_tokens=1)
+    examples = made(task, {"tokens": text})
+    assert [e.spans[1].text for e in examples] == lines
+    for example in examples:
+        context, target = example.spans
+        assert text.startswith(context.text + target.text) and (context.weight, target.weight) == (0, 1)
+        assert context.trim == "left" and target.trim == "never"
+        assert re.search(task.stop_pattern, target.text)
+
+
+@pytest.mark.parametrize(("language", "text"), [("python", PYTHON), ("java", JAVA)])
+def test_inside_cuts_leave_some_of_the_line_on_both_sides(language: str, text: str) -> None:
+    whole = CodeXGlueLine(language=language, cut="line-start", max_lines_per_file=99)
+    lines = [e.spans[1].text for e in made(whole, {"tokens": text})]
+    task = CodeXGlueLine(language=language, max_lines_per_file=99)
+    places = set()
+    for seed in range(50):
+        examples = made(task, {"tokens": text}, seed=seed)
+        assert len(examples) == len(lines)
+        for line, example in zip(lines, examples, strict=True):
+            target = example.spans[1].text
+            assert (
+                line.endswith(target) and target != line and text.startswith(example.spans[0].text + target)
+            )
+            places.add(example.meta["token"])
+    assert len(places) > 5
+    assert len(made(CodeXGlueLine(language=language, max_lines_per_file=1), {"tokens": text})) == 1
+
+
+def test_line_level_rows_are_taken_as_they_are() -> None:
+    [example] = made(CodeXGlueLine(language="java"), {"id": 7, "input": "<s> f ( final A", "gt": "b , C d )"})
+    assert [s.text for s in example.spans] == ["<s> f ( final A", " b , C d ) {"]
+    assert example.meta == {"id": 7}
+    [example] = made(CodeXGlueLine(language="java"), {"id": 7, "input": "<s> x", "gt": "= 1 ;"})
+    assert example.spans[1].text == " = 1 ;"
+    [example] = made(CodeXGlueLine(), {"id": 7, "input": "<s> x", "gt": "= 1"})
+    assert example.spans[1].text == " = 1 <EOL>"
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "answer"),
+    [
+        ("python", " return a <EOL> x", "return a"),
+        ("python", " x = 1 </s>", "x = 1"),
+        ("python", " EOL > < x", "EOL > < x"),  # no set of characters is stripped
+        ("java", " b , C d ) { int", "b , C d )"),
+        ("java", " = <NUM_LIT:0> ; int", "= <NUM_LIT:0> ;"),
+        ("java", " '<CHAR_LIT:;>' ) ; x", "'<CHAR_LIT:;>' ) ;"),
+        ("java", " }", "}"),
+        ("java", " x y", "x y"),
+    ],
+)
+def test_answers_are_what_gt_holds(language: str, text: str, answer: str) -> None:
+    assert CodeXGlueLine(language=language).answer(text) == answer
+
+
+def test_rows_that_give_no_line_are_counted() -> None:
+    [dropped] = made(CodeXGlueLine(), {"text": "x"})
+    assert isinstance(dropped, Dropped) and dropped.reason == "no-tokens" and dropped.budgeted
+    [dropped] = made(CodeXGlueLine(), {"tokens": "<s> a </s>"})
+    assert isinstance(dropped, Dropped) and dropped.reason == "no-line" and not dropped.budgeted
+
+
+def test_a_long_input_loses_its_beginning_and_never_the_target() -> None:
+    text = "<s> " + "a = b <EOL> " * 400 + "return x </s>"
+    task = CodeXGlueLine(max_lines_per_file=99, cut="line-start")
+    for example in task.examples(Record("r", {"tokens": text}, "g"), "test", smollm(), max_length=64, seed=0):
+        row = encode(example, smollm(), 64)
+        assert row.target == example.spans[1].text and len(row.input_ids) <= 64

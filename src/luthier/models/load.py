@@ -29,6 +29,8 @@ from transformers.pytorch_utils import Conv1D
 from luthier import registry
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
+from luthier.models import bigs as bigs  # so that transformers' Auto classes know it
+from luthier.models import mamba
 from luthier.models.forward import base_model
 from luthier.recipe import Adapter, Model
 from luthier.run_folder import RunFolder, logger, new_folder
@@ -373,6 +375,7 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
                 where,
                 f"name a causal language model whose weights belong to {type(model).__name__}",
             )
+    mamba.speed_up(model)
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     return model
@@ -414,7 +417,7 @@ def _matrix(layer: nn.Module) -> Tensor:
 def _lora(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) -> LoraConfig:
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
-    mamba = model.config.model_type in _MAMBA
+    is_mamba = model.config.model_type in _MAMBA
     if adapter.targets != "all-linear":
         _check_targets(model, adapter.targets, tied)
     tokens: dict[str, list[int]] | None = None
@@ -432,7 +435,7 @@ def _lora(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) -> LoraC
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets,
         # The model's code reads the weights of these layers past any adapter, which would never be used.
-        exclude_modules=["out_proj", "dt_proj"] if adapter.targets == "all-linear" and mamba else None,
+        exclude_modules=["out_proj", "dt_proj"] if adapter.targets == "all-linear" and is_mamba else None,
         task_type=TaskType.CAUSAL_LM,
         trainable_token_indices=tokens,
     )

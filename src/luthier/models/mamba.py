@@ -1,7 +1,8 @@
 """Mamba and Mamba-2 on a processor: transformers' layers, their loop over tokens replaced by ``luthier.models.scan``.
 
-What a layer computes is what its own code computes, with two differences. Several tokens behind a cache go on from the
-cached state, where transformers' Mamba begins again from zero. And an attention mask of row numbers (1, 2, ...) in the
+What a layer computes is what its own code computes, with these differences. Several tokens behind a cache go on from the
+cached state, where transformers' Mamba begins again from zero; and one token with the limits of step sizes, which
+transformers' Mamba-2 then forgets. An attention mask of row numbers (1, 2, ...) in the
 place of ones marks the rows of a pack, at whose beginnings the state is forgotten.
 
 Shapes: B rows, L tokens, D channels, K taps of the short convolution.
@@ -9,6 +10,8 @@ Shapes: B rows, L tokens, D channels, K taps of the short convolution.
 
 from __future__ import annotations
 
+import logging
+import math
 from types import MethodType
 from typing import Any
 
@@ -23,6 +26,8 @@ from luthier.models.scan import chunked_scan, selective_scan
 
 # Of a layer's outputs, relative to the largest: the last digits in fp32, three digits in bf16.
 MOST_DIFFERENCE = {torch.bfloat16: 0.03, torch.float16: 0.01, torch.float32: 1e-4, torch.float64: 1e-8}
+
+_NO_LIMIT = (0.0, math.inf)
 
 
 def speed_up(model: nn.Module) -> int:
@@ -110,9 +115,14 @@ _FORWARDS: dict[type[nn.Module], Any] = {MambaMixer: _mamba_forward, Mamba2Mixer
 
 
 def _leaves_it(layer: Any, hidden_states: Tensor, cache: Cache | None) -> bool:
-    """Whether the layer's own code does it: on a GPU, and for the next token behind a cache, where it is right and short."""
+    """Whether the layer's own code does it: on a GPU, and for the next token behind a cache, where it is right and short.
+
+    transformers 5.23's step of Mamba-2 forgets the limits of step sizes.
+    """
     if hidden_states.device.type != "cpu":
         return True
+    if tuple(getattr(layer, "time_step_limit", _NO_LIMIT)) != _NO_LIMIT:
+        return False
     return (
         hidden_states.shape[1] == 1
         and cache is not None
@@ -148,9 +158,9 @@ def _convolution(layer: Any, x_BLD: Tensor, cache: Cache | None, rows_BL: Tensor
     weight_DK = layer.conv1d.weight[:, 0].to(x_BLD.dtype)
     before_BLD = x_BLD
     if cache is not None:
-        before_BLD = cache.update_conv_state(
-            x_BLD.mT, layer.layer_idx, conv_kernel_size=taps
-        ).mT.to(x_BLD.dtype)
+        before_BLD = cache.update_conv_state(x_BLD.mT, layer.layer_idx, conv_kernel_size=taps).mT.to(
+            x_BLD.dtype
+        )
     before_BLD = functional.pad(before_BLD, (0, 0, taps - 1, 0))[:, -(length + taps - 1) :]
     y_BLD = x_BLD * weight_DK[:, -1]
     if layer.conv1d.bias is not None:
@@ -172,6 +182,12 @@ def _agrees(layer: Any, forward: Any) -> bool:
         return False
     steps = torch.arange(5 * weight.shape[1], dtype=torch.float32)
     x = (steps * 0.7).sin().view(1, 5, -1).to(weight.dtype)
-    own, ours = (f(layer, x).double() for f in (type(layer).forward, forward))
+    log = logging.getLogger("transformers.integrations.hub_kernels")
+    silent, log.disabled = log.disabled, True  # it would warn of the slow way, which is then not taken
+    try:
+        own, ours = (f(layer, x).double() for f in (type(layer).forward, forward))
+    finally:
+        log.disabled = silent
     most = float((own - ours).abs().max())
-    return most <= MOST_DIFFERENCE[weight.dtype] * float(own.abs().max())
+    limit: float = MOST_DIFFERENCE[weight.dtype]
+    return most <= limit * float(own.abs().max())

@@ -26,6 +26,10 @@ MATRIX_CHUNK = 64
 # Added to the logarithm of a decay it makes the decay zero, and leaves no infinities to subtract from each other.
 FORGET = -1e4
 
+# Products are in the inputs' own format under autocast too.
+_exact_forward = torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+_exact_backward = torch.amp.custom_bwd(device_type="cpu")
+
 
 def selective_scan(
     u_BLD: Tensor,
@@ -62,6 +66,7 @@ class _SelectiveScan(torch.autograd.Function):
     """``selective_scan``. Inside, tokens come first and channels last: (L, B, N, D)."""
 
     @staticmethod
+    @_exact_forward  # type: ignore[untyped-decorator] # torch's
     def forward(
         ctx: Any,
         u: Tensor,
@@ -89,9 +94,7 @@ class _SelectiveScan(torch.autograd.Function):
                     begins.append(h.states[0].clone())
                 h.run(x, start, stop)
                 span = stop - start
-                torch.matmul(
-                    x.c[start:stop, :, None], h.states[1 : span + 1], out=h.out[:span]
-                )
+                torch.matmul(x.c[start:stop, :, None], h.states[1 : span + 1], out=h.out[:span])
                 y[part, start:stop] = h.out[:span, :, 0].transpose(0, 1)
                 h.states[0] = h.states[span]
             last[part] = h.states[0].transpose(1, 2)
@@ -102,10 +105,11 @@ class _SelectiveScan(torch.autograd.Function):
         return y, last
 
     @staticmethod
+    @_exact_backward  # type: ignore[untyped-decorator] # torch's
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         u, step, a, b, c, starts = ctx.saved_tensors
         dy = gradients[0]
-        rows, _, width = u.shape
+        rows = len(u)
         a_ND = a.t().contiguous()
         du, dstep, db, dc = (torch.empty_like(t) for t in (u, step, b, c))
         da_ND = torch.zeros_like(a_ND)
@@ -128,7 +132,9 @@ class _SelectiveScan(torch.autograd.Function):
                     torch.addcmul(now, decay, after, out=now)
                 # With respect to the products of step and input, and what these were multiplied with.
                 dproduct = torch.matmul(b_T[:, :, None], gs)[:, :, 0]
-                db[part, start:stop] = torch.matmul(gs, x.product[start:stop, ..., None])[..., 0].transpose(0, 1)
+                db[part, start:stop] = torch.matmul(gs, x.product[start:stop, ..., None])[..., 0].transpose(
+                    0, 1
+                )
                 dc[part, start:stop] = torch.matmul(states[1:], dy_T[..., None])[..., 0].transpose(0, 1)
                 gs.mul_(decays)
                 later.copy_(gs[0])
@@ -217,13 +223,11 @@ def chunked_scan(
 
     Source: Dao and Gu 2024, arXiv:2405.21060, section 6 (block decomposition).
     """
-    rows, length, heads, width = x_BLHP.shape
-    groups, size = b_BLGN.shape[2:]
+    rows, length, heads = x_BLHP.shape[:3]
+    groups = b_BLGN.shape[2]
     # A group of heads is a row of its own.
     each = heads // groups
-    x, step = (
-        t.unflatten(2, (groups, each)).transpose(1, 2).flatten(0, 1) for t in (x_BLHP, step_BLH)
-    )
+    x, step = (t.unflatten(2, (groups, each)).transpose(1, 2).flatten(0, 1) for t in (x_BLHP, step_BLH))
     b, c = (t.transpose(1, 2).flatten(0, 1) for t in (b_BLGN, c_BLGN))
     logs = (step_BLH.double() * a_H.double()).unflatten(2, (groups, each)).transpose(1, 2).flatten(0, 1)
     if starts_BL is not None:
@@ -238,7 +242,8 @@ def chunked_scan(
         )
     y, last = _ChunkedScan.apply(x, step, logs, b, c, state)  # type: ignore[no-untyped-call]
     y = y[:, :length].unflatten(0, (rows, groups)).transpose(1, 2).flatten(2, 3)
-    return y, last.permute(0, 2, 3, 1).unflatten(0, (rows, groups)).flatten(1, 2)
+    last = last.permute(0, 2, 3, 1).contiguous()
+    return y, last.unflatten(0, (rows, groups)).flatten(1, 2)
 
 
 class _ChunkedScan(torch.autograd.Function):
@@ -248,6 +253,7 @@ class _ChunkedScan(torch.autograd.Function):
     """
 
     @staticmethod
+    @_exact_forward  # type: ignore[untyped-decorator] # torch's
     def forward(
         ctx: Any, x: Tensor, step: Tensor, logs: Tensor, b: Tensor, c: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -262,6 +268,7 @@ class _ChunkedScan(torch.autograd.Function):
         return y_RTHP.view_as(x), last
 
     @staticmethod
+    @_exact_backward  # type: ignore[untyped-decorator] # torch's
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, step, logs, b, c, y_RTHP, begins_RNHP = ctx.saved_tensors
         k = _Chunks(x, step, logs, b, c)

@@ -16,9 +16,10 @@ Shapes: B rows, L tokens, D width, F inner width, K taps of the short convolutio
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -30,8 +31,10 @@ from transformers.modeling_utils import slice_logits_to_keep
 from luthier.models.bigs.ssm import STEP_RANGE, DiagonalSSM, hippo
 
 Form = Literal["bidirectional", "causal", "causal-single", "causal-convolution"]
+Start = Literal["hippo", "linear"]
 
 
+@strict
 class BigsConfig(PreTrainedConfig):
     """Sizes and form of a BiGS model.
 
@@ -61,7 +64,7 @@ class BigsConfig(PreTrainedConfig):
     state_size: int = 64
     form: Form = "causal"
     conv_kernel: int = 4
-    ssm_init: Literal["hippo", "linear"] = "hippo"
+    ssm_init: Start = "hippo"
     max_position_embeddings: int | None = None
     type_vocab_size: int = 0
     hidden_dropout_prob: float = 0.0
@@ -76,14 +79,17 @@ class BigsConfig(PreTrainedConfig):
     def __post_init__(self, **others: Any) -> None:
         if self.intermediate_size is None:
             self.intermediate_size = 3 * self.hidden_size
-        super().__post_init__(**others)
+        super().__post_init__(**others)  # type: ignore[no-untyped-call] # transformers'
 
     def validate_architecture(self) -> None:
-        """Refuses positions and token types in a causal form, which would know nothing of the tokens in a cache.
+        """Refuses names that are not known, and positions and token types in a causal form, which would not know of a cache.
 
         Raises:
             ValueError: Such a config.
         """
+        for name, kind in (("form", Form), ("ssm_init", Start)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(get_args(kind))}")
         if self.is_causal and (self.max_position_embeddings or self.type_vocab_size):
             raise ValueError(
                 f"form={self.form} has neither positions nor token types: leave max_position_embeddings and "
@@ -129,7 +135,9 @@ class _Branch(nn.Module):
         y_BLD, last = self.ssm(u_BLD, state, keep=cache is not None)
         if cache is not None:
             cache.update_recurrent_state(last, layer, self.place)
-            cache.layers[layer].has_previous_state[self.place] = True  # else only convolutions say so
+            kept: Any = cache.layers[layer]
+            # What transformers' cache notes with the state of a convolution only.
+            kept.has_previous_state[self.place], kept.device = True, last.device
         found: Tensor = self.outer(y_BLD.to(h_BLD.dtype))
         return found
 
@@ -141,7 +149,7 @@ class BigsLayer(GradientCheckpointingLayer):
         super().__init__()
         self.index = index
         self.bidirectional = not config.is_causal
-        width, inner = config.hidden_size, config.intermediate_size
+        width, inner = config.hidden_size, config.intermediate_size or 3 * config.hidden_size
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.value = nn.Linear(width, inner)
         self.first = _Branch(config, 0)
@@ -182,7 +190,11 @@ class BigsEmbeddings(nn.Module):
         """What the first layer gets, shape (B, L, D)."""
         length = tokens_BLD.shape[1]
         if self.token_types is not None:
-            kinds = tokens_BLD.new_zeros(1, length, dtype=torch.long) if token_type_ids is None else token_type_ids
+            kinds = (
+                tokens_BLD.new_zeros(1, length, dtype=torch.long)
+                if token_type_ids is None
+                else token_type_ids
+            )
             tokens_BLD = tokens_BLD + self.token_types(kinds)
         if self.positions is not None:
             if length > self.positions.num_embeddings:
@@ -216,14 +228,15 @@ class BigsPreTrainedModel(PreTrainedModel):
             init.copy_(module.a_imag, imag)
             init.normal_(module.c, 0.0, math.sqrt(0.5))
             init.ones_(module.d)
-            init.uniform_(module.log_step, *map(math.log, STEP_RANGE))
+            init.uniform_(module.log_step, math.log(STEP_RANGE[0]), math.log(STEP_RANGE[1]))
         elif isinstance(module, nn.Linear):
             init.normal_(module.weight, 0.0, config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv1d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, 0.0, config.initializer_range)
             if module.padding_idx is not None:
@@ -243,7 +256,7 @@ class BigsModel(BigsPreTrainedModel):
         # The masked-language-model head has a norm of its own.
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.is_causal else None
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call] # transformers'
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of the tokens."""
@@ -251,7 +264,7 @@ class BigsModel(BigsPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Puts another embedding in its place."""
-        self.embeddings.tokens = value
+        self.embeddings.tokens = value  # type: ignore[assignment] # an embedding
 
     def forward(
         self,
@@ -328,14 +341,14 @@ class BigsForCausalLM(BigsPreTrainedModel, GenerationMixin):
             )
         self.bigs = BigsModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call] # transformers'
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         """No: ``generate`` would ask a cache of its own for a length, which states have not; the model makes its own."""
         return False
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override] # which takes more, for other models
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
@@ -417,13 +430,13 @@ class BigsForMaskedLM(BigsPreTrainedModel):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call] # transformers'
 
     def get_output_embeddings(self) -> nn.Module:
         """The last matrix."""
         return self.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Puts another matrix in its place."""
         self.decoder = new_embeddings
 

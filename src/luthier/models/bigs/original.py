@@ -117,4 +117,5 @@ def load_original(folder: str | Path) -> BigsForMaskedLM:
         raise UserError(
             f"the weights do not fit the config: {' '.join(str(error).split())[:300]}", str(folder), _FIX
         ) from error
-    return model.eval()
+    model.train(False)
+    return model

@@ -26,11 +26,6 @@ class DiagonalSSM(nn.Module):
     Source: Gu et al. 2022, arXiv:2206.11893 (S4D, zero-order hold); Wang et al. 2022, arXiv:2212.10544, section 3.
     """
 
-    # Read by luthier.train.optimizer: as published, a tenth of the learning rate, no decay.
-    _optim = {
-        name: {"lr_scale": 0.1, "weight_decay": 0.0} for name in ("a_real", "a_imag", "log_step")
-    }
-
     def __init__(self, num_states: int) -> None:
         super().__init__()
         self.a_real = nn.Parameter(torch.empty(num_states))
@@ -38,6 +33,12 @@ class DiagonalSSM(nn.Module):
         self.c = nn.Parameter(torch.empty(num_states, 2))
         self.d = nn.Parameter(torch.empty(1))
         self.log_step = nn.Parameter(torch.empty(1))
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Marks A and the step size for the optimizer, whenever one is put in: a tenth of the learning rate, no decay."""
+        if param is not None and name in ("a_real", "a_imag", "log_step"):
+            param._optim = {"lr_scale": 0.1, "weight_decay": 0.0}  # type: ignore[attr-defined]
+        super().register_parameter(name, param)
 
     def forward(
         self, u_BLD: Tensor, state: Tensor | None = None, *, keep: bool = False
@@ -52,8 +53,11 @@ class DiagonalSSM(nn.Module):
         Returns:
             Outputs as the inputs, in at least fp32; and the state after the last token, if it is kept.
         """
+        with torch.autocast(u_BLD.device.type, enabled=False):
+            return self._run(u_BLD.to(torch.promote_types(u_BLD.dtype, torch.float32)), state, keep)
+
+    def _run(self, u_BLD: Tensor, state: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
         length = u_BLD.shape[1]
-        u_BLD = u_BLD.to(torch.promote_types(u_BLD.dtype, torch.float32))
         exponents_N, weights_N = self._discrete()
         kernel_L = self._kernel(exponents_N, weights_N, length).to(u_BLD.dtype)
         y_BLD: Tensor = _Convolution.apply(u_BLD, kernel_L)  # type: ignore[no-untyped-call]
@@ -88,7 +92,8 @@ class DiagonalSSM(nn.Module):
         span = math.isqrt(max(length - 1, 0)) + 1
         steps = torch.arange(span, device=exponents_N.device)
         far = weights_N * _powers(exponents_N, steps * span)
-        return (far @ _powers(exponents_N, steps).mT).real.flatten()[:length]
+        kernel_L: Tensor = (far @ _powers(exponents_N, steps).mT).real.flatten()[:length]
+        return kernel_L
 
 
 def _powers(exponents_N: Tensor, times_T: Tensor) -> Tensor:
@@ -104,7 +109,8 @@ class _Convolution(torch.autograd.Function):
         length = u_BLD.shape[1]
         size = _fft_size(2 * length)
         spectrum = torch.fft.rfft(u_BLD.mT, size).mul_(torch.fft.rfft(kernel_L, size))
-        return torch.fft.irfft(spectrum, size)[..., :length].mT.contiguous()
+        y_BLD: Tensor = torch.fft.irfft(spectrum, size)[..., :length].mT.contiguous()
+        return y_BLD
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:

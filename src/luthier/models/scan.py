@@ -77,7 +77,7 @@ class _SelectiveScan(torch.autograd.Function):
         state: Tensor | None,
         starts: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        rows, length, width = u.shape
+        rows, _, width = u.shape
         size = a.shape[1]
         y = torch.empty_like(u)
         last = u.new_empty(rows, width, size)

@@ -141,4 +141,5 @@ def hippo(num_states: int) -> Tensor:
     """
     root = (2 * torch.arange(num_states, dtype=torch.float64, device="cpu") + 1).sqrt()
     half = torch.tril(root[:, None] * root / 2, diagonal=-1)
-    return torch.linalg.eigvalsh(1j * (half - half.mT)).float()
+    angles_N: Tensor = torch.linalg.eigvalsh(1j * (half - half.mT)).float()
+    return angles_N

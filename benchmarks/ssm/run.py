@@ -27,7 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 # Layers and vocabulary that make 9 to 10 million parameters. A step of transformers' Mamba costs the square of the length
-# in every layer (25 s of 2,048 tokens), hence few of them.
+# in every layer (half a minute for 2,048 tokens), hence few of them.
 LAYERS = {"mamba1": 8, "mamba2": 17, "bigs": 8}
 VOCABULARY = {"mamba1": 24576, "mamba2": 8192, "bigs": 8192}
 LENGTHS = (512, 2048)
@@ -104,19 +104,15 @@ def against_transformers(kind: str, length: int) -> dict[str, Any]:
     from luthier.models.mamba import slow_down, speed_up
 
     torch.manual_seed(0)
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 256,
-        "num_hidden_layers": 17,
-        "tie_word_embeddings": True,
-    }
+    sizes = {"vocab_size": VOCABULARY[kind], "hidden_size": 256, "num_hidden_layers": LAYERS[kind]}
+    sizes["tie_word_embeddings"] = True
     if kind == "mamba1":
-        config, (rows, _) = MambaConfig(**sizes, state_size=16), MAMBA[length]
+        config = MambaConfig(**sizes, state_size=16)
     else:
-        heads = {"num_heads": 8, "head_dim": 64, "n_groups": 1, "state_size": 64}
-        config, (rows, _) = Mamba2Config(**sizes, **heads), MAMBA2[length]
+        config = Mamba2Config(**sizes, num_heads=8, head_dim=64, n_groups=1, state_size=64)
     model = AutoModelForCausalLM.from_config(config).train()
-    ids = torch.randint(0, VOCABULARY, (rows, length))
+    rows = ROWS[kind, length]
+    ids = torch.randint(0, VOCABULARY[kind], (rows, length))
 
     def own(tokens: Any = ids) -> tuple[float, float]:
         slow_down(model)
@@ -175,7 +171,7 @@ def bigs(length: int) -> dict[str, Any]:
     torch.manual_seed(0)
     config = BigsConfig(vocab_size=VOCABULARY["bigs"], hidden_size=256, num_hidden_layers=LAYERS["bigs"])
     model = BigsForCausalLM(config).train()
-    ids = torch.randint(0, VOCABULARY["bigs"], (BIGS_TOKENS // length, length))
+    ids = torch.randint(0, config.vocab_size, (BIGS_TOKENS // length, length))
     step(model, ids)
     seconds = [step(model, ids)[0] for _ in range(5)]
     u = torch.randn(*ids.shape, config.hidden_size, requires_grad=True)

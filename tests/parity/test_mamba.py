@@ -9,6 +9,8 @@ from transformers import DynamicCache, Mamba2Config, MambaConfig
 
 from luthier.models import mamba, scan
 from luthier.models.mamba import slow_down, speed_up
+from luthier.recipe import Train
+from luthier.train.optimizer import adamw
 
 CONFIGS = {
     "mamba": MambaConfig(
@@ -235,3 +237,12 @@ def test_layers_that_compute_otherwise_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(mamba, "selective_scan", lambda u, *_: (2 * u, u[:, 0, :, None]))
     assert speed_up(made) == 0 and "forward" not in vars(made.backbone.layers[0].mixer)
     assert speed_up(Auto.from_config(config("llama"))) == 0
+
+
+def test_a_of_mamba_is_without_decay():
+    made = model("mamba")
+    optimizer = adamw(made.named_parameters(), Train(weight_decay=0.1))
+    names = {id(p): name for name, p in made.named_parameters()}
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay["backbone.layers.0.mixer.A_log"] == decay["backbone.layers.0.mixer.D"] == 0
+    assert decay["backbone.layers.0.mixer.in_proj.weight"] == 0.1

@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM as Auto
 from transformers import DynamicCache, Mamba2Config, MambaConfig
 
-from luthier.models import mamba, scan
+from luthier.models import fused, mamba, scan
 from luthier.models.mamba import slow_down, speed_up
 from luthier.recipe import Train
 from luthier.train.optimizer import adamw
@@ -159,6 +159,23 @@ def test_padding_on_the_left_changes_nothing(kind):
         assert (
             most_apart(made(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 20:], alone) < 1e-5
         )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "bigs"])
+def test_compiled_layers_are_the_same(family):
+    """Scans are left out of what is compiled; all else of a layer is in it."""
+    torch.manual_seed(0)
+    made = Auto.from_config(config(family))
+    speed_up(made)
+    own, gradients = loss_and_gradients(made)
+    assert fused.compile_layers(made) == 2
+    try:
+        fast, faster = loss_and_gradients(made)
+    finally:
+        fused.unfuse(made)
+    assert most_apart(fast, own) < 1e-5
+    assert all(most_apart(faster[name], gradients[name]) < 1e-4 for name in gradients)
 
 
 def scan_inputs(kind, length=45):

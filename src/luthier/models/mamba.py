@@ -154,24 +154,46 @@ def _masked(x_BLD: Tensor, mask_BL1: Tensor | None) -> Tensor:
 
 def _convolution(layer: Any, x_BLD: Tensor, cache: Cache | None, rows_BL: Tensor | None) -> Tensor:
     """Each channel's own sum over the last K tokens, of the cache too, but not of another row of a pack."""
-    length, taps = x_BLD.shape[1], layer.conv_kernel_size
-    weight_DK = layer.conv1d.weight[:, 0].to(x_BLD.dtype)
-    before_BLD = x_BLD
+    dtype, length, taps = x_BLD.dtype, x_BLD.shape[1], layer.conv_kernel_size
     if cache is not None:
-        before_BLD = cache.update_conv_state(x_BLD.mT, layer.layer_idx, conv_kernel_size=taps).mT.to(
-            x_BLD.dtype
-        )
-    before_BLD = functional.pad(before_BLD, (0, 0, taps - 1, 0))[:, -(length + taps - 1) :]
-    y_BLD = x_BLD * weight_DK[:, -1]
-    if layer.conv1d.bias is not None:
-        y_BLD = y_BLD + layer.conv1d.bias
-    for tap in range(taps - 1):
-        part_BLD = before_BLD[:, tap : tap + length]
-        if rows_BL is not None:
-            earlier_BL = functional.pad(rows_BL, (taps - 1, 0))[:, tap : tap + length]
-            part_BLD = part_BLD * (earlier_BL == rows_BL)[..., None]
-        y_BLD = torch.addcmul(y_BLD, part_BLD, weight_DK[:, tap])
-    return y_BLD
+        x_BLD = cache.update_conv_state(x_BLD.mT, layer.layer_idx, conv_kernel_size=taps).mT.to(dtype)
+    x_BLD = functional.pad(x_BLD, (0, 0, taps - 1, 0))[:, -(length + taps - 1) :]
+    weight_KD = layer.conv1d.weight[:, 0].to(dtype).t().contiguous()
+    y_BLD: Tensor = _ShortConvolution.apply(x_BLD, weight_KD, rows_BL)  # type: ignore[no-untyped-call]
+    return y_BLD if layer.conv1d.bias is None else y_BLD + layer.conv1d.bias
+
+
+class _ShortConvolution(torch.autograd.Function):
+    """``y_l = sum_k w_k x_(l + k)`` of L + K - 1 tokens; rows of a pack are kept apart by their numbers, shape (B, L)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_KD: Tensor, rows_BL: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight_KD, rows_BL)
+        length = x.shape[1] - len(weight_KD) + 1
+        y = x[:, -length:] * weight_KD[-1]
+        for tap, weight_D in enumerate(weight_KD[:-1]):
+            y.addcmul_(_of_the_row(x[:, tap : tap + length], rows_BL, len(weight_KD) - 1 - tap), weight_D)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_KD, rows_BL = ctx.saved_tensors
+        dy, length = gradients[0], gradients[0].shape[1]
+        dx, dweight_KD = torch.zeros_like(x), torch.empty_like(weight_KD)
+        for tap, weight_D in enumerate(weight_KD):
+            part = slice(tap, tap + length)
+            dy_tap = _of_the_row(dy, rows_BL, len(weight_KD) - 1 - tap)
+            dx[:, part].addcmul_(dy_tap, weight_D)
+            dweight_KD[tap] = (dy_tap * x[:, part]).sum(dim=(0, 1))
+        return dx, dweight_KD, None
+
+
+def _of_the_row(x_BLD: Tensor, rows_BL: Tensor | None, back: int) -> Tensor:
+    """Zero for tokens whose row has begun less than ``back`` tokens before them."""
+    if rows_BL is None or not back:
+        return x_BLD
+    earlier_BL = functional.pad(rows_BL, (back, 0))[:, : rows_BL.shape[1]]
+    return x_BLD * (earlier_BL == rows_BL)[..., None]
 
 
 @torch.no_grad()

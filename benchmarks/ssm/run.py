@@ -27,9 +27,14 @@ from typing import Any
 
 HERE = Path(__file__).parent
 # Layers and vocabulary that make 9 to 10 million parameters. A step of transformers' Mamba costs the square of the length
-# in every layer (half a minute for 2,048 tokens), hence few of them.
-LAYERS = {"mamba1": 8, "mamba2": 17, "bigs": 8}
-VOCABULARY = {"mamba1": 24576, "mamba2": 8192, "bigs": 8192}
+# in every layer (minutes for 2,048 tokens), hence few of them there.
+SIZES = {
+    ("mamba1", 512): (8, 24576),
+    ("mamba1", 2048): (2, 34816),
+    ("mamba2", 512): (17, 8192),
+    ("mamba2", 2048): (17, 8192),
+}
+BIGS_SIZE = (8, 8192)
 LENGTHS = (512, 2048)
 ROWS = {("mamba1", 512): 1, ("mamba1", 2048): 1, ("mamba2", 512): 4, ("mamba2", 2048): 1}
 BIGS_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
@@ -104,15 +109,20 @@ def against_transformers(kind: str, length: int) -> dict[str, Any]:
     from luthier.models.mamba import slow_down, speed_up
 
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY[kind], "hidden_size": 256, "num_hidden_layers": LAYERS[kind]}
-    sizes["tie_word_embeddings"] = True
+    layers, vocabulary = SIZES[kind, length]
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": 256,
+        "num_hidden_layers": layers,
+        "tie_word_embeddings": True,
+    }
     if kind == "mamba1":
         config = MambaConfig(**sizes, state_size=16)
     else:
         config = Mamba2Config(**sizes, num_heads=8, head_dim=64, n_groups=1, state_size=64)
     model = AutoModelForCausalLM.from_config(config).train()
     rows = ROWS[kind, length]
-    ids = torch.randint(0, VOCABULARY[kind], (rows, length))
+    ids = torch.randint(0, vocabulary, (rows, length))
 
     def own(tokens: Any = ids) -> tuple[float, float]:
         slow_down(model)
@@ -169,7 +179,8 @@ def bigs(length: int) -> dict[str, Any]:
     from luthier.models.bigs.ssm import _Convolution
 
     torch.manual_seed(0)
-    config = BigsConfig(vocab_size=VOCABULARY["bigs"], hidden_size=256, num_hidden_layers=LAYERS["bigs"])
+    layers, vocabulary = BIGS_SIZE
+    config = BigsConfig(vocab_size=vocabulary, hidden_size=256, num_hidden_layers=layers)
     model = BigsForCausalLM(config).train()
     ids = torch.randint(0, config.vocab_size, (BIGS_TOKENS // length, length))
     step(model, ids)

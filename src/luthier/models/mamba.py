@@ -152,6 +152,7 @@ def _masked(x_BLD: Tensor, mask_BL1: Tensor | None) -> Tensor:
     return x_BLD if mask_BL1 is None else x_BLD * mask_BL1
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _convolution(layer: Any, x_BLD: Tensor, cache: Cache | None, rows_BL: Tensor | None) -> Tensor:
     """Each channel's own sum over the last K tokens, of the cache too, but not of another row of a pack."""
     dtype, length, taps = x_BLD.dtype, x_BLD.shape[1], layer.conv_kernel_size

@@ -183,9 +183,7 @@ def packed_attention(
 def _window_mask(length: int, window: int, like: Tensor) -> Tensor:
     """0 where a token is seen and minus infinity elsewhere, shape (T, T)."""
     seen = torch.ones(length, length, dtype=torch.bool, device=like.device).tril().triu(1 - window)
-    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill(
-        ~seen, float("-inf")
-    )
+    return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill(~seen, float("-inf"))
 
 
 @torch.library.custom_op("luthier::packed_attention_backward", mutates_args=())
@@ -265,9 +263,7 @@ def _tile_gradients(
 
 
 @packed_attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scaling: float, window: int
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scaling: float, window: int) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
 
 

@@ -31,7 +31,7 @@ _exact_forward = torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float
 _exact_backward = torch.amp.custom_bwd(device_type="cpu")
 
 
-@torch.compiler.disable  # its loops would be written out
+@torch.compiler.disable  # type: ignore[untyped-decorator] # its loops would be written out
 def selective_scan(
     u_BLD: Tensor,
     step_BLD: Tensor,
@@ -199,7 +199,7 @@ def _row_slices(rows: int, states: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def chunked_scan(
     x_BLHP: Tensor,
     step_BLH: Tensor,

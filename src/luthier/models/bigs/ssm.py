@@ -40,7 +40,7 @@ class DiagonalSSM(nn.Module):
             param._optim = {"lr_scale": 0.1, "weight_decay": 0.0}  # type: ignore[attr-defined]
         super().register_parameter(name, param)
 
-    @torch.compiler.disable  # which knows no complex numbers
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # which knows no complex numbers
     def forward(
         self, u_BLD: Tensor, state: Tensor | None = None, *, keep: bool = False
     ) -> tuple[Tensor, Tensor | None]:

@@ -4,13 +4,24 @@ import math
 
 import pytest
 import torch
+from tests.fixtures import tiny_trainer
 from tests.fixtures.tiny_model import make_model, make_tokenizer, random_rows
-from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    FalconH1Config,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Mamba2Config,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.models.bigs import BigsConfig
 from luthier.models.forward import head_is_plain, token_scores
 from luthier.models.generate import generate, score_and_generate
+from luthier.models.mamba import speed_up
 
 
 def test_loss_equals_transformers_own_with_labels() -> None:
@@ -74,6 +85,60 @@ def test_one_pass_over_the_prompt_scores_and_generates_like_two() -> None:
         assert outputs == [apart[i] for i in indices]
         expected = token_scores(model, collate([rows[i] for i in indices], 2))
         torch.testing.assert_close(scores.nll_N, expected.nll_N, rtol=1e-5, atol=1e-5)
+
+
+STATEFUL = {
+    "mamba": lambda: tiny_trainer.config("mamba"),
+    "mamba2": lambda: Mamba2Config(
+        vocab_size=len(make_tokenizer()), hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=16,
+        n_groups=1, pad_token_id=2, eos_token_id=2, initializer_range=0.2,
+    ),
+    "bigs": lambda: BigsConfig(
+        vocab_size=len(make_tokenizer()), hidden_size=32, num_hidden_layers=2, state_size=8, eos_token_id=2,
+        initializer_range=0.4, form="causal-convolution",
+    ),
+    "bigs-two": lambda: BigsConfig(
+        vocab_size=len(make_tokenizer()), hidden_size=32, num_hidden_layers=2, state_size=8, eos_token_id=2,
+        initializer_range=0.4,
+    ),
+    "zamba-like hybrid": lambda: FalconH1Config(
+        vocab_size=len(make_tokenizer()), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
+        mamba_n_groups=1, mamba_chunk_size=8, pad_token_id=2, eos_token_id=2, bos_token_id=1, initializer_range=0.2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_models_with_a_state_score_and_generate_like_one_forward_a_token(kind: str, fast: bool) -> None:
+    """Rows of different lengths in one batch; a state has no places that could be masked or cut back."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(STATEFUL[kind]()).eval()
+    assert not fast or speed_up(model) == (2 if "mamba" in kind else 0)
+    tokenizer, rows = TextTokenizer(make_tokenizer()), random_rows(9, seed=7)
+    lengths = set()
+    for indices, scores, outputs in score_and_generate(
+        model, tokenizer, rows, max_new_tokens=12, batch_size=5
+    ):
+        first = 0
+        for index, output in zip(indices, outputs, strict=True):
+            row = rows[index]
+            alone = token_scores(model, collate([row], 2)).nll_N
+            found = scores.nll_N[first : first + len(alone)]
+            torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+            first += len(alone)
+            ids = [int(i) for i in row.input_ids[: row.num_prompt_tokens]]
+            written: list[int] = []
+            while len(written) < 12:
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([ids + written]), use_cache=False).logits[0, -1]
+                if int(logits.argmax()) in tokenizer.stop_ids:
+                    break
+                written.append(int(logits.argmax()))
+            assert output.ids == written
+            lengths.add(tuple(written))
+    assert len(lengths) > 4  # prompts do matter
 
 
 def test_rows_longer_than_a_sliding_window_are_generated_alone() -> None:

@@ -89,7 +89,7 @@ def own_scores(
     head = base.get_output_embeddings()
     if plain or not is_linear(head):
         if plain:
-            logits_NV = model(**_inputs(base, batch, cache)).logits[:, :-1][targets_BS].float()
+            logits_NV = model(**forward_inputs(base, batch, cache)).logits[:, :-1][targets_BS].float()
         else:
             logits_NV = head(_hidden(base, batch, cache)[targets_BS]).float()
         best_N = None if torch.is_grad_enabled() else logits_NV.argmax(dim=-1)
@@ -113,7 +113,7 @@ def own_scores(
 
 def _hidden(base: PreTrainedModel, batch: Batch, cache: Cache | None) -> Tensor:
     """Last hidden states of all tokens but the last, each of which predicts the next token, shape (B, T - 1, D)."""
-    hidden_BTD: Tensor = base.base_model(**_inputs(base.base_model, batch, cache)).last_hidden_state
+    hidden_BTD: Tensor = base.base_model(**forward_inputs(base.base_model, batch, cache)).last_hidden_state
     return hidden_BTD[:, :-1]
 
 
@@ -154,10 +154,18 @@ def head_is_plain(model: PreTrainedModel | PeftModel, batch: Batch) -> bool:
     return torch.allclose(fast.nll_N, own.nll_N, rtol=1e-2, atol=1e-2)
 
 
-def _inputs(model: torch.nn.Module, batch: Batch, cache: Cache | None) -> dict[str, Any]:
+def name_of_cache(model: torch.nn.Module) -> str:
+    """What the model's forward calls its cache: transformers' Mamba has another name for it than all others."""
+    return (
+        "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
+    )
+
+
+def forward_inputs(model: torch.nn.Module, batch: Batch, cache: Cache | None) -> dict[str, Any]:
+    """What a model or its decoder is called with for a batch."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids_BT, "use_cache": cache is not None}
     if cache is not None:
-        inputs["past_key_values"] = cache
+        inputs[name_of_cache(model)] = cache
     # Behind the rows padding needs no mask: a causal model never looks ahead, and attention is faster without.
     if batch.left_padded:
         inputs["attention_mask"] = batch.attention_mask_BT

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.models.forward import TokenScores, base_model, head_is_plain, token_scores
+from luthier.models.forward import (
+    TokenScores,
+    base_model,
+    forward_inputs,
+    head_is_plain,
+    name_of_cache,
+    token_scores,
+)
 from luthier.models.memory import give_back
 from luthier.models.sharded import is_sharded, same_everywhere
 from luthier.records import Row
@@ -80,6 +87,9 @@ def score_and_generate(
 
     A model whose weights are in shards goes through this on all of its processes together.
 
+    A model that keeps a state instead of keys and values takes a second pass over the prompts, padded on the left: a state
+    cannot be cut back to the prompt's end.
+
     Rows of similar length share a batch. Padding stands behind the rows; keys and values of targets and padding are
     masked out, and positions go on from each prompt's own end, so that the company of a row changes nothing. A row
     that has ended leaves the batch.
@@ -113,17 +123,24 @@ def score_and_generate(
             indices = order[start : start + batch_size]
             batch = collate([rows[i] for i in indices], pad_id=0).to(base_model(model).device)
             cache = DynamicCache(config=base_model(model).config)
-            cache.activate_past_recording()  # for layers with a window, so that they can be cut back below
-            scores = token_scores(model, batch, plain=plain, cache=cache)
             lengths_B = torch.tensor(
                 [rows[i].num_prompt_tokens for i in indices], device=batch.input_ids_BT.device
             )
-            cache.crop(int(lengths_B.max()) - batch.input_ids_BT.shape[1])  # by so many tokens
+            if base_model(model)._is_stateful:
+                scores = token_scores(model, batch, plain=plain)
+                mask_BT = _read_prompts(model, [rows[i] for i in indices], cache)
+            else:
+                cache.activate_past_recording()  # for layers with a window, so that they can be cut back below
+                scores = token_scores(model, batch, plain=plain, cache=cache)
+                cache.crop(int(lengths_B.max()) - batch.input_ids_BT.shape[1])  # by so many tokens
+                mask_BT = (
+                    torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None]
+                ).long()
             firsts_B = scores.best_N[
                 torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=lengths_B.device))
             ]
             firsts_B = same_everywhere(model, firsts_B)
-            outputs = _continue(model, tokenizer, cache, lengths_B, firsts_B, max_new_tokens, stop)
+            outputs = _continue(model, tokenizer, cache, mask_BT, lengths_B, firsts_B, max_new_tokens, stop)
             del cache, batch
             give_back()
             yield indices, scores, outputs
@@ -131,10 +148,30 @@ def score_and_generate(
         model.train(was_training)
 
 
+def _read_prompts(model: PreTrainedModel | PeftModel, rows: Sequence[Row], cache: DynamicCache) -> Tensor:
+    """Fills the cache with the states after the rows' prompts; 1 where the cache has seen a token, 0 for padding."""
+    prompts = [
+        replace(
+            row,
+            input_ids=row.input_ids[: row.num_prompt_tokens],
+            loss_weights=row.loss_weights[: row.num_prompt_tokens],
+        )
+        for row in rows
+    ]
+    base = base_model(model)
+    batch = collate(prompts, pad_id=0, side="left").to(base.device)
+    few_logits = (
+        {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    )
+    model(**forward_inputs(base, batch, cache), **few_logits)
+    return batch.attention_mask_BT
+
+
 def _continue(
     model: PreTrainedModel | PeftModel,
     tokenizer: TextTokenizer,
     cache: DynamicCache,
+    mask_BT: Tensor,
     lengths_B: Tensor,
     next_B: Tensor,
     max_new_tokens: int,
@@ -142,7 +179,7 @@ def _continue(
 ) -> list[Output]:
     """The outputs of rows whose prompts are in the cache and whose first new tokens are known."""
     takes_positions = "position_ids" in inspect.signature(base_model(model).forward).parameters
-    mask_BT = (torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None]).long()
+    cache_name = name_of_cache(base_model(model))
     running = list(range(len(lengths_B)))
     new_ids: list[list[int]] = [[] for _ in running]
     ended = [False] * len(running)
@@ -161,12 +198,13 @@ def _continue(
             break
         if len(going) < len(running):
             kept = torch.tensor(going, device=lengths_B.device)
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)  # type: ignore[arg-type] # any integers will do
             mask_BT, next_B, lengths_B = mask_BT[kept], next_B[kept], lengths_B[kept]
             running = [running[place] for place in going]
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(running), 1)], dim=1)
-        inputs: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
-        if not mask_BT.all():
+        inputs: dict[str, Any] = {cache_name: cache, "use_cache": True}
+        # Of states alone nothing is left that a mask could hide.
+        if cache_name == "past_key_values" and not mask_BT.all():
             inputs["attention_mask"] = mask_BT
         if takes_positions:
             inputs["position_ids"] = (lengths_B + length - 1)[:, None]

@@ -32,7 +32,8 @@ from transformers import (
 from luthier import registry
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
-from luthier.models import start
+from luthier.models import bigs as bigs  # so that transformers' Auto classes know it
+from luthier.models import mamba, start
 from luthier.models.adapter import (
     add_adapter,
     one_line,
@@ -435,6 +436,7 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
             )
     if quantised:
         _settle_quantised(model, dtype)
+    mamba.speed_up(model)
     return model
 
 

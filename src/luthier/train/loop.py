@@ -167,7 +167,7 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
     began = time.perf_counter()
     rate = learning_rate(progress.step + 1, loop.total_steps, settings)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["lr_scale"]
     # Dropout draws by step and rank alone, so that a resumed run draws what an uninterrupted one does.
     torch.manual_seed(loop.recipe.seed + 1_000_003 * (progress.step + 1) + 7_919 * loop.ranks.index)
     position = progress.step * settings.batch_size

@@ -37,6 +37,9 @@ def refuse_unavailable(settings: Train) -> None:
 def adamw(parameters: Iterable[tuple[str, torch.nn.Parameter]], settings: Train) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; vectors (norms, biases) are in a group without decay.
 
+    A parameter with an attribute ``_optim`` gets the ``weight_decay`` that it names, and ``lr_scale`` times the learning
+    rate: state-space models need that (the attribute is S4's, arXiv:2111.00396).
+
     Raises:
         UserError: The optimizer cannot run here.
 
@@ -44,13 +47,8 @@ def adamw(parameters: Iterable[tuple[str, torch.nn.Parameter]], settings: Train)
         8 bits (Dettmers et al. 2022, arXiv:2110.02861), which keeps tensors of fewer than 4,096 numbers in 32.
     """
     refuse_unavailable(settings)
-    trainable = [p for _, p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
     options: dict[str, Any] = {
-        "params": [group for group in groups if group["params"]],
+        "params": _groups(parameters, settings),
         "lr": settings.learning_rate,
         "betas": settings.betas,
         "eps": settings.epsilon,
@@ -84,3 +82,23 @@ def _bitsandbytes(options: dict[str, Any], name: str) -> torch.optim.Optimizer:
         **options, optim_bits=8 if name.endswith("8bit") else 32, is_paged=name.startswith("paged")
     )
     return optimizer
+
+
+def _groups(parameters: Iterable[tuple[str, torch.nn.Parameter]], settings: Train) -> list[dict[str, Any]]:
+    found: dict[tuple[float, float], list[torch.nn.Parameter]] = {
+        (1.0, settings.weight_decay): [],
+        (1.0, 0.0): [],
+    }
+    for name, p in parameters:
+        if not p.requires_grad:
+            continue
+        own = getattr(p, "_optim", {})
+        # Mamba's A has two dimensions, and is published without decay (state-spaces/mamba).
+        decayed = p.ndim >= 2 and not name.endswith("A_log")
+        decay = own.get("weight_decay", settings.weight_decay if decayed else 0.0)
+        found.setdefault((own.get("lr_scale", 1.0), decay), []).append(p)
+    return [
+        {"params": ps, "weight_decay": decay, "lr": settings.learning_rate * scale, "lr_scale": scale}
+        for (scale, decay), ps in found.items()
+        if ps
+    ]

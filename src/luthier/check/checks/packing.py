@@ -270,8 +270,8 @@ def _why(context: CheckContext, border: _Border) -> tuple[str, str]:
 def _keeps_state(module: torch.nn.Module) -> bool:
     kind = type(module).__name__.lower()
     return any(
-        sign in kind for sign in ("mamba", "rwkv", "recurrent", "deltanet", "linearattention")
-    ) and any(sign in kind for sign in ("mixer", "recurrent", "attention", "deltanet"))
+        sign in kind for sign in ("mamba", "rwkv", "recurrent", "deltanet", "linearattention", "ssm")
+    ) and any(sign in kind for sign in ("mixer", "recurrent", "attention", "deltanet", "ssm"))
 
 
 def _own(context: RunContext) -> Iterator[Finding]:

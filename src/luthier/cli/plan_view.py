@@ -16,10 +16,11 @@ _HEADS = {
     "checkpointing": "ckpt",
     "sharding": "sharded",
     "sharding+checkpointing": "both",
+    "4-bit": "4bit",
     "4-bit+checkpointing": "4bit+ckpt",
 }
 _LEGEND = (
-    "plain: the recipe as it stands; ckpt: gradient checkpointing; sharded: weights, gradients and optimizer states over all "
+    "first the recipe as it stands; ckpt: gradient checkpointing; sharded: weights, gradients and optimizer states over all "
     "GPUs (FSDP, ZeRO 3); 4bit: QLoRA"
 )
 
@@ -29,7 +30,7 @@ def show(made: Outlook, console: Console) -> None:
     shape, device, rows = made.shape, made.device, made.rows
     _say(
         console,
-        f"{made.recipe}: {made.model} on {made.num_gpus} x {device.name}, {made.precision}",
+        f"{made.recipe.name}: {made.recipe.model.name} on {made.num_gpus} x {device.name}, {made.precision}",
         style="bold",
     )
     _say(
@@ -44,20 +45,11 @@ def show(made: Outlook, console: Console) -> None:
     steps = f", {made.steps:,} steps" if made.steps else ""
     _say(
         console,
-        f"{size} of {rows.tokens:,.0f} tokens, the longest {rows.longest:,} ({rows.source}){steps}; "
-        f"{made.micro_batch_tokens:,} tokens in a micro-batch",
+        f"{size} of {rows.tokens:,.0f} tokens, the longest {rows.longest:,} ({rows.source}){steps}",
     )
     console.print()
     _ways(made, console)
-    evaluation = made.evaluation
-    _say(
-        console,
-        f"hours of evaluation: {_hours(evaluation.during_hours)} while training; {_hours(evaluation.final_hours)} at the end, "
-        f"on one GPU ({evaluation.total_bytes / GIB:.1f} GiB, of which cache {evaluation.cache_bytes / GIB:.1f}, "
-        f"for {evaluation.batch_size} rows at once)",
-    )
-    console.print()
-    for line in made.words:
+    for line in made.words():
         _say(console, line)
     _say(console, assumptions(made), style="dim")
 
@@ -71,9 +63,9 @@ def _ways(made: Outlook, console: Console) -> None:
         if any(figures):
             grid.add_row(*cells(part.replace("_", " "), *(f"{figure / GIB:.2f}" for figure in figures)))
     grid.add_row(*cells("total", *(_total(way) for way in ways)))
-    usable = f"{made.device.usable / GIB:.2f}"
-    grid.add_row(*cells("usable", *(usable for _ in ways)))
+    grid.add_row(*cells("usable", *(f"{way.usable / GIB:.2f}" for way in ways)))
     grid.add_section()
+    grid.add_row(*cells("tokens at once", *(f"{way.micro_batch_tokens:,}" for way in ways)))
     grid.add_row(*cells("most tokens", *(f"{way.largest_micro_batch_tokens:,}" for way in ways)))
     grid.add_row(*cells("tokens/s", *(_range(way.tokens_per_s) for way in ways)))
     grid.add_row(*cells("training hours", *(_hours(way.train_hours) for way in ways)))

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.estimate.shape import Shape
-from luthier.models.packed import TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +22,15 @@ class Flops:
         forward: Blocks and attention.
         backward: The same, backwards; only through what leads to a trained weight.
         head: Output head and loss, both ways, where every token is trained.
-        head_forward: Output head alone.
     """
 
     forward: float
     backward: float
     head: float
-    head_forward: float
 
     def training(self, trained_share: float, *, checkpointing: bool = False) -> float:
         """FLOPs of a token in training, of which a share is trained; checkpointing computes the blocks forward twice."""
         return self.forward * (2 if checkpointing else 1) + self.backward + self.head * trained_share
-
-    def scoring(self, trained_share: float) -> float:
-        """FLOPs of a token whose loss alone is asked for."""
-        return self.forward + self.head_forward * trained_share
 
 
 def flops(shape: Shape, row_tokens: float) -> Flops:
@@ -64,19 +57,15 @@ def flops(shape: Shape, row_tokens: float) -> Flops:
     backward = 2 * (to_inputs + to_weights) + 4 * adapters + 2.5 * attention * len(passed)
     head = 2 * shape.hidden * shape.vocabulary
     times = 2 if not shape.head_trained else 3 if shape.plain_head else 4
-    return Flops(forward, backward, times * head, head)
+    return Flops(forward, backward, times * head)
 
 
 def _attention(shape: Shape, row_tokens: float) -> float:
     """Operations of the two products of one layer's attention, for a token, forward; backwards there are five.
 
-    Of a long row a tile of queries meets the keys before its end, half of the row on average, or its window; short rows
-    share a tile, in which all pairs are computed.
+    A token sees itself and those before it in its row, half of the row on average; or its window, which grows to its size
+    at the start of the row.
     """
-    if 0 < row_tokens <= TILE:
-        keys = TILE // row_tokens * row_tokens
-    elif shape.window and shape.window < row_tokens:
-        keys = shape.window + TILE / 2
-    else:
-        keys = (row_tokens + TILE) / 2 if row_tokens else 0.0
+    seen = min(row_tokens, shape.window or row_tokens)
+    keys = seen - seen * (seen - 1) / (2 * row_tokens) if row_tokens else 0.0
     return 4 * shape.attention_width * keys

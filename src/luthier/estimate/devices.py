@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -24,8 +23,6 @@ _VOLTA = (
 )
 
 CPU = "CPU"
-# Left free: the driver's context, the libraries' workspace, and holes that the allocator leaves.
-MARGIN = 0.10
 # A machine with more GPUs than any that was ever built is a slip of the finger.
 _MOST = 100_000
 
@@ -39,7 +36,6 @@ class Device:
         memory: Bytes; a data sheet's GB are read as 10^9, which is less than the cards have.
         fp32: Peak of dense matrix products in fp32, in FLOP/s; torch's default, without TF32.
         bf16: The same in bf16 with sums in fp32; None where the hardware has none.
-        bandwidth: Bytes/s between memory and processor.
         source: Where the figures stand.
     """
 
@@ -47,13 +43,7 @@ class Device:
     memory: float
     fp32: float
     bf16: float | None
-    bandwidth: float
     source: str
-
-    @property
-    def usable(self) -> float:
-        """Bytes that a training may fill."""
-        return self.memory * (1 - MARGIN)
 
     def precision(self, settings: Model) -> Precision:
         """``bf16`` or ``fp32``, as a run of this recipe there would take.
@@ -77,14 +67,14 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
-        Device("A100-40G", 40e9, 19.5e12, 312e12, 1_555e9, _AMPERE),
-        Device("A100-80G", 80e9, 19.5e12, 312e12, 2_039e9, _AMPERE),
+        Device("A100-40G", 40e9, 19.5e12, 312e12, _AMPERE),
+        Device("A100-80G", 80e9, 19.5e12, 312e12, _AMPERE),
         # Printed with sparsity; dense is half.
-        Device("H100-80G", 80e9, 67e12, 1_979e12 / 2, 3_350e9, _HOPPER),
-        Device("L40S", 48e9, 91.6e12, 362.05e12, 864e9, _L40S),
-        Device("4090", 24e9, 82.6e12, 165.2e12, 1_008e9, _ADA),
+        Device("H100-80G", 80e9, 67e12, 1_979e12 / 2, _HOPPER),
+        Device("L40S", 48e9, 91.6e12, 362.05e12, _L40S),
+        Device("4090", 24e9, 82.6e12, 165.2e12, _ADA),
         # Tensor cores for fp16 only (125 TFLOP/s), which Luthier does not train in.
-        Device("V100-32G", 32e9, 15.7e12, None, 900e9, _VOLTA),
+        Device("V100-32G", 32e9, 15.7e12, None, _VOLTA),
     )
 }
 
@@ -112,31 +102,25 @@ def parse(text: str) -> tuple[int, Device]:
 
 
 def this_processor() -> Device:
-    """This machine's processor and memory: the fastest of a few matrix products and copies, a second in all."""
+    """This machine's processor and memory: the fastest of a few matrix products, a second in all."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
-    block = torch.empty(1 << 26, dtype=torch.uint8)
     return Device(
         CPU,
         float(psutil.virtual_memory().total),
         _measured_peak(torch.float32),
         _measured_peak(torch.bfloat16) if native else None,
-        2 * block.numel() / _fastest(lambda: block.clone()),  # read and written
         f"measured on this machine with {torch.get_num_threads()} threads",
     )
 
 
-def _measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
+def _measured_peak(dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the fastest product, over as many as fit into some seconds after one to warm up."""
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    return 2 * size**3 / _fastest(lambda: a @ b)
-
-
-def _fastest(work: Callable[[], object], seconds: float = 0.3) -> float:
-    """The least time that a call takes, over as many as fit into some seconds after one to warm up."""
-    work()
+    _ = a @ b
     least, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = time.perf_counter()
-        work()
+        _ = a @ b
         least = min(least, time.perf_counter() - began)
-    return least
+    return 2 * size**3 / least

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 from luthier.estimate.shape import Linear, Shape
 from luthier.models.head import MOST_LOGITS
+from luthier.models.memory import MARGIN
 from luthier.models.packed import TILE
 
 # Bytes of a 4-bit weight with a scale of 8 bits for each 64, and one of 32 bits for each 256 of these.
@@ -27,16 +28,20 @@ class Way:
     """How memory is saved.
 
     Attributes:
-        name: For people.
         checkpointing: Of a block only its input is kept; the rest is computed again in the backward pass.
         sharded: Weights, gradients and optimizer states are split over all GPUs (ZeRO stage 3, FSDP).
         four_bit: Frozen matrices of the blocks are kept in NF4 (QLoRA).
     """
 
-    name: str
     checkpointing: bool = False
     sharded: bool = False
     four_bit: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as ``sharding+checkpointing``; ``plain`` with none of them."""
+        given = {"4-bit": self.four_bit, "sharding": self.sharded, "checkpointing": self.checkpointing}
+        return "+".join(name for name, is_given in given.items() if is_given) or "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,11 @@ class Memory:
     def total(self) -> float:
         """All of it."""
         return float(sum(asdict(self).values()))
+
+    def allowed(self, of: float) -> float:
+        """Most bytes that all of it may come to: with the weights in place, ``memory.fit`` plans with a share of what is free."""
+        weights = self.frozen_weights + self.trained_weights
+        return weights + MARGIN * max(0.0, of - weights)
 
 
 def memory(
@@ -122,14 +132,14 @@ def block(shape: Shape, layer: tuple[Linear, ...]) -> float:
 
     Norms 4 (D + D): their input in fp32; once more normalised if their weights are trained. Inputs of layers that are
     trained or adapted: p D for queries, keys and values, p D and p F for the MLP, p r for each adapter. Attention:
-    queries, keys, values and the result, which is the output layer's input: s (2 A + K) + p K, and 4 H of sums. The
-    gated activation: p 3 F.
+    queries, keys, values and the result, which is the output layer's input: p (2 A + 2 K), and 4 H of sums. The gated
+    activation: p 3 F.
     """
     p, s = shape.product_bytes, shape.stream_bytes
     norms = 4 * (shape.stream_norms + shape.head_norms)
     if shape.norms_trained:
         norms += s * shape.stream_norms + p * shape.head_norms
-    attention = s * (2 * shape.attention_width + shape.kv_width) + p * shape.kv_width + 4 * shape.heads
+    attention = 2 * p * (shape.attention_width + shape.kv_width) + 4 * shape.heads
     return norms + _inputs(shape, layer) + attention + 3 * p * shape.intermediate
 
 
@@ -139,7 +149,7 @@ def _inputs(shape: Shape, layer: tuple[Linear, ...]) -> float:
     total, shared = 0.0, set()
     for linear in layer:
         total += p * linear.rank
-        if linear.trained and p != shape.stream_bytes:
+        if linear.trained and p != shape.stream_bytes and linear.name != "o_proj":
             total += p * linear.inputs  # each casts its own
         elif linear.rank and shape.dropout:
             total += (4 + p) * linear.inputs  # each draws its own
@@ -156,12 +166,15 @@ def _working(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_share
     """Bytes beyond what is kept: of logits at the head, or of gradients within one block, whichever are more.
 
     Going backwards, a block's MLP comes first: gradients of both its halves, 2 p F. What it kept is gone when the
-    scores' turn comes, a tile of queries with all their keys at a time: (4 p + 8) of each. At the head no block is at
-    work, so that under checkpointing its logits take the place of a block's activations.
+    scores' turn comes, a tile of queries with all their keys at a time: five numbers in fp32 of each. At the head no
+    block is at work, so that under checkpointing its logits take the place of a block's activations.
     """
     p = shape.product_bytes
-    queries = min(TILE, tokens)
-    scores = (4 * p + 8) * shape.heads * queries * max(row_tokens, queries)
+    size = (
+        max(row_tokens, TILE) // min(row_tokens, TILE) * min(row_tokens, TILE)
+    )  # whole tiles, or rows, that follow each other
+    keys = min(size, tokens, (shape.window or size) + TILE)
+    scores = 20 * shape.heads * min(TILE, keys) * keys
     freed = tokens * (4 * p * shape.intermediate + (4 + p) * shape.hidden)
     inside = max(2 * p * shape.intermediate * tokens, scores - freed)
     logits = _logits(shape, tokens * trained_share)
@@ -173,9 +186,7 @@ def _working(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_share
 def _logits(shape: Shape, num_trained: float) -> float:
     """Bytes of logits, their exponentials and gradients: of a slice, or of all trained tokens with a plain head."""
     numbers = num_trained * shape.vocabulary
-    if shape.plain_head:
-        return numbers * (shape.product_bytes + 12)
-    return min(numbers, MOST_LOGITS) * (shape.product_bytes + 8)
+    return (numbers if shape.plain_head else min(numbers, MOST_LOGITS)) * (shape.product_bytes + 12)
 
 
 def _copies(shape: Shape, way: Way) -> float:

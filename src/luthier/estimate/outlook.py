@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from typing import Any
 from luthier import recipe_file
 from luthier.errors import UserError
 from luthier.estimate.compute import Flops, flops
-from luthier.estimate.devices import MARGIN, Device, parse
+from luthier.estimate.devices import Device, parse
 from luthier.estimate.memory import Memory, Way, memory
 from luthier.estimate.shape import Shape, shape_of
 from luthier.models.load import Precision
+from luthier.models.memory import MARGIN
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, read_json
-from luthier.schedule import eval_interval, total_steps
+from luthier.schedule import total_steps
 
 # Share of the peak that published trainings of large models reached: GPT-3 21.3%, Megatron-Turing 30.2%, Gopher 32.5%,
 # PaLM 46.2%. Source: Chowdhery et al. 2022, arXiv:2204.02311, table 3.
@@ -31,11 +31,11 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """The rows that the estimate is for.
+    """The training rows that the estimate is for.
 
     Attributes:
         source: Where the numbers come from, for people.
-        train, eval, test: Rows of each split; None if nothing says how many.
+        train: How many; None if nothing says so.
         tokens: Of a row, on average.
         attended: Of the row in which the average token stands: long rows weigh more in attention.
         longest: Tokens of the longest row.
@@ -44,8 +44,6 @@ class RowCounts:
 
     source: str
     train: int | None
-    eval: int | None
-    test: int | None
     tokens: float
     attended: float
     longest: int
@@ -58,15 +56,19 @@ class WayOutlook:
 
     Attributes:
         way: What is done.
+        micro_batch_tokens: Of the largest micro-batch: as the recipe says, or as ``auto`` would find.
         memory: Bytes of each GPU at the peak.
-        fits: Whether that is within what is usable.
+        usable: Bytes that it may come to.
+        fits: Whether it does not come to more.
         largest_micro_batch_tokens: Most tokens that fit; 0 if the longest row does not fit alone.
         tokens_per_s: Of all GPUs together, at the lower and the upper utilisation.
         train_hours: Least and most hours of training, evaluations left out; None without a number of rows.
     """
 
     way: Way
+    micro_batch_tokens: int
     memory: Memory
+    usable: float
     fits: bool
     largest_micro_batch_tokens: int
     tokens_per_s: Range
@@ -74,61 +76,30 @@ class WayOutlook:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationOutlook:
-    """What evaluating costs.
-
-    Attributes:
-        during_hours: Least and most hours of the evaluations while training; None without a number of rows.
-        final_hours: The same of the comparison of base and tuned model, which one GPU does alone.
-        batch_size: Rows generated at once.
-        cache_bytes: Keys and values of such a batch.
-        total_bytes: With weights and the pass over the prompts.
-        fits: Whether that is within what is usable.
-        largest_batch_size: Most rows at once that fit.
-    """
-
-    during_hours: Range | None
-    final_hours: Range | None
-    batch_size: int
-    cache_bytes: float
-    total_bytes: float
-    fits: bool
-    largest_batch_size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Outlook:
     """The whole estimate.
 
     Attributes:
-        recipe: Its name.
-        model: As the recipe names it.
+        recipe: What it is for.
         shape: Of the model in training form.
         device: One of the GPUs.
         num_gpus: How many.
         precision: Of matrix products.
         rows: What it is reckoned for.
         steps: Optimizer steps; None without a number of rows.
-        micro_batch_tokens: Of the largest micro-batch, as the recipe stands.
         flops: Operations of a token, by part.
-        ways: The recipe as it stands, then ways to save memory.
-        evaluation: While training and at the end.
-        words: What does not fit and what to change, in sentences.
+        ways: What a run of the recipe would do, then other ways.
     """
 
-    recipe: str
-    model: str
+    recipe: Recipe
     shape: Shape
     device: Device
     num_gpus: int
     precision: Precision
     rows: RowCounts
     steps: int | None
-    micro_batch_tokens: int
     flops: Flops
     ways: tuple[WayOutlook, ...]
-    evaluation: EvaluationOutlook
-    words: tuple[str, ...]
 
     @property
     def fits(self) -> bool:
@@ -137,37 +108,42 @@ class Outlook:
 
     def to_dict(self) -> dict[str, Any]:
         """For ``luthier plan --json``; described in docs/reference/plan.md."""
-        share = self.rows.trained_share
+        shape, share = self.shape, self.rows.trained_share
         return {
             "estimate": True,
             "fits": self.fits,
-            "recipe": self.recipe,
+            "recipe": self.recipe.name,
             "model": {
-                "name": self.model,
-                "source": self.shape.source,
-                "parameters": self.shape.total,
-                "parameters_by_part": self.shape.parameters,
-                "trained": self.shape.num_trained,
-                "trained_by_part": self.shape.trained,
+                "name": self.recipe.model.name,
+                "source": shape.source,
+                "parameters": shape.total,
+                "parameters_by_part": shape.parameters,
+                "trained": shape.num_trained,
+                "trained_by_part": shape.trained,
                 "precision": self.precision,
             },
-            "gpus": {"count": self.num_gpus, **asdict(self.device), "usable": self.device.usable},
+            "gpus": {"count": self.num_gpus, **asdict(self.device)},
             "rows": asdict(self.rows),
             "steps": self.steps,
-            "micro_batch_tokens": self.micro_batch_tokens,
             "flops_per_token": {
                 "training": self.flops.training(share),
                 "training_with_checkpointing": self.flops.training(share, checkpointing=True),
-                "scoring": self.flops.scoring(share),
             },
             "utilisation": list(UTILISATION),
             "ways": [
-                {**asdict(way), "memory": {**asdict(way.memory), "total": way.memory.total}}
+                {
+                    **asdict(way),
+                    "way": {"name": way.way.name, **asdict(way.way)},
+                    "memory": {**asdict(way.memory), "total": way.memory.total},
+                }
                 for way in self.ways
             ],
-            "evaluation": asdict(self.evaluation),
-            "words": list(self.words),
+            "words": self.words(),
         }
+
+    def words(self) -> list[str]:
+        """What fits, and what to change where something does not, in sentences."""
+        return [*_memory_words(self), *_other_words(self)]
 
 
 def outlook(
@@ -194,34 +170,55 @@ def outlook(
     precision = device.precision(recipe.model)
     shape = shape_of(recipe.model, precision)
     counts = row_counts(recipe, run or Path("runs") / recipe.name, rows, tokens_per_row)
-    settings = recipe.train
-    # Each process takes its share of a step's rows; the last one may have one more than another.
-    rows_of_one = math.ceil(settings.batch_size / count)
-    tokens = min(max(settings.micro_batch_tokens, counts.longest), rows_of_one * counts.longest)
+    train = counts.train
+    steps = total_steps(recipe.train, train, round(train * counts.tokens)) if train else None
     cost = flops(shape, counts.attended)
-    steps = total_steps(settings, counts.train, round(counts.train * counts.tokens)) if counts.train else None
-    peak = device.peak(precision) * settings.batch_size / rows_of_one  # of all that have work
-    ways = tuple(
-        _way(way, shape, device, count, counts, cost, peak, tokens, steps and steps * settings.batch_size)
-        for way in _ways(recipe, count)
-    )
-    evaluation = _evaluation(recipe, shape, device, counts, cost, device.peak(precision), peak, steps)
-    made = Outlook(
-        recipe=recipe.name,
-        model=recipe.model.name,
-        shape=shape,
-        device=device,
-        num_gpus=count,
-        precision=precision,
-        rows=counts,
-        steps=steps,
-        micro_batch_tokens=tokens,
-        flops=cost,
-        ways=ways,
-        evaluation=evaluation,
-        words=(),
-    )
-    return replace(made, words=(*_memory_words(made), *_other_words(recipe, made)))
+    # Each process takes its share of a step's rows; the last one may have one more than another.
+    rows_of_one = math.ceil(recipe.train.batch_size / count)
+    peak = device.peak(precision) * recipe.train.batch_size / rows_of_one  # of all that have work
+    all_tokens = steps * recipe.train.batch_size * counts.tokens if steps else None
+
+    def look(way: Way) -> WayOutlook:
+        def needed(tokens: int) -> Memory:
+            share = counts.trained_share
+            return memory(
+                shape, way, tokens=tokens, row_tokens=counts.longest, trained_share=share, num_gpus=count
+            )
+
+        low, high = 0, _MOST_TOKENS  # the most that fits lies in between
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = needed(middle)
+            low, high = (middle, high) if found.total <= found.allowed(device.memory) else (low, middle)
+        largest = low if low >= counts.longest else 0
+        wanted = recipe.train.micro_batch_tokens
+        tokens = max(largest if wanted == "auto" else wanted, counts.longest)
+        tokens = min(tokens, rows_of_one * counts.longest)
+        found = needed(tokens)
+        usable = found.allowed(device.memory)
+        each = cost.training(counts.trained_share, checkpointing=way.checkpointing)
+        slow, fast = (share * peak / each for share in UTILISATION)
+        hours = (all_tokens / fast / 3600, all_tokens / slow / 3600) if all_tokens else None
+        return WayOutlook(way, tokens, found, usable, found.total <= usable, largest, (slow, fast), hours)
+
+    ways = [look(way) for way in _ways(recipe, count)]
+    short = not ways[0].largest_micro_batch_tokens
+    if recipe.train.gradient_checkpointing == recipe.train.micro_batch_tokens == "auto" and short:
+        ways[:2] = ways[1::-1]  # as memory.fit does it
+    return Outlook(recipe, shape, device, count, precision, counts, steps, cost, tuple(ways))
+
+
+def _ways(recipe: Recipe, count: int) -> list[Way]:
+    """The recipe as it stands, the same with checkpointing, then others."""
+    sharded = recipe.train.sharding == "fsdp" and count > 1
+    four_bit = recipe.model.quantisation is not None
+    own = Way(recipe.train.gradient_checkpointing is True, sharded, four_bit)
+    others = [Way(True, sharded, four_bit)]
+    if count > 1 and not four_bit:
+        others += [Way(False, sharded=True), Way(True, sharded=True)]
+    if recipe.model.adapter is not None:
+        others.append(Way(True, four_bit=True))
+    return list(dict.fromkeys((own, *others)))
 
 
 def row_counts(recipe: Recipe, run: Path, rows: int | None, tokens_per_row: float | None) -> RowCounts:
@@ -232,8 +229,7 @@ def row_counts(recipe: Recipe, run: Path, rows: int | None, tokens_per_row: floa
     prepared = _prepared(recipe, RunFolder(run))
     if prepared is not None and rows is None and tokens_per_row is None:
         return prepared
-    limits, splits = recipe.data.max_rows, recipe.data.splits
-    train = rows or limits.get("train")
+    train = rows or recipe.data.max_rows.get("train")
     told = [name for name, value in (("--rows", rows), ("--tokens-per-row", tokens_per_row)) if value]
     sources = [" and ".join(told)] if told else []
     if rows is None and train:
@@ -242,16 +238,9 @@ def row_counts(recipe: Recipe, run: Path, rows: int | None, tokens_per_row: floa
         sources.append("every row as long as data.max_length")
     tokens = min(float(tokens_per_row or longest), longest)
 
-    def other(split: str, share: float) -> int | None:
-        most = limits.get(split)  # type: ignore[call-overload] # the splits are its keys
-        found = round(train * share / splits.train) if train else None
-        return min(n for n in (most, found) if n is not None) if (most, found) != (None, None) else None
-
     return RowCounts(
         source=", ".join(sources),
         train=train,
-        eval=other("eval", splits.eval),
-        test=other("test", splits.test),
         tokens=tokens,
         attended=tokens,
         longest=longest,
@@ -266,8 +255,7 @@ def _prepared(recipe: Recipe, run: RunFolder) -> RowCounts | None:
     before = recipe_file.load(run.recipe)
     if (before.data, before.task, before.model.name) != (recipe.data, recipe.task, recipe.model.name):
         return None
-    splits = read_json(run.ledger)["splits"]
-    train = splits["train"]
+    train = read_json(run.ledger)["splits"]["train"]
     tokens = train["tokens"] / max(1, train["rows"])
     edges, counts = (train["length"]["histogram"][key] for key in ("edges", "counts"))
     middles = [(low + high - 1) / 2 for low, high in pairwise(edges)]
@@ -276,8 +264,6 @@ def _prepared(recipe: Recipe, run: RunFolder) -> RowCounts | None:
     return RowCounts(
         source=f"as prepared in {run.path}",
         train=train["rows"],
-        eval=splits.get("eval", {}).get("rows", 0),
-        test=splits.get("test", {}).get("rows", 0),
         tokens=tokens,
         attended=squares / total if total else tokens,
         longest=train["length"]["max"],
@@ -285,139 +271,40 @@ def _prepared(recipe: Recipe, run: RunFolder) -> RowCounts | None:
     )
 
 
-def _ways(recipe: Recipe, count: int) -> list[Way]:
-    found = [Way("plain"), Way("checkpointing", checkpointing=True)]
-    if count > 1:
-        found += [
-            Way("sharding", sharded=True),
-            Way("sharding+checkpointing", checkpointing=True, sharded=True),
-        ]
-    if recipe.model.adapter is not None:
-        found.append(Way("4-bit+checkpointing", checkpointing=True, four_bit=True))
-    return found
-
-
-def _way(
-    way: Way,
-    shape: Shape,
-    device: Device,
-    count: int,
-    rows: RowCounts,
-    cost: Flops,
-    peak: float,
-    tokens: int,
-    all_rows: int | None,
-) -> WayOutlook:
-    def needed(tokens: int) -> Memory:
-        return memory(
-            shape,
-            way,
-            tokens=tokens,
-            row_tokens=rows.longest,
-            trained_share=rows.trained_share,
-            num_gpus=count,
-        )
-
-    low, high = 0, _MOST_TOKENS  # the most that fits lies in between
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if needed(middle).total <= device.usable else (low, middle)
-    largest = low if low >= rows.longest else 0
-    each = cost.training(rows.trained_share, checkpointing=way.checkpointing)
-    speeds = (UTILISATION[0] * peak / each, UTILISATION[1] * peak / each)
-    hours = None
-    if all_rows is not None:
-        hours = (all_rows * rows.tokens / speeds[1] / 3600, all_rows * rows.tokens / speeds[0] / 3600)
-    found = needed(tokens)
-    return WayOutlook(way, found, found.total <= device.usable, largest, speeds, hours)
-
-
-def _evaluation(
-    recipe: Recipe,
-    shape: Shape,
-    device: Device,
-    rows: RowCounts,
-    cost: Flops,
-    one: float,
-    all_: float,
-    steps: int | None,
-) -> EvaluationOutlook:
-    """Cost of evaluating; ``one`` and ``all_`` are FLOP/s of one GPU and of all of them.
-
-    A decoding step reads all weights and the cache, or computes 2 N operations a row, whichever takes longer.
-    """
-    settings = recipe.evaluate
-    new = settings.max_new_tokens if settings.generate else 0
-    batch = settings.batch_size
-    if shape.window and rows.longest + new > shape.window:
-        batch = 1  # as generation does it
-    weights = shape.total * shape.product_bytes
-    cache_token = 2 * shape.kv_width * len(shape.layers) * shape.product_bytes
-    work_token = 4 * shape.product_bytes * shape.intermediate + (4 + 2 * shape.product_bytes) * shape.hidden
-    row = cache_token * (rows.longest + new) + work_token * rows.longest
-    total = weights + batch * row
-    during = final = None
-    score = rows.tokens * cost.scoring(rows.trained_share)
-
-    def decode(num: int) -> float:
-        read = (weights + num * cache_token * (rows.tokens + new / 2)) / device.bandwidth
-        return max(read, num * cost.scoring(1.0) / one)
-
-    if steps is not None:
-        evals = 1 + math.ceil(steps / eval_interval(recipe.train, steps))
-        if recipe.train.eval_every_tokens:
-            evals = 1 + math.ceil(
-                steps * recipe.train.batch_size * rows.tokens / recipe.train.eval_every_tokens
-            )
-        samples = (
-            recipe.evaluate.max_new_tokens * decode(recipe.train.num_samples)
-            if recipe.train.num_samples
-            else 0
-        )
-        during = _hours(evals * ((rows.eval or 0) * score / all_ + samples))
-    if rows.test is not None:
-        batches = math.ceil(rows.test / batch)
-        final = _hours(2 * (rows.test * score / one + batches * new * decode(min(batch, rows.test))))
-    return EvaluationOutlook(
-        during_hours=during,
-        final_hours=final,
-        batch_size=batch,
-        cache_bytes=batch * cache_token * (rows.longest + new),
-        total_bytes=total,
-        fits=total <= device.usable,
-        largest_batch_size=max(0, int((device.usable - weights) // row)),
-    )
-
-
-def _hours(seconds_at_peak: float) -> Range:
-    return seconds_at_peak / UTILISATION[1] / 3600, seconds_at_peak / UTILISATION[0] / 3600
-
-
 _NAMES = {
     "plain": "as it stands",
     "checkpointing": "gradient checkpointing",
-    "sharding": "sharding over the GPUs",
-    "sharding+checkpointing": "sharding and gradient checkpointing",
-    "4-bit+checkpointing": "QLoRA (4-bit base weights) and gradient checkpointing",
+    "sharding": "train.sharding=fsdp",
+    "4-bit": "model.quantisation=nf4",
 }
 
 
 def _memory_words(made: Outlook) -> list[str]:
     """Whether the recipe fits as it stands, and if not, what would make it fit."""
-    usable = made.device.usable
-    plain, *others = made.ways
-    needs = f"{plain.memory.total / GIB:.1f} GiB of {usable / GIB:.1f} GiB usable on each {made.device.name}"
-    if plain.fits:
-        return [f"As it stands it fits: {needs}."]
-    parts: Mapping[str, float] = asdict(plain.memory)
+    own, *others = made.ways
+    settings = made.recipe.train
+    needs = (
+        f"{own.memory.total / GIB:.1f} GiB of {own.usable / GIB:.1f} GiB usable on each {made.device.name}"
+    )
+    words = []
+    if settings.micro_batch_tokens == "auto" and own.largest_micro_batch_tokens:
+        words.append(f"train.micro_batch_tokens=auto comes to {own.micro_batch_tokens:,} tokens.")
+        if settings.gradient_checkpointing == "auto" and own.way.checkpointing:
+            words.append(
+                f"train.gradient_checkpointing=auto comes to true: without, the longest row, of {made.rows.longest:,} tokens, "
+                f"would need {others[0].memory.total / GIB:.1f} GiB."
+            )
+    if own.fits:
+        return [f"As it stands it fits: {needs}.", *words]
+    parts: dict[str, float] = asdict(own.memory)
     part = max(parts, key=lambda name: parts[name])
-    words = [
+    words.append(
         f"As it stands it does not fit: {needs}, most of it {part.replace('_', ' ')} ({parts[part] / GIB:.1f} GiB)."
-    ]
-    if plain.largest_micro_batch_tokens:
-        words.append(f"It fits with train.micro_batch_tokens={plain.largest_micro_batch_tokens}.")
+    )
+    if own.largest_micro_batch_tokens:
+        words.append(f"It fits with train.micro_batch_tokens={own.largest_micro_batch_tokens}.")
     for way in others:
-        name = _NAMES[way.way.name]
+        name = " and ".join(_NAMES[part] for part in way.way.name.split("+"))
         if way.fits:
             words.append(f"It fits with {name}: {way.memory.total / GIB:.1f} GiB.")
         elif way.largest_micro_batch_tokens:
@@ -431,28 +318,14 @@ def _memory_words(made: Outlook) -> list[str]:
     return words
 
 
-def _other_words(recipe: Recipe, made: Outlook) -> list[str]:
+def _other_words(made: Outlook) -> list[str]:
     words = []
-    batch, count = recipe.train.batch_size, made.num_gpus
+    batch, count = made.recipe.train.batch_size, made.num_gpus
     if batch % count:
-        busy = batch / math.ceil(batch / count)
+        rows_of_one = math.ceil(batch / count)
         words.append(
-            f"train.batch_size={batch} is no multiple of {count} GPUs, which do the work of {busy:g}: "
-            f"take {math.ceil(batch / count) * count}."
-        )
-    evaluation = made.evaluation
-    if evaluation.batch_size < recipe.evaluate.batch_size:
-        words.append(
-            f"Rows are generated one at a time: they are longer than the model's window of {made.shape.window} tokens."
-        )
-    if not evaluation.fits and evaluation.largest_batch_size:
-        words.append(
-            f"Evaluation does not fit: {evaluation.total_bytes / GIB:.1f} GiB with evaluate.batch_size={evaluation.batch_size}; "
-            f"take {evaluation.largest_batch_size}."
-        )
-    elif not evaluation.fits:
-        words.append(
-            f"Evaluation does not fit: it is done on one GPU, and needs {evaluation.total_bytes / GIB:.1f} GiB."
+            f"train.batch_size={batch} is no multiple of {count} GPUs, which do the work of {batch / rows_of_one:g}: "
+            f"take {rows_of_one * count}."
         )
     if made.steps is None:
         words.append("How many rows there are is not known: give --rows for hours.")
@@ -464,6 +337,6 @@ def assumptions(made: Outlook) -> str:
     low, high = UTILISATION
     return (
         f"All of it is an estimate: nothing was run on {made.num_gpus} x {made.device.name}. Speeds are {low:.0%} to {high:.0%} of the peak, "
-        f"as published trainings reached; what GPUs say to each other is not counted. {MARGIN:.0%} of the memory is left free. "
-        "Formulae and sources: docs/reference/plan.md."
+        f"as published trainings reached; what GPUs say to each other is not counted. {1 - MARGIN:.0%} of the memory beside the weights is "
+        "left free. Formulae and sources: docs/reference/plan.md."
     )

@@ -1,5 +1,7 @@
 """Operations by formula against those that torch counts in Luthier's own step, and in a whole 7B model without weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.fixtures.measured_training import Training, save_model
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from luthier.estimate.compute import flops
 from luthier.estimate.shape import config_of, shape_of
+from luthier.models.packed import tiles
 from luthier.recipe import Adapter, Model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -39,9 +42,8 @@ def test_operations_of_a_step_are_those_that_torch_counts(tmp_path, family, sett
     pairs = 4 * shape.attention_width * LENGTH  # eager attention: all pairs, and twice as much backwards
     passed = len(shape.layers) - shape.first_trained
     forward, both = pairs * len(shape.layers), pairs * (len(shape.layers) + 2 * passed)
-    assert (found.scoring(SHARE) + forward) * tokens == pytest.approx(
-        training.flops(backward=False), rel=0.01
-    )
+    own = found.forward + 2 * shape.hidden * shape.vocabulary * SHARE + forward
+    assert own * tokens == pytest.approx(training.flops(backward=False), rel=0.01)
     assert (found.training(SHARE) + both) * tokens == pytest.approx(training.flops(), rel=0.03)
 
 
@@ -62,20 +64,28 @@ def test_the_forward_pass_of_a_7b_model_without_weights():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
     shape = shape_of(settings, "bf16")
-    pairs = 4 * 4096 * 512 * 32
-    assert (flops(shape, 0).scoring(1.0) + pairs) * 512 == pytest.approx(counter.get_total_flops(), rel=0.001)
+    rest = 4 * 4096 * 512 * 32 + 2 * shape.hidden * shape.vocabulary  # attention and head
+    assert (flops(shape, 0).forward + rest) * 512 == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 
-def test_attention_is_computed_in_tiles():
-    llama = shape_of(Model(name="codellama/CodeLlama-7b-hf"), "bf16")
-    mistral = shape_of(Model(name="mistralai/Mistral-7B-v0.1"), "bf16")
+@pytest.mark.parametrize(
+    ("length", "window", "keys"), [(1, None, 1), (3, None, 2), (4, 2, 1.75), (16_384, None, 8192.5)]
+)
+def test_a_token_sees_what_is_before_it(length, window, keys):
+    shape = replace(shape_of(Model(name="codellama/CodeLlama-7b-hf"), "bf16"), window=window)
+    more = flops(shape, length).forward - flops(shape, 0).forward
+    assert more == pytest.approx(4 * 32 * 4096 * keys, rel=1e-6)
 
-    def keys(shape, length):
-        return (flops(shape, length).forward - flops(shape, 0).forward) / (4 * 32 * 4096)
 
-    assert keys(llama, 16_384) == (16_384 + 128) / 2
-    assert keys(llama, 50) == 100, "two rows share a tile"
-    assert keys(mistral, 8192) == 4096 + 64
+@pytest.mark.parametrize(("length", "window"), [(16_384, None), (16_384, 4096)])
+def test_what_a_token_sees_is_what_the_tiles_let_it_see(length, window):
+    shape = replace(shape_of(Model(name="codellama/CodeLlama-7b-hf"), "bf16"), window=window)
+    pairs = 0
+    for tile in tiles((length,), window, torch.device("cpu")):
+        queries = torch.arange(tile.queries.stop - tile.queries.start) + tile.offset
+        pairs += int((queries - tile.first_Q + 1).sum())
+    seen = (flops(shape, length).forward - flops(shape, 0).forward) / (4 * 32 * 4096)
+    assert pairs == pytest.approx(seen * length)
 
 
 def test_checkpointing_computes_the_blocks_once_more():

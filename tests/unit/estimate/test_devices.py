@@ -37,7 +37,7 @@ def test_the_nearest_name_is_offered():
 def test_every_gpu_says_where_its_figures_stand():
     for device in devices.DEVICES.values():
         assert device.source.startswith("https://")
-        assert device.usable < device.memory and device.peak("fp32") == device.fp32
+        assert device.peak("fp32") == device.fp32
         assert device.bf16 is None or device.peak("bf16") == device.bf16 > device.fp32
 
 
@@ -52,5 +52,5 @@ def test_precision_is_what_a_run_there_would_take():
 def test_this_processor_is_measured():
     count, device = devices.parse("cpu")
     assert count == 1 and device.source.startswith("measured on this machine")
-    assert 1e9 < device.fp32 < 1e15 and 1e8 < device.bandwidth < 1e13
+    assert 1e9 < device.fp32 < 1e15 and device.memory > 1e8
     assert device.bf16 is None or 1e9 < device.bf16 < 1e15

@@ -6,13 +6,14 @@ from tests.fixtures.measured_training import Training, save_model
 from luthier.estimate.memory import Way, activations, memory
 from luthier.estimate.shape import shape_of
 from luthier.models.forward import base_model
+from luthier.models.memory import MARGIN
 from luthier.recipe import Adapter, Model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning"),
 ]
-PLAIN, CHECKPOINTED = Way("plain"), Way("checkpointing", checkpointing=True)
+PLAIN, CHECKPOINTED = Way(), Way(checkpointing=True)
 CASES = [
     ("llama", {"adapter": Adapter(rank=4)}, 4, 100),
     ("llama", {"adapter": Adapter(rank=4)}, 1, 300),
@@ -69,7 +70,7 @@ def test_states_of_a_trained_weight_are_16_bytes_and_of_a_frozen_one_2():
 def test_sharding_divides_the_states_and_gathers_two_blocks():
     shape = shape_of(Model(name="mistralai/Mistral-7B-v0.1", adapter=None), "bf16")
     whole = memory(shape, CHECKPOINTED, tokens=512, row_tokens=512)
-    split = memory(shape, Way("", checkpointing=True, sharded=True), tokens=512, row_tokens=512, num_gpus=8)
+    split = memory(shape, Way(checkpointing=True, sharded=True), tokens=512, row_tokens=512, num_gpus=8)
     for part in ("trained_weights", "gradients", "optimizer_states"):
         assert getattr(split, part) == getattr(whole, part) / 8
     assert split.activations == whole.activations
@@ -78,7 +79,7 @@ def test_sharding_divides_the_states_and_gathers_two_blocks():
 
 def test_four_bits_keep_embedding_and_head_in_bf16():
     shape = shape_of(Model(name="codellama/CodeLlama-7b-hf"), "bf16")
-    found = memory(shape, Way("", four_bit=True), tokens=512, row_tokens=512).frozen_weights
+    found = memory(shape, Way(four_bit=True), tokens=512, row_tokens=512).frozen_weights
     blocks = 2_147_483_648 + 4_328_521_728
     assert found == pytest.approx(blocks * 4.127 / 8 + 2 * (6_738_546_688 - blocks), rel=1e-4)
 
@@ -86,6 +87,13 @@ def test_four_bits_keep_embedding_and_head_in_bf16():
 def test_logits_exist_a_slice_at_a_time():
     shape = shape_of(Model(name="Qwen/Qwen3-0.6B"), "bf16")
     short = memory(shape, PLAIN, tokens=1000, row_tokens=10, trained_share=1.0)
-    assert short.working == 10 * (1 << 24), "the whole would be 151,936,000 logits"
+    assert short.working == 14 * (1 << 24), "the whole would be 151,936,000 logits"
     one = memory(shape, PLAIN, tokens=10, row_tokens=10, trained_share=0.5)
-    assert one.working == 10 * 5 * 151_936
+    assert one.working == 14 * 5 * 151_936
+
+
+def test_what_is_planned_with_is_what_a_run_plans_with():
+    found = memory(shape_of(Model(name="Qwen/Qwen3-0.6B"), "bf16"), PLAIN, tokens=1, row_tokens=1)
+    weights = found.frozen_weights + found.trained_weights
+    assert found.allowed(weights + 100) == pytest.approx(weights + 100 * MARGIN)
+    assert found.allowed(1.0) == weights, "nothing is free"

@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_said_with_what_would(tmp_path):
     words = " ".join(outlook(tight, "A100-40G", run=tmp_path, rows=9).words())
     assert "As it stands it does not fit" in words and "most of it activations" in words
     assert "It fits with train.micro_batch_tokens=" in words
-    assert "It fits with gradient checkpointing: " in words and "QLoRA" in words
+    assert "It fits with gradient checkpointing: " in words and "model.quantisation=nf4" in words
     made = outlook(recipe(), "A100-80G", run=tmp_path, rows=9)
     assert made.words()[0].startswith("As it stands it fits: ")
     full = recipe(model={**LORA, "adapter": None})
@@ -100,7 +100,7 @@ def test_ways_are_those_that_there_are(tmp_path):
 
     one = ["plain", "checkpointing", "4-bit+checkpointing"]
     assert names(outlook(recipe(), "L40S", run=tmp_path)) == one
-    full = recipe(model={**LORA, "adapter": None})
+    full = recipe(model={**LORA, "adapter": None}, train={"gradient_checkpointing": False})
     several = ["plain", "checkpointing", "sharding", "sharding+checkpointing"]
     assert names(outlook(full, "2xL40S", run=tmp_path)) == several
 

@@ -109,7 +109,7 @@ class Model(Options):
     start_from: str | None = None
     """Go on from an adapter: the folder of an earlier run, or of an adapter as peft saves it."""
     start_mode: Literal["continue", "stack", "merge"] = "continue"
-    """How: train that adapter on (``continue``), keep it and train a new one beside it (``stack``), or write it into the base model first (``merge``)."""
+    """Train that adapter on (``continue``), keep it and train a new one beside it (``stack``), or write it into the base model first (``merge``)."""
     freeze: list[str] = []
     """Regular expressions of names of parameters that would be trained, an adapter's own included, and are not; each must match something."""
     new_tokens: list[str] = []

@@ -43,7 +43,7 @@ def test_wheel_has_the_package_the_recipes_and_nothing_else(wheel):
     code = {
         f"luthier/{name}"
         for name in files_below(
-            ROOT / "src/luthier", "*.py", "*.typed", "*.html", "*.jinja", "*.j2", "*.css", "*.js"
+            ROOT / "src/luthier", "*.py", "*.typed", "*.html", "*.jinja", "*.j2", "*.css", "*.js", "*.json"
         )
     }
     recipes = {f"luthier/recipes/{name}" for name in files_below(ROOT / "recipes", "*.yaml", "*.json")}

@@ -36,7 +36,7 @@ def _finish(recipe: Path, run: Path) -> None:
 
 def _without_times(path: Path) -> list[dict[str, object]]:
     """History without what depends on the clock and the process."""
-    clock = ("seconds", "tokens_per_s", "memory_gib")
+    clock = ("seconds", "tokens_per_s", "memory_gib", "peak_memory_gib")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         row.get("eval", {}).pop("seconds", None)

@@ -96,7 +96,7 @@ def without_times(run: Path) -> list[dict[str, object]]:
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     for row in rows:
         row.get("eval", {}).pop("seconds", None)
-        for key in ("seconds", "tokens_per_s", "memory_gib", "findings"):
+        for key in ("seconds", "tokens_per_s", "memory_gib", "peak_memory_gib", "findings"):
             row.pop(key, None)
     return rows
 

@@ -191,7 +191,7 @@ def steps(run: Path) -> int:
 def course(run: Path) -> list[dict[str, object]]:
     """The history without what the clock and the machine decide."""
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    changing = ("seconds", "tokens_per_s", "memory_gib", "findings")
+    changing = ("seconds", "tokens_per_s", "memory_gib", "peak_memory_gib", "findings")
     for row in rows:
         for part in (row, row.get("eval", {})):
             for name in changing:

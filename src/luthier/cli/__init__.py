@@ -117,8 +117,8 @@ def _opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> t
     if place.is_dir():
         if not (place / "recipe.yaml").is_file():
             raise UserError(
-                f"the folder {target} holds no recipe.yaml, so it is no run",
-                target,
+                f"the folder {place} holds no recipe.yaml, so it is no run",
+                str(place),
                 "name a recipe or a run folder",
             )
         from luthier.pipeline import settled

@@ -57,7 +57,7 @@ def _history(run):
     """Objects of history.jsonl without what depends on the clock."""
     rows = [json.loads(line) for line in run.history.read_text().splitlines()]
     for row in rows:
-        for key in ("seconds", "tokens_per_s", "memory_gib"):
+        for key in ("seconds", "tokens_per_s", "memory_gib", "peak_memory_gib"):
             row.pop(key, None)
             row.get("eval", {}).pop(key, None)
     return rows

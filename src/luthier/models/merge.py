@@ -16,10 +16,9 @@ from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Refused, UserError
 from luthier.models import start
 from luthier.models.adapter import with_adapter
-from luthier.models.embedded import cache_folder
 from luthier.models.load import load_model, load_tokenizer, resolve
 from luthier.recipe import Model
-from luthier.run_folder import RunFolder, logger, new_folder
+from luthier.run_folder import RunFolder, cache_folder, logger, new_folder
 
 PROMPTS = (
     "def mean(values):\n    return sum(values) /",

@@ -49,7 +49,8 @@ def main() -> None:
                 "max_length": settings["max_length"],
                 "near_duplicates": "off",
             },
-            "check": {"waive": settings["waive"]},
+            # The peers train without an evaluation, so Luthier does, and has no loss to choose a checkpoint by.
+            "check": {"waive": ["schedule", *settings["waive"]]},
             "train": {
                 "epochs": settings["steps"],  # more than enough: max_steps ends it
                 "max_steps": settings["steps"],

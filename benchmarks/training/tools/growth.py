@@ -49,6 +49,7 @@ def main() -> None:
             "schedule": "constant",
             "warmup_steps": 0,
             "num_samples": 0,
+            "checkpoint_every_steps": settings["steps"],
             "keep": "last",
             "compile": True,
         },

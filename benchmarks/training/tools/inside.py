@@ -8,7 +8,6 @@ import torch
 
 from luthier import pipeline
 from luthier.encoding.batches import shuffled
-from luthier.models import engine
 from luthier.models.load import load_model, load_tokenizer
 from luthier.recipe import Recipe
 from luthier.records import Row
@@ -47,9 +46,7 @@ def opened(tree: dict, folder: str) -> Loop:
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, len(tokenizer), training=True, seed=recipe.seed)
     rows = Rows(run.rows("train"))
-    chosen = engine.start(
-        model, engine.probe_rows(rows), packing=recipe.train.packing, compiling=recipe.train.compile
-    )
+    chosen = pipeline._engine(recipe, model, rows, None, 1, sharded=False)
     return Loop(recipe, run, model, tokenizer, rows, Rows(run.rows("eval")), None, engine=chosen)
 
 

@@ -59,6 +59,7 @@ def main() -> None:
                 "warmup_steps": 0,
                 "weight_decay": 0.0,
                 "num_samples": 0,
+                "checkpoint_every_steps": settings["steps"],  # the last: the peers save nothing
                 "keep": "last",
                 **changes["train"],
             },

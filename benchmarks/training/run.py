@@ -104,6 +104,7 @@ def main() -> None:
     chosen = [options.model, options.steps, options.waive, SETTINGS, KINDS]
     key = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
     bench = Bench(WORK / key, options)
+    bench.measure("peak", "luthier", "peak", {})
     if options.part != "growth":
         bench.speed()
     if options.part != "speed":
@@ -206,7 +207,6 @@ class Bench:
                 for name in list(turn)[:: -1 if number % 2 else 1]:
                     self.training(f"{name}.{number}", *turn[name], prepared)
         self.training("luthier-fp32.0", "luthier", "fp32", prepared)
-        self.measure("peak", "luthier", "peak", {})
         tuned = str(self.folder / "work" / "luthier.0" / "run")
         for kind in ("lora", "full"):
             own = {"recipe": prepared[kind]["recipe"], "folder": prepared[kind]["folder"]}

@@ -49,8 +49,8 @@ python benchmarks/training/run.py
 
 **The same for all.** The weights (the embedded model, 135 million parameters, from one folder); rows, their tokens, which tokens are trained, and
 their order; 8 rows a step; LoRA of rank 16 and alpha 32 on all linear layers without dropout, or the whole model; AdamW without decay, a constant
-learning rate without warm-up (2e-4 for LoRA, 5 times to 10 times less would be usual for the whole model, so 2e-5 there), gradients clipped to 1.0. Every peer's process compares the tokens, labels and
-order that its trainer has with Luthier's, and the script stops if one differs.
+learning rate without warm-up (2e-4 for LoRA, 2e-5 for the whole model), gradients clipped to 1.0. Every peer's process compares the tokens, labels
+and order that its trainer has with Luthier's, and the script stops if one differs.
 
 **The rows** are functions of the Python standard library of at least four lines and at most 796 tokens, drawn by their hash: signature and docstring
 are the prompt (half of the lines where there is no docstring), the rest is trained, with the token that ends it. They differ in length as real
@@ -73,11 +73,11 @@ take turns in every round, every other round backwards, and a ratio is of two tr
 
 - One machine, one small model, one batch size. Nothing here says anything of GPUs, where all of these have faster ways that they do not have here (fused kernels, flash
   attention), nor of several processes.
-- The peers' own switches for more speed were not tried; some would change the comparison (TRL without gradient checkpointing, for one, which is not far
-  from transformers' `Trainer`).
-- Luthier's `check` is no part of the training and not in the first step: it took {check_s:.0f} s here, once for all rounds; the others have none. Nor is tokenising, which
-  LLaMA-Factory alone does before its first step.
-- Evaluation and checkpoints while training are switched off everywhere.
+- Switches for more speed that a peer has but does not set by itself were not tried, such as TRL's without gradient checkpointing.
+- Luthier's `check` is not in its first step: it took {check_s:.0f} s here, once for all rounds; the others have none. Tokenising is in LLaMA-Factory's first step
+  alone, which takes text and nothing else. What Luthier tries before its first step, ways through the model and what memory holds, is in its first step and in its memory.
+- Nothing is evaluated or saved between steps by any of them. For Luthier this means that its check `schedule`, which wants rows to evaluate on, is waived.
+- Attention is left out of the operations by which the share of the matrix peak is reckoned, so at long rows that share is too low.
 """
 UNMEASURED = """\
 
@@ -91,7 +91,10 @@ def page(path: Path = RESULTS) -> str:
     """The whole page as Markdown."""
     results = json.loads(path.read_text()) if path.is_file() else None
     if results is None or "luthier/tokens_per_s" not in results["figures"]:
-        return INTRODUCTION.format(steps=30, check_s=0).replace("it took 0 s here, ", "it runs ") + UNMEASURED
+        return (
+            INTRODUCTION.format(steps=30, check_s=0).replace("it took 0 s here, once", "it runs once")
+            + UNMEASURED
+        )
     figures = results["figures"]
     lines = [
         INTRODUCTION.format(

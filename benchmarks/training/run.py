@@ -281,8 +281,8 @@ class Bench:
                 f"{os.cpu_count()} cores, {processor()}, {psutil.virtual_memory().total / 2**30:.0f} GiB. "
                 f"Model {self.options.model}, {self.options.steps} steps of {SETTINGS['batch_size']} rows, "
                 f"{len(measured.get('luthier', []))} rounds. A list is [median, lowest, highest] over the rounds; a ratio is of "
-                "two trainings of the same round. Luthier runs with train.compile=true, which a run of usual length chooses by "
-                "itself, and its checks were made before (check_s in settings)."
+                "two trainings of the same round. Luthier runs with train.compile=true; `auto` compiles where a run is long "
+                "enough and a measurement shows that it helps. Its checks were made before (check_s in settings)."
             ),
             "settings": shown | {f"check_s/{kind}": prepared[kind]["check_s"] for kind in KINDS if prepared},
             "losses": {name: runs[0]["losses"] for name, runs in measured.items() if "losses" in runs[0]},

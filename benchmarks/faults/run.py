@@ -204,7 +204,7 @@ def line(text: str, position: int = 0) -> str:
     """A message on one line, around a position."""
     start = max(0, position - 140)
     # Where the environments lie on the machine that measured is nobody's concern.
-    cut = " ".join(re.sub(r"/\S*/(?=env-[\w-]+/)", "", text[start : start + 280]).split())
+    cut = " ".join(re.sub(r"/\S*/build/(faults|environments)/", "", text[start : start + 280]).split())
     return ("…" if start else "") + cut + ("…" if len(text) > start + 280 else "")
 
 

@@ -39,7 +39,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/python.md": python_page(),
         "reference/checks/index.md": checks_page(known),
         "reference/faults.md": faults_page(known, results),
-        "reference/peers-faults.md": peers_page(),
+        "reference/peers-faults.md": benchmark_page("faults"),
+        "reference/training-speed.md": benchmark_page("training"),
         **{f"reference/checks/{name}.md": check_page(name, known[name].entry, results) for name in known},
     }
     for uri, text in pages.items():
@@ -47,11 +48,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def peers_page() -> str:
-    """Planted faults beside the peers, as the benchmark's own script lays them out."""
-    spec = importlib.util.spec_from_file_location("table", "benchmarks/faults/table.py")
+def benchmark_page(name: str) -> str:
+    """What a benchmark came to, as its own script lays it out."""
+    path = f"benchmarks/{name}/table.py"
+    spec = importlib.util.spec_from_file_location("table", path)
     if spec is None or spec.loader is None:
-        raise FileNotFoundError("benchmarks/faults/table.py")
+        raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     page: str = module.page()

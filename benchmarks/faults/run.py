@@ -4,8 +4,8 @@
     python benchmarks/faults/run.py --only luthier        # one tool anew
     python benchmarks/faults/run.py --only trl/no_eos     # one pair anew; or all tools: --only /no_eos
 
-Every tool has an environment of its own below build/faults, made from PyPI with the versions below; Luthier runs in the
-environment that runs this script. What each tool printed is kept there too, compressed. Three quarters of an hour on
+Every tool has an environment of its own below build/environments, made from PyPI; Luthier runs in the environment that
+runs this script. What each tool printed is kept in build/faults, compressed. Three quarters of an hour on
 two cores and 8 GB at first. After a change of a set-up, run it anew with --only.
 """
 
@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -26,18 +25,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import environments  # noqa: E402 # lies beside the benchmarks
+
 BUILD = HERE.parents[1] / "build" / "faults"
-LIBRARIES = ("accelerate==1.15.0", "datasets==5.2.0", "peft==0.21.2", "torch==2.13.0", "transformers==5.23.0")
 PACKAGES = {
-    "transformers": LIBRARIES,
-    "trl": ("trl==1.16.0", *LIBRARIES),
-    "llamafactory": ("llamafactory==0.9.5", "torch==2.13.0"),  # has narrower ranges of its own for the rest
-    "torch-audit": ("torch-audit==0.3.0", *LIBRARIES),
-    "training-doctor": ("training-doctor==0.1.0", *LIBRARIES),
-    "preflight-ml": ("preflight-ml==0.1.1", *LIBRARIES),
-    "luthier": (),
+    **environments.TRAINERS,
+    "torch-audit": ("torch-audit==0.3.0", *environments.LIBRARIES),
+    "training-doctor": ("training-doctor==0.1.0", *environments.LIBRARIES),
+    "preflight-ml": ("preflight-ml==0.1.1", *environments.LIBRARIES),
+    "luthier": environments.LUTHIER,
 }
-TRAINERS = ("transformers", "trl", "llamafactory")
 # What a tool is given; a fault that shows in none of it is not applicable rather than missed.
 SEES = {
     "torch-audit": ({"rows", "model", "optimizer"}, "sees batches, model and optimizer only"),
@@ -53,7 +52,6 @@ NEUTRAL = (
     r"recommend enable mixed precision",  # advice on speed
     r"requires torchvision",  # left out of that environment, see below
 )
-VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
 def main() -> None:
@@ -85,30 +83,10 @@ def main() -> None:
             and (options.only or not (BUILD / "said" / tool / f"{case.name}.json").is_file())
         ]
         if wanted and not options.judge and only_tool in ("", tool):
-            run(tool, environment(tool), wanted)
+            run(tool, environments.environment(tool, PACKAGES[tool]), wanted)
     results = judge(cases)
     (HERE / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps(results["figures"], indent=1))
-
-
-def environment(tool: str) -> Path:
-    """The Python of the tool's environment, which is made if it is not there."""
-    if not PACKAGES[tool]:
-        return Path(sys.executable)
-    folder = BUILD / f"env-{tool}"
-    done = folder / "installed.json"
-    if not done.is_file() or json.loads(done.read_text()) != list(PACKAGES[tool]):
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [folder / "bin" / "pip", "--disable-pip-version-check", "-q"]
-        subprocess.run([*pip, "install", "--no-compile", *PACKAGES[tool]], check=True)
-        if tool == "llamafactory":
-            # PyPI has both for CUDA only, and they fail to load beside a torch for the CPU. Text needs neither.
-            subprocess.run([*pip, "uninstall", "-y", "torchvision"], check=True)
-            for native in folder.glob("lib/python*/site-packages/torchaudio/lib"):
-                shutil.rmtree(native)
-        done.write_text(json.dumps(list(PACKAGES[tool])))
-    return folder / "bin" / "python"
 
 
 def run(tool: str, python: Path, names: list[str]) -> None:
@@ -162,7 +140,7 @@ def judge(cases: Any) -> dict[str, Any]:
     return {
         "figures": figures,
         "command": "python benchmarks/faults/run.py",
-        "versions": versions(),
+        "versions": environments.versions(PACKAGES),
         "date": datetime.date.today().isoformat(),
         "notes": (
             f"{os.cpu_count()} cores, {platform.machine()}, one thread. Verdicts are made from each tool's own output by the words that a "
@@ -190,7 +168,7 @@ def of_fault(tool: str, case: Any, said: dict[str, Any], usual: set[str]) -> dic
     for found in findings:
         if found["severity"] == "ended":
             ended = found["text"]
-    if tool in TRAINERS:
+    if tool in environments.TRAINERS:
         findings = [*findings, {"severity": "error", "text": ended}]
     for severity, verdict in (("error", "stops"), ("warning", "warns"), ("note", "mentions")):
         for found in findings:
@@ -198,7 +176,7 @@ def of_fault(tool: str, case: Any, said: dict[str, Any], usual: set[str]) -> dic
             if found["severity"] == severity and match and found["text"] not in usual:
                 return {"verdict": verdict, "evidence": line(found["text"], match.start())}
     if ended:
-        if tool in TRAINERS:
+        if tool in environments.TRAINERS:
             return {"verdict": "fails otherwise", "evidence": line(ended)}
         return {"verdict": "n/a", "evidence": f"the Trainer itself fails: {line(ended)}"}
     sees, reason = SEES.get(tool, (case.shows, ""))
@@ -226,22 +204,8 @@ def line(text: str, position: int = 0) -> str:
     """A message on one line, around a position."""
     start = max(0, position - 140)
     # Where the environments lie on the machine that measured is nobody's concern.
-    cut = " ".join(text[start : start + 280].replace(f"{BUILD}/", "").split())
+    cut = " ".join(re.sub(r"/\S*/build/(faults|environments)/", "", text[start : start + 280]).split())
     return ("…" if start else "") + cut + ("…" if len(text) > start + 280 else "")
-
-
-def versions() -> dict[str, str]:
-    """Python's, and those of the packages in each environment."""
-    found = {"python": platform.python_version()}
-    code = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:] if any(d.name == n for d in m.distributions())}))"
-    for tool in PACKAGES:
-        python = sys.executable if not PACKAGES[tool] else BUILD / f"env-{tool}" / "bin" / "python"
-        if not Path(python).is_file():
-            continue
-        names = dict.fromkeys([tool, *VERSIONS])
-        text = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True).stdout
-        found |= {f"{tool}: {name}": version for name, version in json.loads(text).items()}
-    return found
 
 
 if __name__ == "__main__":

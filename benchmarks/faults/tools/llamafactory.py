@@ -47,7 +47,7 @@ def look(setup: cases.SetUp) -> list[Finding]:
         **setup.factory,
     }
     (folder / "train.yaml").write_text(yaml.safe_dump(settings))
-    command = [Path(sys.executable).with_name("llamafactory-cli"), "train", folder / "train.yaml"]
+    command = [sys.executable, "-m", "llamafactory.cli", "train", folder / "train.yaml"]
     process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(process.stdout)
     findings = []

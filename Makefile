@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel test-slurm check format schema lock golden faults bench docs clean
+.PHONY: demo test test-wheel test-launch test-slurm check format schema lock golden faults bench docs clean
 .DEFAULT_GOAL := demo
 
 # Compiled on demand: Python does that faster for the few files that are imported than pip for all of them.
@@ -33,6 +33,9 @@ test: $(SETUP)  ## all tests; the embedded model is fetched first, after that no
 
 test-wheel: $(SETUP)  ## build the wheel, install it into a fresh environment, init and run from an empty folder
 	LUTHIER_TEST_WHEEL=1 $(BIN)/python -m pytest tests/e2e/test_wheel.py
+
+test-launch: $(SETUP)  ## whole runs in several processes, and a sweep that is cut off; three minutes
+	LUTHIER_TEST_LAUNCH=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_launch.py
 
 test-slurm: $(SETUP)  ## launching, preemption and sweeps on a real Slurm of one node, set up and torn down again; Debian, as root
 	$(BIN)/python tests/slurm/run.py

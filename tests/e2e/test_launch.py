@@ -15,6 +15,10 @@ from tests.fixtures.tiny_run import write_recipe
 
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
+pytestmark = pytest.mark.skipif(
+    "LUTHIER_TEST_LAUNCH" not in os.environ, reason="whole runs in several processes: make test-launch"
+)
+
 
 def started(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "luthier", *map(str, arguments)]

@@ -70,7 +70,10 @@ def unloaded(model: PreTrainedModel | PeftModel) -> tuple[list[str], list[str]]:
     if not there:
         return [], []
     own = {name: p for name, p in model.named_parameters(remove_duplicate=False) if not is_added(name)}
-    lacking = [n for n, p in own.items() if _bare(plain_name(n), model) not in there and looks_fresh(p)]
+    loaded = {
+        p for n, p in own.items() if _bare(plain_name(n), model) in there
+    }  # tied weights by one of their names
+    lacking = [n for n, p in own.items() if p not in loaded and looks_fresh(p)]
     known = {_bare(plain_name(name), model) for name in own} | {
         _bare(n, model) for n, _ in model.named_buffers()
     }

@@ -39,6 +39,13 @@ def test_nothing_is_unloaded_in_a_whole_model(tmp_path):
     assert origin.unloaded(tiny_trainer.model()) == ([], [])  # it names no folder
 
 
+def test_tied_weights_are_loaded_by_one_of_their_names(tmp_path):
+    """Also where they are random on purpose, and look as if they had been drawn by mistake."""
+    config = tiny_trainer.config("llama", tie_word_embeddings=True)
+    tiny_trainer.save_folder(tmp_path, AutoModelForCausalLM.from_config(config))
+    assert origin.unloaded(AutoModelForCausalLM.from_pretrained(tmp_path)) == ([], [])
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 def test_an_adapter_is_no_part_of_the_files(tmp_path):
     tiny_trainer.save_folder(tmp_path)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tests.faults.suite import check_recipe
 from tests.fixtures import chats, tiny_trainer
 from tests.fixtures.tiny_model import TEXTS, make_tokenizer
 from tests.fixtures.tokenizers import FAMILIES
@@ -20,6 +21,7 @@ from transformers import (
     Trainer,
 )
 
+from luthier.check.checks import padding_waste
 from luthier.check.checks.padding_waste import MOST_SHARE
 from luthier.check.checks.template_prefix import _is_dated
 from luthier.check.checks.untrained_embeddings import _never_trained
@@ -335,6 +337,14 @@ def test_padding_share_is_that_of_the_batches(tmp_path: Path, factor: int) -> No
     for finding in findings:
         assert finding.measured == pytest.approx(share, abs=1e-3)
         assert f"{1 / (1 - share):.1f} times" in finding.what
+
+
+def test_rows_in_packs_have_no_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padding_waste, "MOST_SHARE", 0.001)
+    for packing in (False, "auto"):
+        said = check_recipe(tmp_path, train={"packing": packing})
+        names = {finding["check"] for finding in said["findings"]}
+        assert ("padding-waste" in names) == (packing is False)
 
 
 # Roles and templates

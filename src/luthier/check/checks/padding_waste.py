@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.encoding.batches import micro_batches, shuffled
+from luthier.models.forward import base_model
+from luthier.models.packed import can_pack
 from luthier.records import Finding
 from luthier.registry import check
 from luthier.rows import read_batches
@@ -23,7 +25,7 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
     """Most of what goes through the model is rows, not padding.
 
     What it does: counts padding in the training batches: in a recipe's run, those of the first 200 steps as the loop
-    groups them; of a trainer, all that are read as its collator makes them; in files of rows, what is stored. Warns from
+    groups them, unless it packs them; of a trainer, all that are read as its collator makes them; in files of rows, what is stored. Warns from
     a share of one half, says how many times as long it takes, and whether all is padded to one length.
 
     Why is this bad: padding costs as much as text. Rows of 80 tokens that are padded to 512 take six times as long.
@@ -39,6 +41,9 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
         raise Skip("there are no training tokens")
     if isinstance(context, RunContext):
         share, how = _of_run(context, lengths), "the micro-batches of the run"
+        packing = context.recipe.train.packing is not False
+        if share > MOST_SHARE and packing and can_pack(base_model(context.model)) is None:
+            return  # rows go one after another
     elif getattr(context, "padding_share", None) is None:
         raise Skip("it is not known how rows will be put into batches")
     else:

@@ -14,6 +14,9 @@ SETUP := $(VENV)/.installed
 .PHONY: demo test test-wheel test-launch test-slurm check format schema lock golden faults bench docs clean
 .DEFAULT_GOAL := demo
 
+# Where it is set, every process that a test starts would compile all of torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Compiled on demand: Python does that faster for the few files that are imported than pip for all of them.
 # The stamp is written last, so that an install that was interrupted is taken up again by the next make.
 $(SETUP): requirements.lock pyproject.toml

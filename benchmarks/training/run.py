@@ -430,7 +430,7 @@ def peak_memory(process: subprocess.Popen[bytes]) -> float:
     """
     together = alone = 0
     while process.poll() is None:
-        time.sleep(0.25)
+        time.sleep(0.25)  # between two samples
         total = 0
         try:
             for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:

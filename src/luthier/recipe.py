@@ -219,7 +219,7 @@ class Train(Options):
     packing: bool | Auto = "auto"
     """Rows one after another without padding, none of which sees another; ``auto`` is wherever the model allows it. Changes speed, never the result."""
     compile: bool | Auto = "auto"
-    """Compile the small functions of a layer; ``auto`` is where a run is long enough to earn it back and a measurement shows that it helps."""
+    """Compile the decoder's layers; ``auto`` is where a run is long enough to earn it back and a measurement shows that it helps."""
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = "adamw"
     """``adamw`` is torch's; the others are bitsandbytes' (extra ``luthier[quantised]``), with a state of 8 bits, or one that moves out of a GPU's memory when that is full (``paged``: NVIDIA GPUs only)."""
     sharding: Literal["none", "fsdp"] = "none"

@@ -124,9 +124,10 @@ def test_killed_runs_end_as_if_they_never_were(name: str, tmp_path: Path) -> Non
         if victim == "save":
             trap = functools.partial(die_in_save, draw.randint(1, num_lines), draw.randint(1, 2))
         run = Luthier([*command, killed], tmp_path / f"log-{number}", count, trap)
-        if number == 0:
+        if number == 0 and victim == "all":
             time.sleep(draw.random() * 1.5)  # perhaps before the first step
         elif victim != "save":
+            # A rank alone is killed once both have met: before that only torchrun can tell the other one.
             began, moment = time.monotonic(), (expected or 0) + draw.randint(2, 5)
             while run.running() and time.monotonic() - began < 60:
                 file, lines = history(killed)
@@ -149,7 +150,8 @@ def test_killed_runs_end_as_if_they_never_were(name: str, tmp_path: Path) -> Non
         assert told in ([], [expected]), (seed, number, told)
     expected = newest(killed)
     luthier([*command, killed], tmp_path / "log-last", count)
-    assert resumptions(killed)[-1] == expected, seed
+    # By chance every one may have been killed before its first checkpoint.
+    assert resumptions(killed)[-1:] == [step for step in [expected] if step is not None], seed
     file = "adapter/adapter_model.safetensors"
     if count == 1:
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), seed

@@ -147,7 +147,7 @@ class TrainerTraining:
         for inputs in samples:
             with trainer.accelerator.autocast():
                 try:
-                    loss += float(trainer.training_step(trainer.model, dict(inputs), num_items))  # type: ignore[arg-type]
+                    loss += float(trainer.training_step(trainer.model, dict(inputs), num_items))  # type: ignore[arg-type] # a trainer may have no model by its types
                 except RuntimeError as error:
                     if "does not require grad" not in str(error):
                         raise
@@ -230,13 +230,13 @@ def _as_in_training(trainer: Trainer) -> Iterator[None]:
     if args.world_size > 1:
         # Ranks would wait for each other; what they add is arithmetic (see check accumulation).
         args.average_tokens_across_devices = False
-    with modules_as_before(model):  # type: ignore[arg-type]
+    with modules_as_before(model):  # type: ignore[arg-type] # likewise
         if getattr(args, "activation_checkpointing", None) and hasattr(
             model, "activation_checkpointing_enable"
         ):
             settings: dict[str, Any] = dict(args.activation_checkpointing_kwargs or {})  # type: ignore[arg-type] # parsed by now
             every, offload = settings.pop("every_n_layers", 1), settings.pop("offload", False)
-            model.activation_checkpointing_enable(  # type: ignore[operator, union-attr]
+            model.activation_checkpointing_enable(  # type: ignore[operator, union-attr] # likewise
                 activation_checkpointing_kwargs=settings or None, every_n_layers=every, offload=offload
             )
         try:

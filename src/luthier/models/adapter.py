@@ -176,7 +176,7 @@ def lora_config(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) ->
         alpha_pattern=dict(adapter.alpha_pattern),
         use_rslora=adapter.variant == "rslora",
         use_dora=adapter.variant == "dora",
-        init_lora_weights=True if adapter.init in FROM_WEIGHTS else _INITS[adapter.init],  # type: ignore[arg-type]
+        init_lora_weights=True if adapter.init in FROM_WEIGHTS else _INITS[adapter.init],  # type: ignore[arg-type] # one of peft's names
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets,
         exclude_modules=(_unused(model) or None) if adapter.targets == "all-linear" else None,

@@ -27,7 +27,7 @@ def compiled(function: Function) -> Function:
     def choose(*arguments: Any) -> Any:
         return fast()(*arguments) if _switched_on else function(*arguments)
 
-    return choose  # type: ignore[return-value]
+    return choose  # type: ignore[return-value] # of the same signature
 
 
 def switch(on: bool) -> None:

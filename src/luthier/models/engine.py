@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from luthier.encoding.batches import Batch, collate, micro_batches, pack, pack_groups
 from luthier.errors import UserError
 from luthier.models import fused, packed
-from luthier.models.forward import base_model, head_is_plain, same_modes, token_scores
+from luthier.models.forward import base_model, decoder_layers, head_is_plain, same_modes, token_scores
 from luthier.recipe import TOKENS_AT_ONCE
 from luthier.records import Row
 from luthier.run_folder import logger
@@ -230,7 +230,7 @@ def _in_fp32(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     parts: tuple[Any, ...] = (base, base.base_model, base.get_output_embeddings())
     autocast = {part: vars(part).pop("forward") for part in parts if "forward" in vars(part)}
     product_dtype = vars(base).pop("product_dtype", None)
-    layers = fused.decoder_layers(base)
+    layers = decoder_layers(base)
     inside = {p for layer in layers for p in layer.parameters()}
     narrow: dict[torch.nn.Parameter, torch.Tensor] = {}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
@@ -123,6 +123,12 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         return model
     inner: PreTrainedModel = model.get_base_model()  # type: ignore[assignment] # typed as any module
     return inner
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder's layers: of a model's lists of modules the one that holds the most parameters; none if it has no list."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[]))
 
 
 @contextmanager

@@ -15,14 +15,15 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.library import custom_op
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from luthier.models import compiled
-from luthier.models.forward import base_model
+from luthier.models.forward import base_model, decoder_layers
 
 
-@torch.library.custom_op("luthier::lora_product", mutates_args=())
+@custom_op("luthier::lora_product", mutates_args=())
 def lora_product(
     x_NI: Tensor, a_rI: Tensor, b_Or: Tensor, joined_OJ: Tensor, bias_O: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -44,7 +45,7 @@ def lora_product(
     return functional.linear(torch.cat([x_NI, reduced_Nr], dim=1), joined_OJ, bias_O), reduced_Nr
 
 
-@torch.library.custom_op("luthier::lora_product_backward", mutates_args=())
+@custom_op("luthier::lora_product_backward", mutates_args=())
 def _backward(
     dy_NO: Tensor, x_NI: Tensor, reduced_Nr: Tensor, a_rI: Tensor, joined_OJ: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +104,7 @@ def fuse_lora(model: PreTrainedModel | PeftModel) -> int:
         joined[:, :inputs] = weight.detach()
         weight.data = joined[:, :inputs]
         layer._luthier_joined = joined
-        layer.forward = MethodType(_lora_forward, layer)  # type: ignore[method-assign]
+        layer.forward = MethodType(_lora_forward, layer)  # type: ignore[method-assign] # that is the point
         fused += 1
     if fused:
         decoder: Any = base_model(model).base_model
@@ -133,13 +134,8 @@ def _refresh(model: nn.Module, _: Any) -> None:
     for layer in model.modules():
         if isinstance(layer, LoraLinear) and hasattr(layer, "_luthier_joined"):
             (name,) = layer.active_adapters
-            second, joined = layer.lora_B[name].weight, _joined(layer)
-            joined[:, layer.in_features :] = second * layer.scaling[name]
-
-
-def _joined(layer: LoraLinear) -> Tensor:
-    joined: Any = layer._luthier_joined
-    return joined  # type: ignore[no-any-return]
+            joined: Any = layer._luthier_joined
+            joined[:, layer.in_features :] = layer.lora_B[name].weight * layer.scaling[name]
 
 
 def _lora_forward(self: LoraLinear, x: Tensor) -> Tensor:
@@ -183,12 +179,6 @@ def _with_gradient(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         arguments[0].requires_grad_()
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model: the members of its first list of modules."""
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return list(next(lists, []))
-
-
 @functools.cache
 def _compiled_forward(kind: type[nn.Module]) -> Callable[..., Any]:
     fast = torch.compile(kind.forward, dynamic=True)
@@ -198,7 +188,7 @@ def _compiled_forward(kind: type[nn.Module]) -> Callable[..., Any]:
         chosen = fast if torch.is_grad_enabled() else kind.forward
         return chosen(self, *arguments, **others)
 
-    forward._luthier = True  # type: ignore[attr-defined]
+    forward._luthier = True  # type: ignore[attr-defined] # the mark by which unfuse knows it
     return forward
 
 

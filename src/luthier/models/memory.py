@@ -115,7 +115,7 @@ def _bytes_per_token(model: PreTrainedModel | PeftModel, engine: Engine, rows: S
     """Memory that a forward and backward pass takes at its peak, beside what was taken before."""
     device = base_model(model).device
     give_back()
-    before = _in_use(device)
+    before = in_use(device)
     _forget_peak(device)
     with torch.random.fork_rng():
         batch = engine.batch(rows).to(device)
@@ -158,7 +158,8 @@ def peak(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)  # no Linux
 
 
-def _in_use(device: torch.device) -> int:
+def in_use(device: torch.device) -> int:
+    """Memory that this process holds now, in bytes: of the GPU, or resident."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return int(psutil.Process().memory_info().rss)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -161,7 +162,7 @@ def _on_gpu(
     return out_1NHD
 
 
-@torch.library.custom_op("luthier::packed_attention", mutates_args=())
+@custom_op("luthier::packed_attention", mutates_args=())
 def packed_attention(
     q_NHD: Tensor, k_NKD: Tensor, v_NKD: Tensor, row_lengths: Tensor, scaling: float, window: int
 ) -> tuple[Tensor, Tensor]:
@@ -191,7 +192,7 @@ def _window_mask(length: int, window: int, like: Tensor) -> Tensor:
     return torch.zeros(length, length, dtype=like.dtype, device=like.device).masked_fill(~seen, float("-inf"))
 
 
-@torch.library.custom_op("luthier::packed_attention_backward", mutates_args=())
+@custom_op("luthier::packed_attention_backward", mutates_args=())
 def _backward(
     dout_NHD: Tensor,
     out_NHD: Tensor,

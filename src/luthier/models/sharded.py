@@ -27,7 +27,7 @@ from transformers import Cache, PreTrainedModel
 from luthier.encoding.batches import Batch
 from luthier.errors import UserError
 from luthier.models import forward
-from luthier.models.forward import TokenScores, base_model
+from luthier.models.forward import TokenScores, base_model, decoder_layers
 
 
 def shard(model: PreTrainedModel | PeftModel, device: torch.device, num_processes: int) -> None:
@@ -46,12 +46,19 @@ def shard(model: PreTrainedModel | PeftModel, device: torch.device, num_processe
         UserError: The model has no layers to shard, or a parameter that is in no shard afterwards.
     """
     base = base_model(model)
+    layers = decoder_layers(base)
+    if not layers:
+        raise UserError(
+            f"{type(base).__name__} has no list of layers to shard",
+            "recipe key train.sharding",
+            "train.sharding=none",
+        )
     mesh = init_device_mesh(device.type, (num_processes,))
     low = None if isinstance(model, PeftModel) else vars(base).get("product_dtype")
     policy = MixedPrecisionPolicy(
         param_dtype=low, reduce_dtype=torch.float32 if low else None, cast_forward_inputs=False
     )
-    for module in [*_layers(base), base]:
+    for module in [*layers, base]:
         # The whole, too, gives its weights back after a forward pass: between steps all parameters are shards.
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for part in _shards(base):
@@ -68,19 +75,6 @@ def shard(model: PreTrainedModel | PeftModel, device: torch.device, num_processe
             "recipe key train.sharding",
             "train.sharding=none",
         )
-
-
-def _layers(base: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's layers: of its lists of modules the one that holds the most parameters."""
-    lists = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise UserError(
-            f"{type(base).__name__} has no list of layers to shard",
-            "recipe key train.sharding",
-            "train.sharding=none",
-        )
-    sizes = [sum(p.numel() for p in layers.parameters()) for layers in lists]
-    return list(lists[sizes.index(max(sizes))])
 
 
 def _shards(model: nn.Module) -> Iterator[FSDPModule]:

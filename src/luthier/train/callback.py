@@ -7,11 +7,11 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from luthier.errors import UserError
+from luthier.models.memory import in_use
 from luthier.records import Finding
 from luthier.run_folder import logger
 from luthier.train.watch import Setting, Watch
@@ -80,7 +80,11 @@ class WatchCallback(TrainerCallback):
     ) -> None:
         """Looks at speed and memory."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        row = {"step": state.global_step, "tokens_per_s": 1 / seconds, "memory_gib": _memory_gib()}
+        row = {
+            "step": state.global_step,
+            "tokens_per_s": 1 / seconds,
+            "memory_gib": in_use(args.device) / 2**30,
+        }
         self._tell(self._watch.see(row), args, control)
 
     def on_log(
@@ -162,10 +166,3 @@ def _broken_parameters(model: Any) -> list[str]:
     return [
         name for device, of in sums.items() for name, good in zip(of, finite[device], strict=True) if not good
     ]
-
-
-def _memory_gib() -> float:
-    """Memory in use now: on the GPU if there is one, else of the process, in GiB."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.memory_allocated()) / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30

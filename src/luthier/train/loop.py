@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -31,7 +30,7 @@ from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
 from luthier.models.engine import Engine
 from luthier.models.forward import base_model, token_scores
 from luthier.models.generate import generate
-from luthier.models.memory import give_back, is_out_of_memory, peak
+from luthier.models.memory import give_back, in_use, is_out_of_memory, peak
 from luthier.models.sharded import is_sharded, whole
 from luthier.recipe import Recipe
 from luthier.records import Finding, Row
@@ -193,7 +192,7 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
         "gradient_norm": norm,
         "learning_rate": rate,
         "tokens_per_s": round(tokens / (time.perf_counter() - began), 1),
-        "memory_gib": round(memory_gib(), 3),
+        "memory_gib": round(in_use(loop.ranks.device) / 2**30, 3),
         "peak_memory_gib": round(peak(loop.ranks.device) / 2**30, 3),
     }
 
@@ -385,13 +384,6 @@ def _not_finite(loop: Loop, rows: Sequence[Row], loss: float, norm: float, step:
         "look at these rows with `luthier show`, lower train.learning_rate or set model.precision=fp32; "
         + (f"the checkpoint of step {kept[-1]} is kept" if kept else "no checkpoint had been written"),
     )
-
-
-def memory_gib() -> float:
-    """Memory in use: peak on the GPU if there is one, else the process's resident memory, in GiB."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30
 
 
 def _figures(row: dict[str, Any]) -> str:

@@ -167,6 +167,8 @@ def train(
                 "num_processes": ranks.count,
                 "sharding": sharding,
                 "device": ranks.device.type,
+                "parameters": model.num_parameters(),
+                "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             }
             write_json(place.environment, known | seen)
     for line in coverage(model):

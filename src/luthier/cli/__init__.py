@@ -515,10 +515,28 @@ def compare(
         typer.Option(help="Exit with 1 unless each run is that, against the first.", show_default=False),
     ] = None,
     metric: Annotated[str, typer.Option(help="The metric that --require is about.")] = "bits_per_byte",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Part the test rows by this too: a name of their meta, group or length. Default: length and what has few values.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page, tables (Markdown, LaTeX, CSV), curves and numbers into this folder.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Lay runs side by side, with paired tests of each against the first.
 
     [dim]$[/] luthier compare runs/one runs/two
+
+    [dim]$[/] luthier compare runs/one runs/two runs/three --out comparison
+
+    [dim]$[/] luthier compare runs/one runs/two --by category --by group
 
     [dim]$[/] luthier compare runs/old runs/new --require better --metric exact_match
     """
@@ -526,13 +544,17 @@ def compare(
     from luthier.report import compare as comparing
 
     result = comparing.compare(
-        [RunFolder(path) for path in runs], lambda rows: significance.compare(rows, 10_000, 0)
+        [RunFolder(path) for path in runs], lambda rows: significance.compare(rows, 10_000, 0), by
     )
     console = screen.out()
     for part in comparing.tables(result):
         console.print(part)
     for note in result.notes:
         console.print(Text(safe(note), "yellow"), soft_wrap=True)
+    if out is not None:
+        from luthier.report import compare_files
+
+        console.print(f"page: {compare_files.write(out, result)}", markup=False, soft_wrap=True)
     if require is not None:
         _require(require, metric, result.against_first, [str(path) for path in runs[1:]])
 

@@ -113,10 +113,12 @@ def compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: 
         better, unit = _LOWER_IS_BETTER.get(name, ("higher", "share"))
         result["metrics"][name] = {**asdict(difference), "better": better, "unit": unit}
     result["mcnemar"] = {}
-    if "exact_match" in scores:
-        base, tuned = ([score == 1 for score in column] for column in scores["exact_match"])
+    for name, columns in scores.items():
+        if any(score not in (0, 1) for column in columns for score in column):
+            continue
+        base, tuned = ([score == 1 for score in column] for column in columns)
         only_base, only_tuned, p_value = mcnemar(base, tuned)
-        result["mcnemar"]["exact_match"] = {
+        result["mcnemar"][name] = {
             "only_base": only_base,
             "only_tuned": only_tuned,
             "p_value": p_value,

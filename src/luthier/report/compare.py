@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +20,16 @@ from luthier.run_folder import RunFolder, read_json, read_jsonl
 
 # From predictions, each with "base" and "tuned", to the content of scores.json (luthier.evaluate.significance.compare).
 Paired = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
+Predictions = dict[str, dict[str, Any]]
+"""Objects of ``predictions.jsonl`` by id."""
+_BY_TOKEN = (
+    "loss",
+    "perplexity",
+    "token_accuracy",
+)  # what changes when the same text is cut into other tokens
+_MOST_VALUES = 12  # of a field whose every value is a stratum
+_NUM_LENGTHS = 4
+_NUM_EXAMPLES = 5
 _STYLES = {"better": "green", "worse": "red", "unclear": "dim", "untested": "dim"}
 
 
@@ -25,29 +39,41 @@ class Comparison:
 
     Attributes:
         names: Folder of each run, in the order given.
+        num_rows: Test rows of each run.
         facts: What the runs are, by name of the fact; one text a run.
-        metrics: Entries of ``sections.metrics``, by name of the metric; one a run, none where a run lacks it.
+        metrics: Entries of ``sections.metrics`` with their ``figures``, by name of the metric; one a run, none where a
+            run lacks it.
         against_first: The same entries for run against first run on the same rows, by name of the metric; one
             for each run but the first, none where the pair could not be tested.
+        strata: For each run but the first, the same entries on parts of the rows: by name of the field, then by its
+            value; ``rows`` counts them.
+        examples: For each run but the first, the rows where it wins or loses most.
         notes: Why a pair could not be tested.
     """
 
     names: list[str]
+    num_rows: list[int]
     facts: dict[str, list[str]]
     metrics: dict[str, list[dict[str, Any] | None]]
     against_first: dict[str, list[dict[str, Any] | None]] = field(default_factory=dict)
+    strata: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    examples: list[list[dict[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def compare(runs: Sequence[RunFolder], paired: Paired | None = None) -> Comparison:
+def compare(
+    runs: Sequence[RunFolder], paired: Paired | None = None, by: Sequence[str] | None = None
+) -> Comparison:
     """The scores of several runs, and paired tests of each against the first.
 
     Args:
         runs: Two or more evaluated runs.
         paired: Makes scores with intervals of predictions; without it nothing is tested between runs.
+        by: Fields whose values part the rows into strata: names of ``meta``, ``group`` or ``length``. By default
+            ``length`` and all that have a few values.
 
     Raises:
-        UserError: Fewer than two runs, or one that is not evaluated yet.
+        UserError: Fewer than two runs, one that is not evaluated yet, or a field that the rows do not have.
     """
     if len(runs) < 2:
         raise UserError(
@@ -56,21 +82,31 @@ def compare(runs: Sequence[RunFolder], paired: Paired | None = None) -> Comparis
             "name another run folder",
         )
     scores = [read_json(run.scores) for run in runs]
-    entries = [{row["name"]: row for row in sections.metrics(score)} for score in scores]
+    entries = [_shown(score) for score in scores]
     names = list(dict.fromkeys(name for each in entries for name in each))
     result = Comparison(
         names=[str(run.path) for run in runs],
+        num_rows=[score["num_rows"] for score in scores],
         facts=_facts(runs, scores),
         metrics={name: [each.get(name) for each in entries] for name in names},
     )
     if paired is None:
         return result
+    predictions = [_predictions(run) for run in runs]
     tests: list[dict[str, dict[str, Any]]] = []
-    for run in runs[1:]:
-        tested, problem = paired_scores(runs[0], run, paired)
+    for run, others in zip(runs[1:], predictions[1:], strict=True):
+        problem = _unpaired(predictions[0], others)
+        rows = [] if problem else _joined(predictions[0], others)
         if problem:
             result.notes.append(f"{run.path} is not tested against {runs[0].path}: {problem}")
-        tests.append({row["name"]: row for row in sections.metrics(tested)})
+        elif not _same_tokens(rows):
+            result.notes.append(
+                f"{run.path} has other tokens than {runs[0].path}, so figures per token do not compare: "
+                "look at bits per byte"
+            )
+        tests.append(_entries(rows, paired))
+        result.strata.append(_strata(rows, paired, by))
+        result.examples.append(_examples(rows))
     result.against_first.update({name: [test.get(name) for test in tests] for name in names})
     return result
 
@@ -83,31 +119,127 @@ def paired_scores(first: RunFolder, run: RunFolder, paired: Paired) -> tuple[Map
         run: Another one.
         paired: Makes scores with intervals of predictions.
     """
-    of_first, of_run = ({row["id"]: row for row in read_jsonl(each.predictions)} for each in (first, run))
-    problem = _unpaired(of_first, of_run)
-    if problem:
+    of_first, of_run = _predictions(first), _predictions(run)
+    if problem := _unpaired(of_first, of_run):
         return {"metrics": {}}, problem
-    # The bootstrap knows a base and a tuned model; here they are the tuned models of two runs.
-    rows = [
-        {**row, "base": row["tuned"], "tuned": of_run[row_id]["tuned"]} for row_id, row in of_first.items()
-    ]
-    return paired(rows), None
+    return _scores(_joined(of_first, of_run), paired), None
 
 
-def _unpaired(first: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def _predictions(run: RunFolder) -> Predictions:
+    return {row["id"]: row for row in read_jsonl(run.predictions)}
+
+
+def _joined(first: Predictions, other: Predictions) -> list[dict[str, Any]]:
+    """The bootstrap knows a base and a tuned model; here they are the tuned models of two runs."""
+    return [{**row, "base": row["tuned"], "tuned": other[row_id]["tuned"]} for row_id, row in first.items()]
+
+
+def _same_tokens(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return all(row["base"]["num_tokens"] == row["tuned"]["num_tokens"] for row in rows)
+
+
+def _scores(rows: Sequence[Mapping[str, Any]], paired: Paired) -> Mapping[str, Any]:
+    """What two runs score on the same rows; figures per token only where both have the same tokens."""
+    scores = paired(rows)
+    if _same_tokens(rows):
+        return scores
+    comparable = {name: entry for name, entry in scores["metrics"].items() if name not in _BY_TOKEN}
+    return {**scores, "metrics": comparable}
+
+
+def _entries(rows: Sequence[Mapping[str, Any]], paired: Paired) -> dict[str, dict[str, Any]]:
+    """Entries of ``sections.metrics`` by name of the metric."""
+    if not rows:
+        return {}
+    scores = _scores(rows, paired)
+    tests = scores.get("mcnemar") or {}
+    return {name: entry | {"mcnemar": tests.get(name)} for name, entry in _shown(scores).items()}
+
+
+def _shown(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Entries of ``sections.metrics`` by name, each with its ``figures`` as numbers."""
+    return {
+        row["name"]: row | {"figures": scores["metrics"][row["name"]]} for row in sections.metrics(scores)
+    }
+
+
+def _unpaired(first: Predictions, other: Predictions) -> str | None:
     """Why two sets of predictions are not of the same rows; none if they are."""
     if not first or not other:
         return "predictions.jsonl is missing"
     if first.keys() != other.keys():
         shared = len(first.keys() & other.keys())
-        return f"of {len(first):,} and {len(other):,} test rows they share {shared:,}"
-    changed = sum(first[key]["target"] != other[key]["target"] for key in first)
+        alone = ", ".join(sorted(first.keys() ^ other.keys())[:3])
+        return (
+            f"of {len(first):,} and {len(other):,} test rows they share {shared:,}; not in both: {alone}, ..."
+        )
+    changed = [key for key in first if first[key]["target"] != other[key]["target"]]
     if changed:
-        return f"{changed:,} rows have the same id but another target"
+        return f"{len(changed):,} rows have the same id but another target: {', '.join(changed[:3])}"
     scored = {
         frozenset((row["tuned"].get("scores") or {}).keys()) for row in (*first.values(), *other.values())
     }
     return "they were scored by other metrics" if len(scored) > 1 else None
+
+
+def _strata(
+    rows: Sequence[Mapping[str, Any]], paired: Paired, by: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    """Entries on parts of the rows, by field and value."""
+    if not rows:
+        return {}
+    values = {"length": _lengths(rows), "group": [row["group"] for row in rows]}
+    for name in dict.fromkeys(name for row in rows for name in row["meta"]):
+        values[name] = [_value(row["meta"].get(name)) for row in rows]
+    if by is None:
+        by = [name for name, of_row in values.items() if 1 < len(set(of_row)) <= _MOST_VALUES]
+    if unknown := [name for name in by if name not in values]:
+        raise UserError(f"the rows have no field {unknown[0]!r}", "--by", f"one of: {', '.join(values)}")
+    strata: dict[str, dict[str, Any]] = {}
+    for name in by:
+        for value, count in sorted(Counter(values[name]).items()):
+            part = [row for row, own in zip(rows, values[name], strict=True) if own == value]
+            strata.setdefault(name, {})[value] = {"rows": count, "metrics": _entries(part, paired)}
+    return strata
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else "none" if value is None else f"{value}".lower()
+
+
+def _lengths(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The quarter of the rows that each prompt's length falls into, named by its bounds in characters."""
+    lengths = [len(row["prompt"]) for row in rows]
+    edges = sorted(set(np.quantile(lengths, np.arange(1, _NUM_LENGTHS) / _NUM_LENGTHS).astype(int).tolist()))
+    width = len(f"{max(lengths)}")
+    bounds = [0, *edges, max(lengths)]
+    names = [
+        f"{low + (place > 0):{width}}-{high} characters" for place, (low, high) in enumerate(pairwise(bounds))
+    ]
+    return [names[min(int(np.searchsorted(edges, length)), len(names) - 1)] for length in lengths]
+
+
+def _examples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows where two models differ most: as many wins as losses of the second, none where they are equal.
+
+    Differences are of generated text by its first metric, else of the loss in nats a byte; equal ones are ordered by a hash
+    of the id, so that nobody picks them.
+    """
+
+    def gain(row: Mapping[str, Any]) -> float:
+        base, tuned = ((row[side].get("scores") or {}) for side in ("base", "tuned"))
+        if tuned:
+            name = next(iter(tuned))
+            return float(tuned[name]) - float(base[name])
+        return float((row["base"]["loss_nats"] - row["tuned"]["loss_nats"]) / max(row["target_bytes"], 1))
+
+    ordered = sorted(
+        rows, key=lambda row: hashlib.sha256(row["id"].encode("utf-8", "surrogatepass")).digest()
+    )
+    ordered.sort(key=gain, reverse=True)
+    wins = [row for row in ordered[:_NUM_EXAMPLES] if gain(row) > 0]
+    losses = [row for row in ordered[::-1][:_NUM_EXAMPLES] if gain(row) < 0]
+    return [{**row, "gain": gain(row)} for row in (*wins, *losses)]
 
 
 def _facts(runs: Sequence[RunFolder], scores: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -119,6 +251,15 @@ def _facts(runs: Sequence[RunFolder], scores: Sequence[Mapping[str, Any]]) -> di
         facts.setdefault("steps", []).append("–" if key.last_step is None else f"{key.last_step:,}")
         facts.setdefault("tokens", []).append(sections.short(key.tokens))
         facts.setdefault("training time", []).append(sections.duration(key.seconds))
+        facts.setdefault("training tokens/s", []).append(sections.short(key.tokens_per_s))
+        peak = "–" if key.peak_memory_gib is None else f"{key.peak_memory_gib:.2f} GiB"
+        facts.setdefault("peak memory", []).append(peak)
+        known = read_json(run.environment) if run.environment.is_file() else {}
+        for name, entry in (("parameters", "parameters"), ("of them trained", "trained_parameters")):
+            facts.setdefault(name, []).append(sections.short(known.get(entry)))
+    for which in ("base", "tuned"):
+        seconds = [score.get("seconds", {}).get(which) for score in scores]
+        facts[f"evaluating {which}"] = [sections.duration(value) for value in seconds]
     return facts
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from luthier.run_folder import RunFolder
 # Okabe and Ito's colours, told apart by every kind of colour vision; in grey they differ in lightness too.
 _TRAIN, _EVAL, _NORM, _RATE = "#0072B2", "#D55E00", "#007A5A", "#8A4B7D"
 _WATCHER = "#A83A00"
+_RUNS = ("#0072B2", "#D55E00", "#009E73", "#8A4B7D", "#56B4E9", "#B07500", "#1F2328")
 _RAW, _INK, _FAINT = "#9CC3DD", "#1F2328", "#6B7280"
 _STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that the figure is the same everywhere
@@ -81,6 +84,48 @@ def draw(run: RunFolder, window: int) -> list[Path]:
         plt.close(figure)
     temporary.replace(path)
     return [path]
+
+
+def overlay(histories: Mapping[str, History], path: Path) -> bool:
+    """Validation bits per byte of several runs over each other, by tokens seen and by time; False if no run has any.
+
+    Bits per byte compare between tokenizers, losses do not.
+    """
+    lines = {
+        name: [
+            (row["tokens"], finite(row.get("seconds", 0 if row["step"] == 0 else None)), bits)
+            for row in history.evals
+            if (bits := finite(row["eval"].get("bits_per_byte"))) is not None
+        ]
+        for name, history in histories.items()
+    }
+    if not any(lines.values()):
+        return False
+    with plt.rc_context(_STYLE):
+        figure, (by_tokens, by_time) = plt.subplots(
+            1, 2, figsize=(10, 4.4), sharey=True, layout="constrained"
+        )
+        for (name, points), color, mark in zip(lines.items(), cycle(_RUNS), cycle("osD^vPX"), strict=False):
+            style: Any = {
+                "color": color,
+                "marker": mark,
+                "markersize": 6,
+                "linewidth": 1.8,
+                "markeredgecolor": "white",
+            }
+            by_tokens.plot([p[0] for p in points], [p[2] for p in points], label=name, **style)
+            timed = [(p[1] / 60, p[2]) for p in points if p[1] is not None]
+            by_time.plot([p[0] for p in timed], [p[1] for p in timed], **style)
+        by_tokens.set_ylabel("validation bits per byte")
+        by_tokens.set_xlabel("tokens seen")
+        by_tokens.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        by_tokens.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
+        by_time.set_xlabel("minutes of training")
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=11)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", dpi=160)
+        plt.close(figure)
+    return True
 
 
 def _numbers(values: list[float | None]) -> list[float]:

@@ -141,7 +141,7 @@ def key_figures(history: History, smoothed: Smoothed) -> KeyFigures:
     first_eval = evals[0][1] if evals else None
     last = (history.steps or history.evals or [{}])[-1]
     speeds = [speed for speed in history.series("tokens_per_s") if speed is not None]
-    memory = [gib for gib in history.series("memory_gib") if gib is not None]
+    peaks = history.series("peak_memory_gib") + history.series("memory_gib")
     return KeyFigures(
         train_first=next((loss for loss in raw if loss is not None), None),
         train_last=train[-1] if train else None,
@@ -158,7 +158,7 @@ def key_figures(history: History, smoothed: Smoothed) -> KeyFigures:
         tokens=last.get("tokens"),
         trained_tokens=last.get("trained_tokens"),
         seconds=finite(last.get("seconds")),
-        peak_memory_gib=max(memory, default=None),
+        peak_memory_gib=max((gib for gib in peaks if gib is not None), default=None),
         tokens_per_s=float(np.median(speeds)) if speeds else None,
     )
 

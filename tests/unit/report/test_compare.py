@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from rich.console import Console
 from tests.fixtures.synthetic_run import write_run
 
 from luthier.errors import UserError
-from luthier.report import compare
+from luthier.evaluate import significance
+from luthier.report import compare, compare_files
 from luthier.run_folder import RunFolder, read_jsonl, write_text
 
 
@@ -71,3 +73,98 @@ def test_one_run_or_one_without_scores_is_the_users_mistake(tmp_path: Path) -> N
         compare.compare([run])
     with pytest.raises(UserError, match=r"scores\.json is not there yet"):
         compare.compare([run, write_run(tmp_path / "b", stage="train")])
+
+
+def bootstrap(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return significance.compare(rows, 200, 0)
+
+
+def test_other_tokens_leave_only_figures_that_compare(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    change(second, tuned=lambda row: row["tuned"] | {"num_tokens": row["tuned"]["num_tokens"] + 1})
+    result = compare.compare([first, second], bootstrap)
+    assert result.against_first["loss"] == [None] and result.against_first["token_accuracy"] == [None]
+    assert result.against_first["bits_per_byte"][0] and "other tokens" in result.notes[0]
+
+
+def test_strata_part_the_rows_and_name_what_has_few_values(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    for run in (first, second):
+        change(
+            run, meta=lambda row: {"category": ["call", "import"][len(row["id"]) % 2], "unique": row["id"]}
+        )
+    change(
+        second,
+        tuned=lambda row: (
+            row["tuned"] | {"scores": {"exact_match": float(row["meta"]["category"] == "call")}}
+        ),
+    )
+    change(first, tuned=lambda row: row["tuned"] | {"scores": {"exact_match": 0.0}})
+    [strata] = compare.compare([first, second], bootstrap).strata
+    assert "unique" not in strata and sum(part["rows"] for part in strata["category"].values()) == 120
+    assert strata["category"]["call"]["metrics"]["exact_match"]["figures"]["difference"] == 1
+    assert strata["category"]["import"]["metrics"]["exact_match"]["figures"]["difference"] == 0
+    assert sum(part["rows"] for part in strata["length"].values()) == 120
+    [only] = compare.compare([first, second], bootstrap, ["group"]).strata
+    assert list(only) == ["group"]
+    with pytest.raises(UserError, match="no field 'colour'"):
+        compare.compare([first, second], bootstrap, ["colour"])
+
+
+def test_wins_and_losses_are_the_rows_that_differ_most(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    ids = [row["id"] for row in read_jsonl(first.predictions)]
+    for run, right in ((first, ids[0]), (second, ids[1])):
+        change(
+            run,
+            tuned=lambda row, right=right: (
+                row["tuned"] | {"scores": {"exact_match": float(row["id"] == right)}}
+            ),
+        )
+    [examples] = compare.compare([first, second], bootstrap).examples
+    assert [(row["id"], row["gain"]) for row in examples] == [(ids[1], 1.0), (ids[0], -1.0)]
+
+
+def test_files_hold_the_same_figures(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "x_1" / "run"), write_run(tmp_path / "y&2" / "run", hostile=True)
+    change(second, id=lambda row: row["id"], target=lambda row: row["target"])
+    rows = read_jsonl(first.predictions)
+    own = {row["id"]: row for row in rows}
+    change(second, tuned=lambda row: row["tuned"] | {"output": "<script>window.harmed = true</script>"})
+    write_text(second.predictions, "".join(json.dumps({**own[id_], "tuned": row["tuned"]}) + "\n"
+               for id_, row in zip(own, read_jsonl(second.predictions), strict=True)))  # fmt: skip
+    result = compare.compare([first, second], bootstrap)
+    page = compare_files.write(tmp_path / "out", result)
+    assert compare_files.short_names(result.names) == ["x_1/run", "y&2/run"]
+    table = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
+    [line] = [
+        line
+        for line in table
+        if line["run"].endswith("y&2/run") and line["metric"] == "bits_per_byte" and not line["field"]
+    ]
+    [entry] = result.against_first["bits_per_byte"]
+    assert entry is not None and float(line["difference"]) == entry["figures"]["difference"]
+    assert float(line["low"]) <= float(line["difference"]) <= float(line["high"])
+    latex, markdown = ((tmp_path / "out" / name).read_text() for name in ("table.tex", "table.md"))
+    assert (
+        r"x\_1/run &" in latex
+        and r"y\&2/run &" in latex
+        and latex.count(r"\\") == 3
+        and entry["difference"] in markdown
+    )
+    html = page.read_text()
+    assert (
+        "<script>" not in html and "y&amp;2/run" in html and "data:image/png" in html and "By length" in html
+    )
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["names"] == result.names
+    with pytest.raises(UserError, match="is a run folder"):
+        compare_files.write(first.path, result)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [(["runs/a", "runs/b"], ["a", "b"]), (["s/a/run", "s/b/run/"], ["a/run", "b/run"]), (["a", "a"], ["a (1)", "a (2)"]),
+     (["a/x", "a/x/x"], ["x", "x/x"]), (["a", "b/c"], ["a", "b/c"])],
+)  # fmt: skip
+def test_runs_are_named_by_what_tells_them_apart(paths: list[str], names: list[str]) -> None:
+    assert compare_files.short_names(paths) == names

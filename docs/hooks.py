@@ -39,8 +39,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/python.md": python_page(),
         "reference/checks/index.md": checks_page(known),
         "reference/faults.md": faults_page(known, results),
-        "reference/peers-faults.md": benchmark_page("faults"),
-        "reference/training-speed.md": benchmark_page("training"),
+        "reference/peers-faults.md": measured_page("benchmarks/faults"),
+        "reference/training-speed.md": measured_page("benchmarks/training"),
+        **{
+            f"{path.parent}.md": measured_page(str(path.parent))
+            for path in sorted(Path("studies").glob("*/table.py"))
+        },
         **{f"reference/checks/{name}.md": check_page(name, known[name].entry, results) for name in known},
     }
     for uri, text in pages.items():
@@ -48,9 +52,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def benchmark_page(name: str) -> str:
-    """What a benchmark came to, as its own script lays it out."""
-    path = f"benchmarks/{name}/table.py"
+def measured_page(folder: str) -> str:
+    """What a benchmark or study came to, as its own script lays it out."""
+    path = f"{folder}/table.py"
     spec = importlib.util.spec_from_file_location("table", path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)

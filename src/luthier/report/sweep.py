@@ -138,7 +138,7 @@ def _score(setting: Setting, done: Sequence[Member], first: Setting | None, pair
         return
     all_scores = [member.scores["metrics"] for member in done if member.scores is not None]
     over_seeds = {
-        name: _over_seeds([scores[name] for scores in all_scores if name in scores]) for name in all_scores[0]
+        name: over_seeds([scores[name] for scores in all_scores if name in scores]) for name in all_scores[0]
     }
     setting.against_base.update(over_seeds)
     for name in over_seeds:
@@ -160,10 +160,10 @@ def _score(setting: Setting, done: Sequence[Member], first: Setting | None, pair
                 tests.append(scores["metrics"])
     if tests:
         names = [name for name in tests[0] if all(name in test for test in tests)]
-        setting.against_first.update({name: _over_seeds([test[name] for test in tests]) for name in names})
+        setting.against_first.update({name: over_seeds([test[name] for test in tests]) for name in names})
 
 
-def _over_seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def over_seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One entry of ``scores.json`` for several seeds: means, and Student's interval of the difference over seeds.
 
     A single seed keeps its own interval, over groups of rows. Several seeds say more: what another draw of data order,

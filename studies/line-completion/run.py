@@ -163,7 +163,9 @@ class Study:
             *overrides,
             *self.settings,
         ]
-        subprocess.run([*command, "--run", self.work / name], check=True)
+        done = subprocess.run([*command, "--run", self.work / name], check=False)
+        if done.returncode:  # luthier has said why
+            raise SystemExit(done.returncode)
 
     def compare(self) -> None:
         """results.json, the page of the documentation's table, the comparison page and its curves."""

@@ -190,7 +190,6 @@ class Study:
             history = read_jsonl(pretrained.history)
             figures[f"{name}/parameters"] = read_json(pretrained.environment)["parameters"]
             figures[f"{name}/pretraining_tokens"] = history[-1]["tokens"]
-            figures[f"{name}/pretraining_minutes"] = round(history[-1]["seconds"] / 60, 1)
             figures[f"{name}/pretraining_bits_per_byte"] = round(
                 min(row["eval"]["bits_per_byte"] for row in history if row.get("eval")), 4
             )

@@ -79,9 +79,9 @@ def scores(figures: dict[str, Any]) -> list[str]:
             mean, low, high = (shown(value, share) for value in figures[f"{name}/{metric}"])
             row.append(mean if low == high else f"{mean} ({low} to {high})")
         rows.append(row)
-    pretraining = [["", "pretraining, bits per byte", "tokens", "minutes"]]
+    pretraining = [["", "pretraining, bits per byte", "tokens"]]
     for name in ("bigs", "mamba2", "transformer"):
-        values = (figures[f"{name}/pretraining_{what}"] for what in ("bits_per_byte", "tokens", "minutes"))
+        values = (figures[f"{name}/pretraining_{what}"] for what in ("bits_per_byte", "tokens"))
         pretraining.append([MODELS[name], *(f"{value:,}" for value in values)])
     return [*markdown(rows), "", *markdown(pretraining)]
 

@@ -1,6 +1,6 @@
 """BiGS, Mamba-2 and a Transformer of the same size, pretrained and tuned on the same code: line completion compared.
 
-    python studies/line-completion/run.py                    # all of it, an hour and three quarters on two cores
+    python studies/line-completion/run.py                    # all of it; two hours on one core
     python studies/line-completion/run.py --part pretrain    # one part; none takes more than 45 minutes
 
 Parts: data, truncation, pretrain, choose (a learning rate for each), tune (the other seeds), reference (the embedded model),

@@ -39,7 +39,7 @@ the test. No project is in two of them. Lines are cut at a token inside them, as
 not compare with published ones.
 
 **Models.** Random weights around one byte-level BPE of 4,096 tokens. BiGS is the causal form with a short convolution. Pretraining: 3 million tokens, half of the windows with a gap.
-Tuning: 2,400 lines of at most 256 tokens, two epochs, three seeds, of two learning rates the one with the lower validation loss at seed 0. The embedded model (135 million
+Tuning: 1,600 lines of at most 256 tokens, two epochs, three seeds, of two learning rates the one with the lower validation loss at seed 0. The embedded model (135 million
 parameters, pretrained by its authors on far more) is a point of reference, tuned with LoRA for one epoch, one seed. Its tokens are others: of its figures
 only exact match, edit similarity and bits per byte compare.
 

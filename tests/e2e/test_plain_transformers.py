@@ -4,69 +4,65 @@ import json
 import os
 import subprocess
 import sys
-from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
+from tests.fixtures.processes import luthier
 from tests.fixtures.tiny_run import write_recipe
 
-PROBE = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-kind, base, folder = sys.argv[1:4]
-if kind == "adapter":
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder)
-else:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-assert "luthier" not in sys.modules
-ids = torch.tensor([tokenizer("def add(a, b):", add_special_tokens=False)["input_ids"]])
-print(json.dumps(model.eval()(input_ids=ids).logits[0].tolist()))
-"""
-
-
-def _run(*command: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def _logits(kind: str, base: Path, folder: Path) -> list[list[float]]:
-    return json.loads(_run("-c", PROBE, kind, str(base), str(folder)).splitlines()[-1])
-
-
-def _luthiers_logits(recipe: Path, run: Path) -> list[list[float]]:
-    code = f"""
-import json, torch
 from luthier import recipe_file
 from luthier.models.load import load_tokenizer, load_trained
 from luthier.run_folder import RunFolder
-recipe = recipe_file.load({str(recipe)!r})
-tokenizer = load_tokenizer(recipe.model)
-model = load_trained(recipe.model, RunFolder({str(run)!r}), len(tokenizer)).eval()
-ids = torch.tensor([tokenizer.encode("def add(a, b):", first=True)])
-print(json.dumps(model(input_ids=ids).logits[0].tolist()))
+
+PROBE = """
+import json, sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base, folders = sys.argv[1], sys.argv[2:]
+found = []
+for folder in folders:
+    if folder.endswith("adapter"):
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer("def add(a, b):", add_special_tokens=False)["input_ids"]])
+    found.append(model.eval()(input_ids=ids).logits.flatten().tolist())
+assert "luthier" not in sys.modules
+print(json.dumps(found))
 """
-    return json.loads(_run("-c", code).splitlines()[-1])
+
+
+def _logits(base: Path, *folders: Path) -> list[list[float]]:
+    """Of models and adapters in folders, by a process without luthier."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, base, *folders],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _luthiers_logits(recipe: Path, run: Path) -> list[float]:
+    settings = recipe_file.load(recipe).model
+    tokenizer = load_tokenizer(settings)
+    model = load_trained(settings, RunFolder(run), len(tokenizer)).eval()
+    ids = torch.tensor([tokenizer.encode("def add(a, b):", first=True)])
+    return model(input_ids=ids).logits.flatten().tolist()
 
 
 @pytest.mark.slow
 def test_adapter_and_merged_model_load_without_luthier(tmp_path: Path) -> None:
     recipe, run = write_recipe(tmp_path, train={"max_steps": 6}), tmp_path / "run"
-    _run("-m", "luthier", "train", str(recipe), "--run", str(run))
+    luthier(["train", recipe, "--run", run], tmp_path / "log")
+    luthier(["merge", run, tmp_path / "merged"], tmp_path / "log")
     ours = _luthiers_logits(recipe, run)
-    adapter = _logits("adapter", tmp_path / "model", run / "adapter")
-    base = _logits("model", tmp_path / "model", tmp_path / "model")
-    _run("-m", "luthier", "merge", str(run), str(tmp_path / "merged"))
-    merged = _logits("model", tmp_path / "model", tmp_path / "merged")
-    flat = [list(chain.from_iterable(rows)) for rows in (ours, adapter, merged, base)]
-    assert flat[1] == pytest.approx(flat[0], abs=1e-5)
-    assert flat[2] == pytest.approx(flat[0], abs=1e-4)
-    assert max(abs(a - b) for a, b in zip(flat[0], flat[3], strict=True)) > 1e-2  # the training is in there
+    model = tmp_path / "model"
+    adapter, merged, base = _logits(model, run / "adapter", tmp_path / "merged", model)
+    assert adapter == pytest.approx(ours, abs=1e-5)
+    assert merged == pytest.approx(ours, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(ours, base, strict=True)) > 1e-2  # the training is in there
 
 
 @pytest.mark.slow
@@ -75,6 +71,6 @@ def test_a_fully_trained_model_loads_without_luthier(tmp_path: Path) -> None:
         write_recipe(tmp_path, model={"adapter": None}, train={"max_steps": 6, "learning_rate": 1e-3}),
         tmp_path / "run",
     )
-    _run("-m", "luthier", "train", str(recipe), "--run", str(run))
-    ours, plain = _luthiers_logits(recipe, run), _logits("model", tmp_path / "model", run / "model")
-    assert list(chain.from_iterable(plain)) == pytest.approx(list(chain.from_iterable(ours)), abs=1e-5)
+    luthier(["train", recipe, "--run", run], tmp_path / "log")
+    [plain] = _logits(tmp_path / "model", run / "model")
+    assert plain == pytest.approx(_luthiers_logits(recipe, run), abs=1e-5)

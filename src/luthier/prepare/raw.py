@@ -39,7 +39,12 @@ class RawWriter:
         self.close()
 
     def add(
-        self, record: Record, fields: str, text: str, split: Split | None, neighbourhood: str | None
+        self,
+        record: Record,
+        fields: str,
+        text: str,
+        split: Split | None = None,
+        neighbourhood: str | None = None,
     ) -> bool:
         """Takes one record; True when the chunk is full.
 

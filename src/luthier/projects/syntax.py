@@ -75,10 +75,10 @@ def declared_names(text: str, language: str) -> frozenset[str]:
     """Names of the functions, methods and classes that a file declares, at any depth."""
     if not has_grammar(language):
         return frozenset()
-    source, root = _parse(text, language)
+    source, root = parse(text, language)
     return frozenset(
         _text(name, source)
-        for node in _nodes(root, _KINDS[language]["declares"])
+        for node in nodes(root, _KINDS[language]["declares"])
         if (name := node.child_by_field_name("name")) is not None
     )
 
@@ -87,13 +87,13 @@ def imports(text: str, language: str) -> list[Import]:
     """The names that a file's imports bind, in order."""
     if not has_grammar(language):
         return []
-    source, root = _parse(text, language)
+    source, root = parse(text, language)
     if language == "java":
         return [
-            found for node in _nodes(root, {"import_declaration"}) for found in _java_import(node, source)
+            found for node in nodes(root, {"import_declaration"}) for found in _java_import(node, source)
         ]
     found = []
-    for node in _nodes(root, {"import_statement", "import_from_statement"}):
+    for node in nodes(root, {"import_statement", "import_from_statement"}):
         module = node.child_by_field_name("module_name")
         if module is None:
             for name in node.children_by_field_name("name"):
@@ -113,9 +113,9 @@ def identifiers(text: str, language: str) -> list[Identifier]:
     """The identifiers of a file's code, in order; names of keyword arguments, which are the callee's, are left out."""
     if not has_grammar(language):
         return []
-    source, root = _parse(text, language)
+    source, root = parse(text, language)
     found = []
-    for node in _nodes(root, _KINDS[language]["identifiers"]):
+    for node in nodes(root, _KINDS[language]["identifiers"]):
         parent = node.parent
         if parent is not None and parent.type == "keyword_argument" and _is(parent, "name", node):
             continue
@@ -136,9 +136,9 @@ def called_names(text: str, language: str = "python") -> list[tuple[str, str]]:
     """
     if not has_grammar(language):
         return []
-    source, root = _parse(text, language)
+    source, root = parse(text, language)
     found = []
-    for node in _nodes(root, {"call", "method_invocation", "object_creation_expression"}):
+    for node in nodes(root, {"call", "method_invocation", "object_creation_expression"}):
         target = (
             node.child_by_field_name("function")
             or node.child_by_field_name("name")
@@ -165,16 +165,16 @@ def skeleton(text: str, language: str) -> str:
     """
     if not has_grammar(language):
         return ""
-    source, root = _parse(text, language)
+    source, root = parse(text, language)
     cuts: list[tuple[int, int, bytes]] = []
     declares = 0
-    for node in _nodes(root, _KINDS[language]["declares"], inside=False):
+    for node in nodes(root, _KINDS[language]["declares"], inside=False):
         declares += 1
         cuts += _body_cuts(node, language)
     if not declares:
         return ""
     cuts += _docstring_cuts(root, source) if language == "python" else []
-    for node in _nodes(root, {"comment", "line_comment", "block_comment"}):
+    for node in nodes(root, {"comment", "line_comment", "block_comment"}):
         cuts.append((node.start_byte, node.end_byte, b""))
     pieces, place = [], 0
     for start, end, new in sorted(cuts):
@@ -195,7 +195,7 @@ def blocks(text: str, language: str, most_lines: int = 40) -> list[tuple[int, in
     num_lines = text.count("\n") + (not text.endswith("\n"))
     starts = [0]
     if has_grammar(language):
-        _, root = _parse(text, language)
+        _, root = parse(text, language)
         starts += [child.start_point[0] for child in root.named_children]
     ends = [*sorted(set(starts))[1:], num_lines]
     found: list[tuple[int, int]] = []
@@ -223,12 +223,13 @@ def _parser(language: str) -> Any:
     return Parser(Language(grammar.language()))
 
 
-def _parse(text: str, language: str) -> tuple[bytes, Any]:
+def parse(text: str, language: str) -> tuple[bytes, Any]:
+    """The text as bytes, and the root of its syntax tree."""
     source = text.encode("utf-8", "replace")
     return source, _parser(language).parse(source).root_node
 
 
-def _nodes(root: Any, kinds: set[str], *, inside: bool = True) -> Iterator[Any]:
+def nodes(root: Any, kinds: set[str], *, inside: bool = True) -> Iterator[Any]:
     """The nodes of some kinds, in order; with ``inside=False`` not those within a function that was given."""
     waiting = [root]
     while waiting:
@@ -313,7 +314,7 @@ def _docstring_cuts(root: Any, source: bytes) -> Iterator[tuple[int, int, bytes]
     """What is behind the first line of the docstrings of a module and its classes."""
     for node in [
         root,
-        *(n.child_by_field_name("body") for n in _nodes(root, {"class_definition"}, inside=True)),
+        *(n.child_by_field_name("body") for n in nodes(root, {"class_definition"}, inside=True)),
     ]:
         first = (
             next((child for child in node.named_children if child.type != "comment"), None) if node else None

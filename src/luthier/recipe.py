@@ -91,6 +91,15 @@ class Scratch(Options):
     """Text of the source that the tokenizer is trained on at most, from the beginning."""
 
 
+class Rope(Options):
+    """Rotary positions scaled so that rows may be longer than those that a model was made for."""
+
+    type: Literal["linear", "yarn"] = "yarn"
+    """``linear`` puts the positions closer together; ``yarn`` only those of slow frequencies, and needs less training to get used to."""
+    factor: float = Field(gt=1)
+    """How many times as many positions."""
+
+
 class Model(Options):
     """Which model, and what of it is trained."""
 
@@ -114,6 +123,8 @@ class Model(Options):
     """Regular expressions of names of parameters that would be trained, an adapter's own included, and are not; each must match something."""
     new_tokens: list[str] = []
     """Tokens to add: embeddings are resized, trained and saved."""
+    rope: Rope | None = None
+    """Scale rotary positions by a factor, for rows longer than the model's own positions; ``null`` leaves them, and longer rows are refused. An adapter needs its base loaded with the same ``rope_parameters`` elsewhere; ``luthier merge`` writes a model with them."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; ``auto`` is what transformers takes."""
     trust_remote_code: bool = False

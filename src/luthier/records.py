@@ -23,11 +23,14 @@ class Record:
         id: Unique in its source and stable over runs, for example ``rows.jsonl:17`` or a file's path.
         fields: Named values: the columns of a row, or ``text`` and ``path`` of a file.
         group: What must never straddle a split (file, project, release, template).
+        neighbours: For a task that asks for them: the records of the same source that belong together, by what holds
+            them together (``Task.neighbourhood``), this one included.
     """
 
     id: str
     fields: Mapping[str, Any]
     group: str
+    neighbours: Mapping[str, Sequence[Record]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

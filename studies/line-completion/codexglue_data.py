@@ -33,7 +33,7 @@ PROJECTS = {
 
 def codes(split: str) -> list[tuple[str, str]]:
     """Id and text of the files of a split's projects that hold code."""
-    records = Sdists(packages=PROJECTS[split], min_bytes=200).records()
+    records = Sdists(packages=PROJECTS[split], min_bytes=200, keep_vendored=True).records()
     return [(r.id, str(r.fields["text"])) for r in records if isinstance(r, Record)]
 
 

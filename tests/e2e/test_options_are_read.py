@@ -8,7 +8,7 @@ from tests.fixtures.tiny_run import write_recipe
 
 from luthier import pipeline
 from luthier.encoding.infill import SENTINELS, Infill
-from luthier.recipe import Adapter, Check, Data, Evaluate, Model, Options, Recipe, Report, Splits, Train
+from luthier.recipe import Adapter, Check, Data, Evaluate, Model, Options, Recipe, Report, Rope, Splits, Train
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
@@ -19,7 +19,7 @@ def test_every_option_of_a_recipe_is_read_by_a_run(tmp_path: Path, monkeypatch: 
         train={"max_steps": 2, "eval_every_steps": 1},
         description="words",
         task={"type": "line-completion", "min_context_tokens": 8, "infill": {"sentinels": "new"}},
-        model={"new_tokens": list(SENTINELS["new"].tokens)},
+        model={"new_tokens": list(SENTINELS["new"].tokens), "rope": {"factor": 2.0}},
     )
     recipe = pipeline.read(path)
     read: set[tuple[type, str]] = set()
@@ -34,7 +34,7 @@ def test_every_option_of_a_recipe_is_read_by_a_run(tmp_path: Path, monkeypatch: 
     pipeline.run(recipe, folder=tmp_path / "run")
     unread = [
         f"{section.__name__}.{name}"
-        for section in (Recipe, Model, Adapter, Data, Splits, Train, Evaluate, Report, Check, Infill)
+        for section in (Recipe, Model, Adapter, Data, Splits, Train, Evaluate, Report, Check, Infill, Rope)
         for name in section.model_fields
         if (section, name) not in read
     ]

@@ -1,9 +1,12 @@
 """Our losses against transformers' own, and generation in batches against one at a time and transformers' generate."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.fixtures import tiny_trainer
 from tests.fixtures.tiny_model import make_model, make_tokenizer, random_rows
 from transformers import (
@@ -11,6 +14,8 @@ from transformers import (
     FalconH1Config,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     Mamba2Config,
     MistralConfig,
     MistralForCausalLM,
@@ -22,6 +27,7 @@ from luthier.models.bigs import BigsConfig
 from luthier.models.forward import head_is_plain, token_scores
 from luthier.models.generate import generate, score_and_generate
 from luthier.models.mamba import speed_up
+from luthier.records import Row
 
 
 def test_loss_equals_transformers_own_with_labels() -> None:
@@ -85,6 +91,62 @@ def test_one_pass_over_the_prompt_scores_and_generates_like_two() -> None:
         assert outputs == [apart[i] for i in indices]
         expected = token_scores(model, collate([rows[i] for i in indices], 2))
         torch.testing.assert_close(scores.nll_N, expected.nll_N, rtol=1e-5, atol=1e-5)
+
+
+def rows_of_two_files() -> list[Row]:
+    """Rows whose prompts go on with one another or part somewhere, two that nothing else begins like, and one twice."""
+    draw = np.random.default_rng(3)
+    rows = []
+    for number, count in enumerate((9, 4, 1, 1)):
+        file = draw.integers(3, 300, 260)
+        for _ in range(count):
+            end = int(draw.integers(180, 220))
+            ids = np.concatenate([file[:end], draw.integers(3, 300, int(draw.integers(1, 9)))])
+            if len(rows) % 3 == 0:  # what the row is asked for is what the longer ones go on with
+                ids = file[: end + 5]
+            weights = np.where(np.arange(len(ids)) < end - int(draw.integers(0, 3)), 0.0, 1.0).astype(np.float32)
+            prompt = int(np.flatnonzero(weights)[0])
+            rows.append(replace(random_rows(1)[0], id=f"{number}-{len(rows)}", input_ids=ids.astype(np.int32),
+                                loss_weights=weights, span_ids=np.zeros(len(ids), np.int16), num_prompt_tokens=prompt))  # fmt: skip
+    return [*rows, rows[0]]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("batch_size", [3, 16])
+@pytest.mark.parametrize("kind", ["llama", "scaled", "adapter"])
+def test_what_prompts_share_is_computed_once_and_changes_nothing(kind: str, batch_size: int) -> None:
+    tokenizer, rows = TextTokenizer(make_tokenizer()), rows_of_two_files()
+    if kind == "scaled":  # its head is more than a matrix product
+        config = GraniteConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, logits_scaling=3.0, initializer_range=0.5, eos_token_id=2, bos_token_id=1,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = GraniteForCausalLM(config).eval()
+    else:
+        model = make_model()
+    if kind == "adapter":
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+    num_tokens = []
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda _, inputs, __: num_tokens.append(inputs[0].numel()))
+    results = []
+    for shared in (False, True):
+        num_tokens.clear()
+        losses: dict[int, torch.Tensor] = {}
+        texts: dict[int, list[int]] = {}
+        for indices, scores, outputs in score_and_generate(
+            model, tokenizer, rows, max_new_tokens=12, batch_size=batch_size, share_prefixes=shared
+        ):
+            texts |= {i: output.ids for i, output in zip(indices, outputs, strict=True)}
+            losses |= {i: scores.nll_N[scores.rows_N == place] for place, i in enumerate(indices)}
+        results.append((texts, losses, sum(num_tokens)))
+    (texts, losses, num_alone), (shared_texts, shared_losses, num_shared) = results
+    assert shared_texts == texts and len(texts) == len(rows)
+    assert len({tuple(ids) for ids in texts.values()}) > 8
+    for index, expected in losses.items():
+        torch.testing.assert_close(shared_losses[index], expected, rtol=1e-4, atol=1e-4)
+    assert num_shared < 0.5 * num_alone
 
 
 STATEFUL = {

@@ -6,6 +6,8 @@ import datetime
 import decimal
 import json
 import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,3 +53,34 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"a field holds {type(value).__name__}, which is no text, number, list or mapping")
+
+
+class Neighbours(Mapping[str, Sequence[Record]]):
+    """The records of one source by what holds them together, read when they are asked for; the last two are kept.
+
+    Args:
+        places: Where the records of each key are, in any form that ``read`` knows.
+        read: The records at such places.
+    """
+
+    _KEPT = 2
+
+    def __init__(
+        self, places: Mapping[str, Sequence[Any]], read: Callable[[Sequence[Any]], list[Record]]
+    ) -> None:
+        self._places, self._read = places, read
+        self._kept: OrderedDict[str, list[Record]] = OrderedDict()
+
+    def __getitem__(self, key: str) -> Sequence[Record]:
+        if key not in self._kept:
+            self._kept[key] = self._read(self._places[key])
+            if len(self._kept) > self._KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError
+from luthier.models import rope
 from luthier.models.forward import base_model
 from luthier.models.head import is_linear
 from luthier.models.load import Precision, resolve, without_weights
@@ -170,6 +171,8 @@ def shape_of(settings: Model, precision: Precision) -> Shape:
         UserError: No config, names in the recipe that match nothing, or blocks of another kind than LLaMA's.
     """
     config, source = config_of(settings)
+    if settings.rope is not None:
+        rope.scale(config, settings.rope)
     model = without_weights(settings, config, precision)
     base = base_model(model)
     text = base.config.get_text_config()  # after room was made for new tokens

@@ -60,11 +60,12 @@ def evaluate(
             model.eval()
             results[which] = _judge(recipe, task, examples, tokenizer, model, metrics, which, progress)
         seconds[which] = round(time.perf_counter() - began, 2)
+    prompts = [tokenizer.decode(row.input_ids[: row.num_prompt_tokens], first=True) for row in examples]
     predictions = [
         {
             "id": row.id,
             "group": row.group,
-            "prompt": tokenizer.decode(row.input_ids[: row.num_prompt_tokens], first=True),
+            "prompt": prompts[i],
             "target": row.target,
             "target_bytes": row.target_bytes,
             "meta": dict(row.meta),
@@ -72,6 +73,13 @@ def evaluate(
         }
         for i, row in enumerate(examples)
     ]
+    rules = [task.baseline(prompt) for prompt in prompts] if recipe.evaluate.generate else []
+    if any(rule is not None for rule in rules):
+        texts = [rule or "" for rule in rules]
+        for prediction, text, scored in zip(
+            predictions, texts, _scored(task, examples, texts, metrics), strict=True
+        ):
+            prediction["baseline"] = {"output": text, "scores": scored}
     scores = {
         "split": "test",
         **compare(predictions, recipe.evaluate.num_bootstrap, recipe.seed),
@@ -127,12 +135,19 @@ def _judge(
         if progress:
             progress(label, done, len(rows))
     if recipe.evaluate.generate:
-        answers = [task.answer_to(row, text) for row, text in zip(rows, texts, strict=True)]
-        targets = [task.answer(row.target) for row in rows]
-        values = {name: _values(metric, answers, targets, rows) for name, metric in metrics.items()}
-        for i in range(len(rows)):
-            results[i]["scores"] = {name: value[i] for name, value in values.items()}
+        for result, scored in zip(results, _scored(task, rows, texts, metrics), strict=True):
+            result["scores"] = scored
     return results
+
+
+def _scored(
+    task: Task, rows: Sequence[Row], texts: Sequence[str], metrics: Mapping[str, Callable[..., list[float]]]
+) -> list[dict[str, float]]:
+    """The metrics of the text for each row, by name."""
+    answers = [task.answer_to(row, text) for row, text in zip(rows, texts, strict=True)]
+    targets = [task.answer(row.target) for row in rows]
+    values = {name: _values(metric, answers, targets, rows) for name, metric in metrics.items()}
+    return [{name: value[i] for name, value in values.items()} for i in range(len(rows))]
 
 
 def _values(

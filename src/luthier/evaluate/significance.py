@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -85,8 +87,24 @@ def compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: 
         seed: Of the bootstrap.
 
     Returns:
-        ``num_rows``, ``num_groups``, ``metrics`` and, where rows were generated, ``mcnemar``.
+        ``num_rows``, ``num_groups``, ``metrics`` and, where rows were generated, ``mcnemar``, ``macro`` (the generated scores
+        as means over groups of their means) and ``baseline`` (their means for a rule without a model, if the task has one).
+        Where rows name ``strata`` in their ``meta``: ``strata``, name -> value -> the same of the rows that have it.
     """
+    result = _compare(predictions, num_resamples, seed)
+    strata: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for prediction in predictions:
+        for name, value in prediction.get("meta", {}).get("strata", {}).items():
+            strata.setdefault(name, {}).setdefault(str(value), []).append(prediction)
+    if strata:
+        result["strata"] = {
+            name: {value: _compare(rows, num_resamples, seed) for value, rows in sorted(values.items())}
+            for name, values in strata.items()
+        }
+    return result
+
+
+def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: int) -> dict[str, Any]:
 
     def ratio(which: str, numerator: str, denominator: str, scale: float = 1.0) -> Ratio:
         of = [{**p[which], "target_bytes": p["target_bytes"]} for p in predictions]
@@ -107,11 +125,26 @@ def compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: 
     }
     pairs |= {name: Pair(Ratio.mean(base), Ratio.mean(tuned)) for name, (base, tuned) in scores.items()}
     groups = [p["group"] for p in predictions]
-    differences = paired_bootstrap(list(pairs.values()), groups, num_resamples=num_resamples, seed=seed)
+    sizes = Counter(groups)
+    shares = [1 / sizes[group] for group in groups]
+    macro = {
+        name: Pair(*(Ratio([s * w for s, w in zip(column, shares, strict=True)], shares) for column in columns))
+        for name, columns in scores.items()
+    }
+    differences = paired_bootstrap(
+        [*pairs.values(), *macro.values()], groups, num_resamples=num_resamples, seed=seed
+    )
     result: dict[str, Any] = {"num_rows": len(predictions), "num_groups": len(set(groups)), "metrics": {}}
-    for name, difference in zip(pairs, differences, strict=True):
+    for name, difference in zip(pairs, differences, strict=False):
         better, unit = _LOWER_IS_BETTER.get(name, ("higher", "share"))
         result["metrics"][name] = {**asdict(difference), "better": better, "unit": unit}
+    if macro:
+        result["macro"] = {
+            name: asdict(difference) for name, difference in zip(macro, differences[len(pairs) :], strict=True)
+        }
+    rules = [p["baseline"]["scores"] for p in predictions if "baseline" in p]
+    if rules:
+        result["baseline"] = {name: fmean(rule[name] for rule in rules) for name in rules[0]}
     result["mcnemar"] = {}
     for name, columns in scores.items():
         if any(score not in (0, 1) for column in columns for score in column):

@@ -32,6 +32,10 @@ from luthier.models.sharded import is_sharded, same_everywhere
 from luthier.records import Row
 
 
+# Shared tokens below which a pass of its own for them is not worth it.
+_LEAST_SHARED = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """What was generated for a prompt.
@@ -82,8 +86,12 @@ def score_and_generate(
     max_new_tokens: int,
     stop_pattern: str | None = None,
     batch_size: int = 32,
+    share_prefixes: bool = True,
 ) -> Iterator[tuple[list[int], TokenScores, list[Output]]]:
     """Scores of each row's target, and what the model itself writes in its place, from one pass over the prompt.
+
+    Rows whose prompts begin with the same tokens, such as lines of one file with its project before them, go through the
+    model once for what they share: the keys and values of the longest are those of all others up to where they part.
 
     A model whose weights are in shards goes through this on all of its processes together.
 
@@ -101,6 +109,7 @@ def score_and_generate(
         max_new_tokens: Where a row is cut off.
         stop_pattern: A row ends once this matches its text (the text keeps the match).
         batch_size: Rows at once.
+        share_prefixes: Whether to compute shared beginnings once; changes speed, never the result.
 
     Yields:
         Indices of some rows, the scores of their trained tokens, and their outputs.
@@ -117,8 +126,15 @@ def score_and_generate(
     if window and longest > window:
         batch_size = 1  # a window counts places in the cache, masked ones included; alone, a row has none
     plain = not head_is_plain(model, collate([_row([1, 1], 1)], 0).to(base_model(model).device))
-    order = sorted(range(len(rows)), key=lambda i: -rows[i].num_prompt_tokens)
+    alone = list(range(len(rows)))
     try:
+        if share_prefixes and not (window or base_model(model)._is_stateful or is_sharded(model)):
+            families, alone = _families(rows)
+            for family in families:
+                yield from _from_one_prefix(
+                    model, tokenizer, rows, family, plain, max_new_tokens, stop, batch_size
+                )
+        order = sorted(alone, key=lambda i: -rows[i].num_prompt_tokens)
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             batch = collate([rows[i] for i in indices], pad_id=0).to(base_model(model).device)
@@ -146,6 +162,103 @@ def score_and_generate(
             yield indices, scores, outputs
     finally:
         model.train(was_training)
+
+
+def _families(rows: Sequence[Row]) -> tuple[list[list[int]], list[int]]:
+    """Rows that share most of their prompts, and those that share it with none.
+
+    In the order of their ids prompts that begin alike are neighbours; one joins the one before it if at least three
+    quarters of it, and 64 tokens, are the same.
+    """
+    prompts = [row.input_ids[: row.num_prompt_tokens] for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: prompts[i].astype(">i4").tobytes())
+    families: list[list[int]] = []
+    for place, index in enumerate(order):
+        shared = _num_shared(prompts[order[place - 1]], prompts[index]) if place else 0
+        if shared >= max(_LEAST_SHARED, 0.75 * len(prompts[index])):
+            families[-1].append(index)
+        else:
+            families.append([index])
+    return [f for f in families if len(f) > 1], [f[0] for f in families if len(f) == 1]
+
+
+def _num_shared(first: np.ndarray, second: np.ndarray) -> int:
+    """Tokens that two rows begin with alike."""
+    size = min(len(first), len(second))
+    different = np.flatnonzero(first[:size] != second[:size])
+    return int(different[0]) if len(different) else size
+
+
+def _from_one_prefix(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: TextTokenizer,
+    rows: Sequence[Row],
+    family: Sequence[int],
+    plain: bool,
+    max_new_tokens: int,
+    stop: re.Pattern[str] | None,
+    batch_size: int,
+) -> Iterator[tuple[list[int], TokenScores, list[Output]]]:
+    """``score_and_generate`` of rows that begin alike: the longest goes through the model, of the others only what is their own.
+
+    At least the last token of a prompt is read again, since what the model says behind it is asked for.
+    """
+    base = base_model(model)
+    trunk = rows[max(family, key=lambda i: rows[i].num_prompt_tokens)].input_ids
+    shared = {
+        i: min(_num_shared(rows[i].input_ids, trunk), rows[i].num_prompt_tokens - 1) for i in family
+    }
+    size = max(shared.values())
+    prefix = DynamicCache(config=base.config)
+    batch = collate([_row(trunk[: size + 1], size)], pad_id=0).to(base.device)
+    few = replace(
+        batch,
+        input_ids_BT=batch.input_ids_BT[:, :size],
+        attention_mask_BT=batch.attention_mask_BT[:, :size],
+        position_ids_BT=batch.position_ids_BT[:, :size],
+    )
+    base.base_model(**forward_inputs(base.base_model, few, prefix))
+    order = sorted(family, key=lambda i: shared[i] - len(rows[i].input_ids))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        own = [
+            replace(
+                rows[i],
+                input_ids=rows[i].input_ids[shared[i] :],
+                loss_weights=rows[i].loss_weights[shared[i] :],
+                num_prompt_tokens=rows[i].num_prompt_tokens - shared[i],
+            )
+            for i in indices
+        ]
+        cache = DynamicCache(config=base.config)
+        for place, layer in enumerate(prefix.layers):
+            keys, values = (kept.expand(len(indices), -1, -1, -1) for kept in (layer.keys, layer.values))
+            cache.update(keys, values, place)
+        batch = collate(own, pad_id=0).to(base.device)
+        shared_B = torch.tensor([shared[i] for i in indices], device=base.device)
+        seen_BT = (torch.arange(size, device=base.device) < shared_B[:, None]).long()
+        batch = replace(
+            batch,
+            attention_mask_BT=torch.cat([seen_BT, batch.attention_mask_BT], dim=1),
+            position_ids_BT=batch.position_ids_BT + shared_B[:, None],
+            left_padded=True,  # the mask counts: between a row's own tokens and what it shares lies what it does not
+        )
+        scores = token_scores(model, batch, plain=plain, cache=cache)
+        own_B = torch.tensor([row.num_prompt_tokens for row in own], device=base.device)
+        longest = int(own_B.max())
+        cache.crop(longest - batch.input_ids_BT.shape[1])
+        mask_BT = torch.cat(
+            [seen_BT, (torch.arange(longest, device=base.device) < own_B[:, None]).long()], dim=1
+        )
+        firsts_B = scores.best_N[
+            torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=base.device))
+        ]
+        outputs = _continue(
+            model, tokenizer, cache, mask_BT, shared_B + own_B, firsts_B, max_new_tokens, stop
+        )
+        del cache, batch
+        give_back()
+        yield indices, scores, outputs
 
 
 def _read_prompts(model: PreTrainedModel | PeftModel, rows: Sequence[Row], cache: DynamicCache) -> Tensor:

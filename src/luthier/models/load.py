@@ -22,6 +22,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -33,7 +34,7 @@ from luthier import registry
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.models import bigs as bigs  # so that transformers' Auto classes know it
-from luthier.models import mamba, start
+from luthier.models import mamba, rope, start
 from luthier.models.adapter import (
     add_adapter,
     one_line,
@@ -399,8 +400,15 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
     if settings.trust_remote_code:
         logger.warning("model.trust_remote_code: code that comes with %s is run", name)
     try:
+        config: dict[str, Any] = {}
+        if settings.rope is not None:
+            config["config"] = AutoConfig.from_pretrained(
+                name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+            )
+            rope.scale(config["config"], settings.rope)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
+            **config,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,

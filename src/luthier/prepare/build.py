@@ -123,7 +123,7 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
         "tokenizer": tokenizer.hash(),
         "seed": recipe.seed,
         "code": hash_folder(
-            package, ("prepare/*.py", "encoding/*.py", "sources/*.py", "rows.py", "records.py")
+            package, ("prepare/*.py", "encoding/*.py", "projects/*.py", "sources/*.py", "rows.py", "records.py")
         ),
         "rensa": importlib.metadata.version("rensa"),
     }
@@ -203,7 +203,13 @@ class _Preparation:
                     self.ids.append(stable_hash(record.id))
                     self.groups.append(stable_hash(record.group))
                     self.ranks.append(rank)
-                    if raw.add(record, fields, self.task.duplicate_text(record)):
+                    if raw.add(
+                        record,
+                        fields,
+                        self.task.duplicate_text(record),
+                        SPLITS[rank] if rank else None,
+                        self.task.neighbourhood(record),
+                    ):
                         deduplicator.add(raw.flush())
                         self.report("reading", self.ledger.num_in["records"], None)
             deduplicator.add(raw.flush())

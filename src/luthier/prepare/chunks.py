@@ -8,10 +8,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import groupby
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from luthier.encoding.encode import encode
+from luthier.encoding.raw_records import Neighbours
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.recipe import Auto, build
@@ -67,6 +69,14 @@ class ChunkEncoder:
         self._task_name = task["type"]
         self._task = build("task", task, "recipe key task")
         self._tokenizer, self._max_length, self._seed = tokenizer, max_length, seed
+        places: dict[str | None, dict[str, list[tuple[int, int]]]] = {}
+        for number in range(self._reader.num_record_batches):
+            batch = self._reader.get_batch(number)
+            keys = zip(batch["split"].to_pylist(), batch["neighbourhood"].to_pylist(), strict=True)
+            for place, (split, key) in enumerate(keys):
+                if key is not None:
+                    places.setdefault(split, {}).setdefault(key, []).append((number, place))
+        self._neighbours = {split: Neighbours(found, self._read) for split, found in places.items()}
 
     def encode(self, index: int, keep: np.ndarray, splits: np.ndarray) -> Chunk:
         """The rows of one chunk.
@@ -81,11 +91,7 @@ class ChunkEncoder:
         raw = self._reader.get_batch(index)
         for place in np.flatnonzero(keep).tolist():
             split = SPLITS[splits[place]]
-            record = Record(
-                raw["id"][place].as_py(),
-                json.loads(raw["fields"][place].as_py()),
-                raw["group"][place].as_py(),
-            )
+            record = _record(raw, place, self._neighbours.get(raw["split"][place].as_py(), {}))
             chunk.num_records += 1
             num_before = chunk.num_made
             for item in self._task.examples(
@@ -111,6 +117,14 @@ class ChunkEncoder:
                 chunk.batches[split].append(to_batch(rest))
         return chunk
 
+    def _read(self, places: Sequence[tuple[int, int]]) -> list[Record]:
+        """The records at some places of the raw file, which are given in its order."""
+        records = []
+        for number, group in groupby(places, key=lambda place: place[0]):
+            batch = self._reader.get_batch(number)
+            records += [_record(batch, place, {}) for _, place in group]
+        return records
+
     def _check_group(self, example: Example, record: Record) -> None:
         if example.group != record.group:
             raise UserError(
@@ -119,6 +133,15 @@ class ChunkEncoder:
                 f"task {self._task_name}",
                 "pass record.group on to the Example",
             )
+
+
+def _record(batch: pa.RecordBatch, place: int, neighbours: Mapping[str, Sequence[Record]]) -> Record:
+    return Record(
+        batch["id"][place].as_py(),
+        json.loads(batch["fields"][place].as_py()),
+        batch["group"][place].as_py(),
+        neighbours,
+    )
 
 
 _encoder: ChunkEncoder | None = None  # of a worker process

@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from luthier.errors import UserError
 from luthier.recipe import build
-from luthier.records import Dropped, Record
+from luthier.records import Dropped, Record, Split
 from luthier.rows import read_batches
 
 _CHUNK_RECORDS = 500
 _CHUNK_BYTES = 8_000_000
-_SCHEMA = pa.schema([("id", pa.string()), ("group", pa.string()), ("fields", pa.string())])
+_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "group", "fields", "split", "neighbourhood")])
 
 
 class RawWriter:
@@ -24,7 +24,7 @@ class RawWriter:
 
     def __init__(self, path: Path) -> None:
         self._writer = pa.ipc.new_file(str(path), _SCHEMA)
-        self._rows: list[tuple[str, str, str]] = []
+        self._rows: list[tuple[str | None, ...]] = []
         self._texts: list[str] = []
         self._num_chars = 0
 
@@ -38,9 +38,24 @@ class RawWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, record: Record, fields: str, text: str) -> bool:
-        """Takes one record; True when the chunk is full."""
-        self._rows.append((record.id, record.group, fields))
+    def add(
+        self,
+        record: Record,
+        fields: str,
+        text: str,
+        split: Split | None = None,
+        neighbourhood: str | None = None,
+    ) -> bool:
+        """Takes one record; True when the chunk is full.
+
+        Args:
+            record: The record.
+            fields: Its fields as JSON.
+            text: By which copies of it are found.
+            split: Of whose own source it is; None: of the one that is split by shares.
+            neighbourhood: What the task wants it to be seen together with.
+        """
+        self._rows.append((record.id, record.group, fields, split, neighbourhood))
         self._texts.append(text)
         self._num_chars += len(fields)
         return len(self._rows) >= _CHUNK_RECORDS or self._num_chars >= _CHUNK_BYTES

@@ -14,13 +14,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from luthier.report.history import History, Smoothed, epoch_starts, finite, read, smooth
+from luthier.report.history import History, Smoothed, epoch_starts, finite, read, smooth, warmup_end
 from luthier.run_folder import RunFolder
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; in grey they differ in lightness too.
 _TRAIN, _EVAL, _NORM, _RATE = "#0072B2", "#D55E00", "#007A5A", "#8A4B7D"
 _WATCHER = "#A83A00"
 _RUNS = ("#0072B2", "#D55E00", "#009E73", "#8A4B7D", "#56B4E9", "#B07500", "#1F2328")
+_WARMUP = "#F3EEDF"
 _RAW, _INK, _FAINT = "#9CC3DD", "#1F2328", "#6B7280"
 _STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that the figure is the same everywhere
@@ -67,10 +68,15 @@ def draw(run: RunFolder, window: int) -> list[Path]:
         rate.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         rate.set_xlim(left=0)
         for axes in (top, norm, rate):
+            if (warm := warmup_end(history)) > 1:
+                axes.axvspan(0, warm, color=_WARMUP, linewidth=0, zorder=0)
             for step in epoch_starts(history):
                 axes.axvline(step, color="#B4B9C1", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             for found in history.findings:
                 axes.axvline(found["step"], color=_WATCHER, linewidth=1.4, linestyle=(0, (1, 2)), zorder=2)
+        if warm > 1:
+            rate.annotate("warm-up", (0, 1), xycoords=("data", "axes fraction"), xytext=(4, -3),
+                          textcoords="offset points", va="top", fontsize=10, color=_FAINT)  # fmt: skip
         _name_epochs(top, history)
         _name_findings(top, history)
         _token_axis(top, history)

@@ -105,6 +105,8 @@ class KeyFigures:
     train_last: float | None
     """Smoothed where there are enough steps, since a single step is noise."""
     train_best: float | None
+    train_improvement: float | None
+    """Share by which the last training loss is below the first one, both as shown."""
     eval_first: float | None
     eval_last: float | None
     eval_best: float | None
@@ -139,13 +141,15 @@ def key_figures(history: History, smoothed: Smoothed) -> KeyFigures:
         at = dict(zip((row["step"] for row in history.steps), line, strict=True)).get(evals[-1][0]["step"])
         gap = evals[-1][1] - at if at is not None else None
     first_eval = evals[0][1] if evals else None
+    first_train = next((loss for loss in raw if loss is not None), None)
     last = (history.steps or history.evals or [{}])[-1]
     speeds = [speed for speed in history.series("tokens_per_s") if speed is not None]
     peaks = history.series("peak_memory_gib") + history.series("memory_gib")
     return KeyFigures(
-        train_first=next((loss for loss in raw if loss is not None), None),
+        train_first=first_train,
         train_last=train[-1] if train else None,
         train_best=min(train, default=None),
+        train_improvement=1 - train[-1] / first_train if train and first_train else None,
         eval_first=first_eval,
         eval_last=evals[-1][1] if evals else None,
         eval_best=best[1] if best else None,
@@ -161,6 +165,15 @@ def key_figures(history: History, smoothed: Smoothed) -> KeyFigures:
         peak_memory_gib=max((gib for gib in peaks if gib is not None), default=None),
         tokens_per_s=float(np.median(speeds)) if speeds else None,
     )
+
+
+def warmup_end(history: History) -> int:
+    """The step at which the learning rate has risen to its peak for the first time; 0 where it does not begin with a rise."""
+    rates = [(row["step"], rate) for row in history.steps if (rate := finite(row.get("learning_rate")))]
+    if len(rates) < 2 or rates[1][1] <= rates[0][1]:
+        return 0
+    peak = max(rate for _, rate in rates)
+    return int(next(step for step, rate in rates if rate >= peak * (1 - 1e-9)))
 
 
 def epoch_starts(history: History) -> list[int]:

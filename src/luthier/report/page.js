@@ -109,6 +109,10 @@
     }
     draw("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }, svg);
     const plot = draw("g", { "clip-path": `url(#${clip})` }, svg);
+    if (data.warmup > 1) {
+      const shade = draw("rect", { class: "warmup", x: x(0), y: box.top, width: x(data.warmup) - x(0), height: box.bottom - box.top }, plot);
+      draw("title", {}, shade, `warm-up: ${data.warmup} steps`);
+    }
     for (const step of data.starts) draw("line", { class: "epoch", x1: x(step), x2: x(step), y1: box.top, y2: box.bottom }, plot);
     for (const mark of data.marks) {
       if (mark.step < range[0] || mark.step > range[1]) continue;

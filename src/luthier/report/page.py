@@ -19,7 +19,7 @@ from luthier.display import pages
 from luthier.errors import UserError
 from luthier.recipe import Recipe
 from luthier.records import Row
-from luthier.report import history, sections
+from luthier.report import history, sections, words
 from luthier.report.safe import code, json_for_script
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_text
 
@@ -98,10 +98,13 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "verdict": verdict,
         "metrics": sections.metrics(scores) if scores else [],
         "scores": scores,
+        "strata": sections.strata(scores) if scores else [],
+        "observations": words.observations(past, smoothed),
         "key_figures": sections.figures(history.key_figures(past, smoothed), smoothed),
         "chart": json_for_script(chart) if chart else None,
         "thinned": chart is not None and chart["total"] > len(chart["steps"]),
         "smoothed": bool(smoothed.values),
+        "warmup": history.warmup_end(past) > 1,
         "smoothing": smoothed.note,
         "figure": _data_address(run.figures / "learning_curve.png"),
         "ledger": sections.ledger(ledger) if ledger else None,

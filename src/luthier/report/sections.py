@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from luthier.report.history import History, KeyFigures, Smoothed, epoch_starts, finite
+from luthier.report.history import History, KeyFigures, Smoothed, epoch_starts, finite, warmup_end
 from luthier.report.safe import code, differences
 
 _MOST_POINTS = 3000
@@ -127,6 +127,24 @@ def headline(scores: Mapping[str, Any]) -> tuple[str, str]:
     return f"{where}{what} {verb} {change} ({interval}).{judgement}", row["verdict"]
 
 
+_MOST_STRATA = 12
+
+
+def strata(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table for each stratum that the rows name: for its values the rows and the first metric of generated text."""
+    tables = []
+    for name, values in (scores.get("strata") or {}).items():
+        rows = []
+        for value, part in sorted(values.items(), key=lambda item: -item[1]["num_rows"])[:_MOST_STRATA]:
+            entries = {row["name"]: row for row in metrics(part)}
+            shown = next((entries[key] for key in _HEADLINE if key in entries), None)
+            if shown is not None:
+                rows.append({"value": value, "num_rows": part["num_rows"], "num_groups": part["num_groups"], **shown})
+        if rows:
+            tables.append({"name": name, "rows": rows, "left_out": len(values) - len(rows)})
+    return tables
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a reader says them: ``42 s``, ``6 min 36 s``, ``3 h 05 min``."""
     if seconds is None:
@@ -170,6 +188,7 @@ def figures(key: KeyFigures, smoothed: Smoothed) -> list[tuple[str, list[tuple[s
             ("first", key.train_first, number(key.train_first, "nats"), "one step"),
             ("best", key.train_best, number(key.train_best, "nats"), line),
             ("last", key.train_last, number(key.train_last, "nats"), line),
+            ("improvement", key.train_improvement, number(key.train_improvement, "share"), "from the first step to the last"),
             ("generalisation gap", key.generalisation_gap, number(key.generalisation_gap, "nats", signed=True), gap)])),
         ("Effort", some([
             ("steps", key.last_step, f"{key.last_step or 0:,}", "" if key.epochs is None else f"{key.epochs:.2f} epochs"),
@@ -228,6 +247,7 @@ def chart_data(history: History, smoothed: Smoothed) -> dict[str, Any]:
             for row in history.evals
         ],
         "starts": epoch_starts(history),
+        "warmup": warmup_end(history),
         "marks": [{"step": found["step"], "check": found["check"]} for found in history.findings],
         "total": len(raw),
     }

@@ -175,7 +175,7 @@ class Code(Source):
             if len(roots) == 1 and os.path.isdir(roots[0])
             else os.path.commonpath([os.path.dirname(r) for r in roots])
         )
-        include, exclude = _pattern(self.include), _pattern(self.exclude)
+        include, exclude = glob_pattern(self.include), glob_pattern(self.exclude)
         for root in roots:
             if os.path.isdir(root):
                 yield from _walk(root, top, include, exclude)
@@ -237,7 +237,7 @@ def _walk(
         folders += reversed(inner)
 
 
-def _pattern(globs: list[str]) -> re.Pattern[str]:
+def glob_pattern(globs: list[str]) -> re.Pattern[str]:
     """One regular expression for a list of globs, over paths with ``/`` (of folders too, which end in one)."""
     tokens = re.compile(r"\*\*/|\*\*|\*|\?|\[[!^]?\]?[^\]]*\]|.", re.DOTALL)
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}

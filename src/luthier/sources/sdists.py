@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -16,57 +14,49 @@ from luthier.errors import UserError
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.run_folder import cache_folder, hash_file, logger, new_folder
-from luthier.sources import Source
-from luthier.sources.code import Code
+from luthier.sources.project_files import ProjectFiles, hash_of, refuse_nothing
 
-_PINNED = re.compile(r"[\w.-]+==[\w.!+-]+")
+PINNED = re.compile(r"[\w.-]+==[\w.!+-]+")
+"""A requirement that names one release."""
 
 
 @source("sdists")
-class Sdists(Source):
+class Sdists(ProjectFiles):
     """Code files of source distributions from PyPI, each pinned by version and SHA-256; a project is a group.
 
     They are fetched once with the ``unearth`` package, checked, and unpacked in the cache folder (``LUTHIER_CACHE``);
-    nothing of them is built or run. Fields of a record: ``text``, ``path``, ``language``.
+    nothing of them is built or run. Fields of a record: ``text``, ``path``, ``language``, ``project``, ``licence``, ``role``.
     """
 
     packages: dict[str, str] = Field(min_length=1)
     """``name==version`` -> SHA-256 of its ``.tar.gz``, as the index's page of files shows it."""
-    include: list[str] = Field(["**/*.py"], min_length=1)
-    """Globs over the path inside the release."""
-    exclude: list[str] = ["**/.*/**"]
-    """Globs of what is left out, such as ``**/tests/**``."""
-    min_bytes: int = Field(1, ge=0)
-    """Smaller files are left out as ``too-small``."""
-    max_bytes: int = Field(1_000_000, ge=1)
-    """Larger files are left out as ``too-large``."""
 
     @field_validator("packages")
     @classmethod
     def _pinned(cls, packages: dict[str, str]) -> dict[str, str]:
         for name, digest in packages.items():
-            if not _PINNED.fullmatch(name) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            if not PINNED.fullmatch(name) or not re.fullmatch(r"[0-9a-f]{64}", digest):
                 raise ValueError(f"{name}: {digest} is not name==version: SHA-256 (64 hexadecimal digits)")
         return packages
 
     def records(self) -> Iterator[Record | Dropped]:
         """The files of each release, in the order of ``packages``."""
+        return refuse_nothing(self._files(), "source sdists")
+
+    def _files(self) -> Iterator[Record | Dropped]:
         for name, digest in self.packages.items():
-            code = Code(
-                path=str(fetch(name, digest)),
-                include=self.include,
-                exclude=self.exclude,
-                min_bytes=self.min_bytes,
-                max_bytes=self.max_bytes,
-            )
+            folder = fetch(name, digest)
             project = name.partition("==")[0]
-            for item in code.records():
-                item = replace(item, id=f"{project}/{item.id}")
-                yield replace(item, group=project) if isinstance(item, Record) else item
+            yield from self._project(folder, project, f"{project}/{_release(folder)}")
 
     def fingerprint(self) -> str:
         """Hash of the pinned hashes."""
-        return hashlib.sha256(repr(sorted(self.packages.items())).encode()).hexdigest()
+        return hash_of(sorted(self.packages.items()))
+
+
+def _release(folder: Path) -> str:
+    """Name of the one folder in an unpacked release."""
+    return next(iter(sorted(path.name for path in folder.iterdir())), "")
 
 
 def fetch(requirement: str, sha256: str) -> Path:

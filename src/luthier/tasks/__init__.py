@@ -76,6 +76,15 @@ class Task(Options):
         """The part of the text generated for a row that metrics compare, where that depends on the row."""
         return self.answer(text)
 
+    def neighbourhood(self, record: Record) -> str | None:
+        """What a record is to be seen together with, such as its project: then ``examples`` is given all of these records
+        as ``record.neighbours[that]``. None: a record is looked at alone."""
+        return None
+
+    def baseline(self, prompt: str) -> str | None:
+        """What a rule without a model would write after a prompt, for a figure beside the models'. None: there is no such rule."""
+        return None
+
     def duplicate_text(self, record: Record) -> str:
         """The text by which near and exact copies of a record are found: its text columns, by name."""
         fields = record.fields

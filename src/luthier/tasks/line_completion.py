@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-import re
-from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from luthier.encoding.code_lines import Line, code_lines, target_spans
 from luthier.encoding.infill import Infill, infilled
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
@@ -20,27 +17,6 @@ from luthier.tasks import Task
 
 if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
     from luthier.encoding.text_tokenizer import TextTokenizer
-
-_LINE = re.compile(r"[^\n]*\n?")
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A visible line of a file, by character offsets.
-
-    Attributes:
-        start: Where the prompt for it ends: the last visible character before it, or the next token border.
-        first: Its first visible character.
-        end: Behind its last visible character.
-        stop: Behind the token that holds its newline.
-        eligible: Whether it is a target.
-    """
-
-    start: int
-    first: int
-    end: int
-    stop: int
-    eligible: bool
 
 
 @task("line-completion")
@@ -103,7 +79,13 @@ class LineCompletion(Task):
         if not isinstance(text, str):
             yield Dropped(record.id, "no-text", f"the field {self.text_field!r} holds {type(text).__name__}")
             return
-        lines = self._lines(text, tokenizer.boundaries(text))
+        lines = code_lines(
+            text,
+            tokenizer.boundaries(text),
+            min_chars=self.min_chars,
+            max_chars=self.max_chars,
+            comment_prefixes=self.comment_prefixes,
+        )
         if not any(line.eligible for line in lines[1:]):
             yield Dropped(
                 record.id,
@@ -125,30 +107,8 @@ class LineCompletion(Task):
             options = self.infill if split == "train" else None
             yield infilled(example, options, tokenizer, max_length=max_length, seed=seed)
 
-    def _lines(self, text: str, boundaries: set[int]) -> list[_Line]:
-        borders = sorted(boundaries)
-        lines: list[_Line] = []
-        for match in _LINE.finditer(text):
-            visible = match.group().strip()
-            if not visible:
-                continue
-            first = match.start() + match.group().index(visible[0])
-            end = first + len(match.group().rstrip()) - (first - match.start())
-            last = lines[-1].end if lines else 0
-            after = bisect_left(borders, last)
-            start = borders[after] if borders[after] <= first else last
-            behind = borders[bisect_left(borders, match.end())]
-            stop = behind if not text[match.end() : behind].strip() else match.end()
-            eligible = (
-                self.min_chars <= len(visible) <= self.max_chars
-                and not visible.startswith(self.comment_prefixes)
-                and match.group().endswith("\n")
-            )
-            lines.append(_Line(start, first, end, stop, eligible))
-        return lines
-
     def _chunks(
-        self, text: str, lines: list[_Line], tokenizer: TextTokenizer, max_length: int
+        self, text: str, lines: list[Line], tokenizer: TextTokenizer, max_length: int
     ) -> Iterator[tuple[int, list[Span]]]:
         """Training rows: each eligible line is a target once, after at least some context."""
         starts = tokenizer.encode_with_starts(text, first=True, control=False)[1]
@@ -168,11 +128,11 @@ class LineCompletion(Task):
                 new += 1
                 continue
             if any(line.eligible for line in lines[new:end]):
-                yield lines[new].start, _spans(text, lines[context:end], new - context)
+                yield lines[new].start, target_spans(text, lines[context:end], new - context)
             new = end
 
     def _cuts(
-        self, text: str, lines: list[_Line], tokenizer: TextTokenizer, draw: random.Random
+        self, text: str, lines: list[Line], tokenizer: TextTokenizer, draw: random.Random
     ) -> Iterator[tuple[int, list[Span]]]:
         eligible = [line for line in lines[1:] if line.eligible]
         chosen = draw.sample(eligible, min(self.max_lines_per_file, len(eligible)))
@@ -191,24 +151,3 @@ class LineCompletion(Task):
                     Span(text[place : line.stop], "target", weight=1.0),
                 ],
             )
-
-
-def _spans(text: str, lines: list[_Line], num_context: int) -> list[Span]:
-    """Alternating context and target spans of a chunk; a target reaches to the end of its newline's token."""
-    pieces: list[tuple[bool, int, int]] = []
-    place = lines[0].start
-    for index, line in enumerate(lines):
-        trained = index >= num_context and line.eligible
-        ends_here = index + 1 == len(lines)
-        end = line.stop if trained or ends_here else lines[index + 1].start
-        if trained:
-            pieces.append((False, place, max(place, line.start)))
-            place = max(place, line.start)
-        pieces.append((trained, place, max(place, end)))
-        place = max(place, end)
-    spans = []
-    for trained, run in groupby((p for p in pieces if p[1] < p[2]), key=lambda piece: piece[0]):
-        parts = list(run)
-        piece = text[parts[0][1] : parts[-1][2]]
-        spans.append(Span(piece, "target", weight=1.0) if trained else Span(piece, "context"))
-    return spans

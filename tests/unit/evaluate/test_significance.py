@@ -134,6 +134,26 @@ def test_scores_of_predictions():
     assert scores["mcnemar"] == {"exact_match": {"only_base": 0, "only_tuned": 1, "p_value": 1.0}}
 
 
+def test_scores_by_stratum_by_group_and_of_a_rule_without_a_model():
+    predictions = [
+        prediction("a", (8.0, 1, 0.0), (4.0, 2, 1.0)),
+        prediction("a", (8.0, 1, 0.0), (8.0, 1, 0.0)),
+        prediction("b", (4.0, 3, 1.0), (4.0, 4, 1.0)),
+    ]
+    for row, kind, copied in zip(predictions, ("x", "y", "x"), (1.0, 0.0, 0.0), strict=True):
+        row["meta"] = {"strata": {"kind": kind}}
+        row["baseline"] = {"output": "", "scores": {"exact_match": copied, "edit_similarity": 0.5}}
+    scores = compare(predictions, 1000, seed=0)
+    macro = scores["macro"]["exact_match"]  # group a: 0 -> 1/2, group b: 1 -> 1
+    assert (macro["base"], macro["tuned"]) == (pytest.approx(0.5), pytest.approx(0.75))
+    assert macro["interval"] == (0.0, pytest.approx(0.5))
+    assert scores["baseline"] == {"exact_match": pytest.approx(1 / 3), "edit_similarity": 0.5}
+    strata = scores["strata"]["kind"]
+    assert {value: part["num_rows"] for value, part in strata.items()} == {"x": 2, "y": 1}
+    assert strata["x"]["metrics"]["exact_match"]["tuned"] == 1.0 and strata["x"]["baseline"]["exact_match"] == 0.5
+    assert strata["y"]["metrics"]["exact_match"]["interval"] is None
+
+
 def test_scores_without_generation_and_without_rows():
     row = prediction("a", (8.0, 1, 0.0), (4.0, 2, 1.0))
     for side in ("base", "tuned"):

@@ -22,7 +22,8 @@ def positions(context: CheckContext) -> Iterator[Finding]:
 
     Example: ``max_length: 4096`` for a model of 2,048 positions.
 
-    Fix: ``data.max_length`` within the model's, or a model with longer positions.
+    Fix: ``data.max_length`` within the model's, ``model.rope`` with a factor that reaches so far, or a model with longer
+    positions.
 
     Catalogue: 54
     """
@@ -41,7 +42,10 @@ def positions(context: CheckContext) -> Iterator[Finding]:
                 "error",
                 f"{beyond} of the {split} split are longer than the model's {limit} positions, the longest has {lengths.max()}",
                 beyond.where,
-                context.fix(f"data.max_length={limit}", f"cut or drop what is longer than {limit} tokens"),
+                context.fix(
+                    f"data.max_length={limit}, or model.rope={{factor: {-(-int(lengths.max()) // limit)}}}",
+                    f"cut or drop what is longer than {limit} tokens",
+                ),
                 measured=int(lengths.max()),
                 expected=f"at most {limit}",
             )
@@ -52,7 +56,7 @@ def positions(context: CheckContext) -> Iterator[Finding]:
             "warning",
             f"data.max_length is {wanted}, but the model has {limit} positions; no row is that long yet",
             "recipe key data.max_length",
-            f"data.max_length={limit}",
+            f"data.max_length={limit}, or model.rope={{factor: {-(-wanted // limit)}}}",
             measured=wanted,
             expected=f"at most {limit}",
         )

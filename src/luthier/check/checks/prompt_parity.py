@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from luthier.errors import UserError
 from luthier.recipe import build
 from luthier.records import Dropped, Example, Finding, Record, Row, Split
 from luthier.registry import check
+from luthier.tasks import Task
 
 NUM_ROWS = 64
 # Rows lie in the order of their records, so the first ones are met soon. Where data.max_rows keeps a few rows out of
@@ -219,10 +220,19 @@ def _records(
     for name, options in sources:
         splits = [split for split in waiting if (name is None and not own.get(split)) or split == name]
         groups = {row.group: split for split in splits for row in waiting[split].values()}
-        for record in build("source", options, "recipe key data.source").records():
+        records: Iterable[Record | Dropped] = build("source", options, "recipe key data.source").records()
+        neighbours: dict[str, list[Record]] = {}
+        if type(context.task).neighbourhood is not Task.neighbourhood:  # any of the records may be asked for
+            records = list(records)
+            for record in records:
+                if isinstance(record, Record) and (key := context.task.neighbourhood(record)) is not None:
+                    neighbours.setdefault(key, []).append(own_name(record, name))
+        for record in records:
             if not any(waiting[split] for split in splits):
                 break
             wanted = None if isinstance(record, Dropped) else own_name(record, name)
+            if wanted:
+                wanted = replace(wanted, neighbours=neighbours)
             if wanted and wanted.group in groups:
                 yield groups[wanted.group], wanted
             else:
@@ -235,7 +245,7 @@ def _examples(
     fields = plain_fields(record)
     if isinstance(fields, Dropped):
         return
-    record = Record(record.id, json.loads(fields), record.group)
+    record = replace(record, fields=json.loads(fields))
     for item in context.task.examples(
         record, split, tokenizer, max_length=context.recipe.data.max_length, seed=context.recipe.seed
     ):

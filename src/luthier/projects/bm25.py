@@ -1,0 +1,58 @@
+"""Okapi BM25 over lists of words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class BM25:
+    """An index of documents by their words.
+
+    ``idf(w) = ln(1 + (N - n(w) + 0.5) / (n(w) + 0.5))``, never negative, so that a word which most documents have does not
+    count against them.
+
+    Args:
+        documents: Words of each, repeated as often as they occur.
+        k1: How soon more of the same word stops to count.
+        b: How much long documents are held back, 0 to 1.
+
+    Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond", section 3; the idf is
+        Lucene's.
+    """
+
+    def __init__(self, documents: Sequence[Sequence[str]], *, k1: float = 1.5, b: float = 0.75) -> None:
+        lengths = np.array([len(words) for words in documents], np.float64)
+        mean = lengths.mean() if len(lengths) and lengths.any() else 1.0
+        self._norms = k1 * (1 - b + b * lengths / mean)
+        self._k1 = k1
+        found: dict[str, tuple[list[int], list[int]]] = {}
+        for number, words in enumerate(documents):
+            for word, count in Counter(words).items():
+                places, counts = found.setdefault(word, ([], []))
+                places.append(number)
+                counts.append(count)
+        self._postings = {
+            word: (np.array(places, np.int64), np.array(counts, np.float64))
+            for word, (places, counts) in found.items()
+        }
+
+    def scores(self, query: Sequence[str]) -> NDArray[np.float64]:
+        """How well each document fits a query, at least 0, shape (document,); a word counts as often as it is asked for."""
+        total = np.zeros(len(self._norms))
+        for word, times in Counter(query).items():
+            if word not in self._postings:
+                continue
+            places, counts = self._postings[word]
+            idf = np.log(1 + (len(total) - len(places) + 0.5) / (len(places) + 0.5))
+            total[places] += times * idf * counts * (self._k1 + 1) / (counts + self._norms[places])
+        return total
+
+    def best(self, query: Sequence[str], count: int) -> list[int]:
+        """Numbers of the best documents, best first; ties by number, and none that shares no word with the query."""
+        scores = self.scores(query)
+        order = np.lexsort((np.arange(len(scores)), -scores))[:count]
+        return [int(number) for number in order if scores[number] > 0]

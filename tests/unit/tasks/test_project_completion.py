@@ -1,0 +1,168 @@
+"""Rows of project-level completion, on a project of six files and on one of long ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.fixtures.small_project import PATH, TEXT, records
+from tests.fixtures.tokenizers import characters, smollm
+
+from luthier.encoding.encode import encode
+from luthier.errors import UserError
+from luthier.records import Dropped, Example, Record, Row
+from luthier.tasks.project_completion import ProjectCompletion
+
+pytest.importorskip("tree_sitter_python")
+LONG = "".join(
+    f"def function_{i}(value):\n    result = value + {i}\n    return helper_{i % 7}(result)\n\n\n"
+    for i in range(40)
+)
+
+
+def with_neighbours(*projects: list[Record]) -> list[Record]:
+    """The last record of each project, which can see all of them."""
+    neighbours = {found[0].fields["project"]: found for found in projects}
+    return [replace(found[-1], neighbours=neighbours) for found in projects]
+
+
+def long_project(name: str = "long", num_files: int = 4) -> list[Record]:
+    return [
+        Record(
+            f"{name}/f{i}.py",
+            {
+                "text": LONG.replace("result", f"result_{i}"),
+                "path": f"pkg{i % 2}/f{i}.py",
+                "language": "python",
+                "project": name,
+            },
+            name,
+        )
+        for i in range(num_files)
+    ]
+
+
+def rows(task: ProjectCompletion, record: Record, split: str, max_length: int, tokenizer=None) -> list[Row]:
+    tokenizer = tokenizer or smollm()
+    made = list(task.examples(record, split, tokenizer, max_length=max_length, seed=0))
+    found = [encode(item, tokenizer, max_length) if isinstance(item, Example) else item for item in made]
+    assert not [item for item in found if isinstance(item, Dropped)]
+    return found
+
+
+def test_evaluation_rows_ask_for_lines_with_the_project_before_them() -> None:
+    [record] = with_neighbours(records())
+    task = ProjectCompletion(
+        max_lines_per_file=20, stretch_share=0.9, prefix_share=0.05, composer="imports-first"
+    )
+    found = rows(task, record, "test", 1024)
+    lines = TEXT.split("\n")
+    assert [row.target.strip("\n ") for row in found] == [
+        lines[row.meta["line"] - 1].strip() for row in found
+    ]
+    assert len(found) == 11  # all visible lines but the first and the comment
+    prompt = smollm().decode(found[-1].input_ids[: found[-1].num_prompt_tokens])
+    order = [
+        prompt.index(f"# {path}\n") for path in ("tools/report.py", "shop/cart.py", "shop/money.py", PATH)
+    ]
+    assert order == sorted(order)
+    assert prompt.endswith("    return place_order(order)\n    # done")
+    assert task.answer(found[-1].target + "more\n") == "    total = rows + 12345"
+    strata = {row.meta["line"]: row.meta["strata"] for row in found}
+    assert (
+        strata[9]["category"] == strata[9]["category by import"] == "inproject"
+    )  # basket.add_item(Price(3))
+    assert strata[3] == {
+        "project": "shop", "category": "inproject", "category by import": "other", "verbatim in context": "yes",
+    }  # fmt: skip  # from .money import Price, which shop/cart.py has as well
+    assert strata[15]["verbatim in context"] == "no"
+
+
+def test_only_lines_of_the_categories_that_are_asked_for() -> None:
+    [record] = with_neighbours(records())
+    found = rows(ProjectCompletion(max_lines_per_file=20, categories=["committed"]), record, "test", 1024)
+    assert [row.target.strip() for row in found] == [
+        "from .vouchers import Voucher",
+        "voucher = Voucher(order)",
+    ]
+
+
+def test_lines_that_the_data_itself_asks_for() -> None:
+    [record] = with_neighbours(records())
+    given = {"infile": [6], "random": [13, 14]}
+    record = replace(record, fields={**record.fields, "completion_lines": given})
+    found = rows(ProjectCompletion(max_lines_per_file=1), record, "test", 1024)
+    assert [(row.meta["line"], row.meta["strata"]["category"]) for row in found] == [
+        (7, "infile"), (14, "random"), (15, "random"),
+    ]  # fmt: skip
+
+
+def test_a_row_for_training_and_one_for_evaluation_have_the_same_ids_before_a_target() -> None:
+    found = with_neighbours(long_project())
+    for composer in ("path-distance", "retrieval", "half-memory", "none"):
+        task = ProjectCompletion(composer=composer, stretches_per_file=99, max_lines_per_file=999)
+        trained = rows(task, found[0], "train", 512)
+        asked = {row.meta["line"]: row for row in rows(task, found[0], "test", 512)}
+        first = [asked[row.meta["line"]] for row in trained if row.meta["line"] in asked]
+        assert len(first) > 3
+        by_line = {row.meta["line"]: row for row in trained}
+        for row in first:
+            size = row.num_prompt_tokens
+            other = by_line[row.meta["line"]]
+            assert other.num_prompt_tokens == size
+            np.testing.assert_array_equal(other.input_ids[:size], row.input_ids[:size])
+
+
+@pytest.mark.parametrize("composer", ["path-distance", "retrieval", "skeletons", "none", "shuffled"])
+@pytest.mark.parametrize("max_length", [256, 512])
+def test_rows_fit_without_being_trimmed_and_the_prefix_keeps_its_share(
+    composer: str, max_length: int
+) -> None:
+    [record] = with_neighbours(long_project())
+    tokenizer = characters() if max_length == 512 else smollm()
+    task = ProjectCompletion(
+        composer=composer, stretches_per_file=2, max_lines_per_file=4, max_train_rows_per_file=4
+    )
+    text, kinds = record.fields["text"], set()
+    for split in ("train", "test"):
+        for row in rows(task, record, split, max_length, tokenizer):
+            assert len(row.input_ids) <= max_length and not row.trimmed
+            kinds |= set(row.span_names)
+            whole = tokenizer.decode(row.input_ids)
+            in_file = whole[whole.index("# pkg1/f3.py\n") + len("# pkg1/f3.py\n") :]
+            first = text.index(in_file)
+            line = len("".join(text.splitlines(keepends=True)[: row.meta["line"] - 1]))
+            prefix = tokenizer.encode(text[first:line])
+            assert first == 0 or len(prefix) >= 0.25 * max_length
+            assert composer == "none" or first == 0 or len(prefix) < 0.75 * max_length
+    assert bool(kinds & {"file", "skeleton", "chunk", "outline"}) == (composer != "none")
+
+
+def test_the_context_of_another_project_holds_nothing_of_the_own() -> None:
+    small, long = with_neighbours(records("a"), long_project("b"))
+    task = ProjectCompletion(from_project="other", max_lines_per_file=3)
+    for row in rows(task, small, "test", 1024):
+        assert {path for _, path in row.meta["context"]} <= {f"pkg{i % 2}/f{i}.py" for i in range(4)}
+        assert row.meta["context"] and row.meta["strata"]["project"] == "a"
+    for row in rows(task, long, "test", 1024):
+        assert {path for _, path in row.meta["context"]} & {"shop/cart.py", "tools/report.py"}
+    [alone] = with_neighbours(records())
+    with pytest.raises(UserError, match="single project"):
+        rows(task, alone, "test", 1024)
+
+
+def test_files_that_are_only_shown_give_no_rows_and_are_no_copies() -> None:
+    context = records()[0]
+    task = ProjectCompletion()
+    [dropped] = task.examples(context, "train", smollm(), max_length=512, seed=0)
+    assert isinstance(dropped, Dropped) and dropped.reason == "context-only" and not dropped.budgeted
+    assert task.duplicate_text(context) != context.fields["text"]
+    assert task.duplicate_text(records()[-1]) == TEXT
+
+
+def test_the_lines_are_the_same_whatever_the_context() -> None:
+    found = with_neighbours(records("a"), long_project("b"))
+    ids = [
+        [row.id for record in found for row in rows(ProjectCompletion(**options), record, "test", 512)]
+        for options in ({"composer": "none"}, {"composer": "retrieval"}, {"from_project": "other"})
+    ]
+    assert ids[0] == ids[1] == ids[2] and len(ids[0]) > 10

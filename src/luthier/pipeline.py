@@ -17,7 +17,7 @@ from luthier import recipe as recipes
 from luthier import recipe_file, registry
 from luthier.environment import environment
 from luthier.errors import Refused, UserError
-from luthier.recipe import Recipe
+from luthier.recipe import Classifier, Recipe
 from luthier.run_folder import (
     RunFolder,
     hash_value,
@@ -313,10 +313,14 @@ def read(recipe: AnyRecipe, *overrides: str) -> Recipe:
 
 
 def settled(recipe: Recipe, place: RunFolder) -> Recipe:
-    """The recipe of a run in its folder: a model from random weights lies there."""
-    if recipe.model.scratch is None:
-        return recipe
-    model = recipe.model.model_copy(update={"name": str(place.start), "revision": None})
+    """The recipe of a run in its folder: a model from random weights lies there, and so do the classes of a head."""
+    model = recipe.model
+    if model.scratch is not None:
+        model = model.model_copy(update={"name": str(place.start), "revision": None})
+    if place.labels.is_file():
+        head = recipes.build("task", recipe.task).head(read_json(place.labels)["names"])
+        if head is not None:
+            model = Classifier(**{**model.model_dump(), "head": head})
     return recipe.model_copy(update={"model": model})
 
 

@@ -242,9 +242,10 @@ def evaluate(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
     """Base and tuned model on the test rows: predictions and scores with intervals; trains first if need be."""
-    from luthier.evaluate import runner
+    from luthier.evaluate import classify, runner
     from luthier.models.load import load_tokenizer, load_trained, load_untrained, starts_adapted
     from luthier.rows import Rows
+    from luthier.tasks.classification import Classification
 
     place = train(recipe, *overrides, folder=folder, progress=progress)
     if not writes():
@@ -268,6 +269,12 @@ def evaluate(
         )
     tokenizer = load_tokenizer(recipe.model)
     tuned = load_trained(recipe.model, place, len(tokenizer))
+    task = recipes.build("task", recipe.task)
+    if isinstance(task, Classification):
+        with user_disk_errors(place.path):
+            classify.evaluate(recipe, place, task, tokenizer, tuned, progress)
+            _note_done(place, "evaluate", key)
+        return place
     models: runner.Models = {
         "base": lambda: runner.without_adapter(tuned),
         "tuned": lambda: nullcontext(tuned),
@@ -276,7 +283,7 @@ def evaluate(
         base = load_untrained(recipe.model, len(tokenizer))
         models = {"base": lambda: nullcontext(base), "tuned": lambda: nullcontext(tuned)}
     with user_disk_errors(place.path):
-        runner.evaluate(recipe, place, recipes.build("task", recipe.task), rows, tokenizer, models, progress)
+        runner.evaluate(recipe, place, task, rows, tokenizer, models, progress)
         _note_done(place, "evaluate", key)
     return place
 

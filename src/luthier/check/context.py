@@ -249,8 +249,10 @@ class RunContext(CheckContext):
 
     @cached_property
     def task(self) -> Task:
-        """The recipe's task."""
-        task: Task = recipes.build("task", self.recipe.task, "recipe key task")
+        """The recipe's task, as rows were made by it."""
+        labels = self.run.labels
+        options = read_json(labels)["task"] if labels.is_file() else self.recipe.task
+        task: Task = recipes.build("task", options, "recipe key task")
         return task
 
     @cached_property

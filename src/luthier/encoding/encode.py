@@ -92,11 +92,16 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
 
 
 def encode_prompt(example: Example, tokenizer: TextTokenizer, max_length: int) -> list[int]:
-    """The ids to feed for what stands before an example's first trained span, trimmed like a row's context.
+    """The ids to feed for what stands before an example's first trained span, or for all of a labelled one, trimmed like a row's.
 
     Raises:
         ValueError: The context that may not be cut is longer than ``max_length``.
     """
+    if example.label is not None:
+        labelled = encode(example, tokenizer, max_length)
+        if isinstance(labelled, Dropped):
+            raise ValueError(f"the text of {labelled.id} does not fit: {labelled.detail}")
+        return [int(i) for i in labelled.input_ids]
     # A one-token target keeps this on the very path of training rows, and is cut off again.
     ending = Span("x", "target", weight=1.0)
     context = list(takewhile(lambda span: not span.weight, example.spans))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
     from luthier.encoding.text_tokenizer import TextTokenizer
 
 _ONLY_HEAD = ("several", "label_smoothing", "focal_gamma", "hierarchy")
+# What stands for the labels of a row that has none.
+NO_LABEL = "(none)"
 
 
 @task("classification")
@@ -98,7 +100,7 @@ class Classification(Task):
         weight = self.class_weights.get(names[0], 1.0) if isinstance(self.class_weights, dict) else 1.0
         spans = [Span(text, "text", trim=self.trim)]
         if self.way == "head":
-            yield Example(record.id, spans, record.group, {"label": label}, ", ".join(names), weight)
+            yield Example(record.id, spans, record.group, {"label": label}, ", ".join(names) or NO_LABEL, weight)
             return
         spans += [
             Span(self.question, "question", priority=1),

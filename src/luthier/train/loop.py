@@ -382,7 +382,7 @@ def _class_samples(loop: Loop, rows: Sequence[Row]) -> list[dict[str, str]]:
                 "id": row.id,
                 "prompt": loop.tokenizer.decode(row.input_ids.tolist(), first=True)[-500:],
                 "target": row.target,
-                "output": ", ".join(head.names[i] for i in given),
+                "output": ", ".join(head.names[i] for i in given) or "(none)",
             }
         )
     return samples

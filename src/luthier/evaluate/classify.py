@@ -225,7 +225,7 @@ def _row_results(answers: Answers, labels: Ints, names: Sequence[str], several: 
             "num_tokens": 1,
             "scores": {
                 "accuracy": float(said[i] == labels[i]),
-                f"top_{TOP}_accuracy": float(labels[i] in best[i]),
+                **({f"top_{TOP}_accuracy": float(labels[i] in best[i])} if len(names) > TOP else {}),
             },
         }
         for i in range(len(labels))

@@ -94,7 +94,9 @@ class NGrams:
         best, kept, without_better = np.inf, (self._weights_FC.copy(), self._bias_C.copy()), 0
         for epoch in range(1, _MOST_EPOCHS + 1):
             generator = np.random.default_rng([seed, epoch])
-            for batch in _batches(generator.permutation(train.shape[0])):
+            # Of few rows smaller batches, so that there are steps enough.
+            size = int(np.clip(train.shape[0] // 50, 16, _BATCH_ROWS))
+            for batch in _batches(generator.permutation(train.shape[0]), size):
                 part = train[batch]
                 used, local = np.unique(part.indices, return_inverse=True)
                 small = csr_array((part.data, local, part.indptr), shape=(len(batch), len(used)))
@@ -142,5 +144,5 @@ class NGrams:
         return float(-log_softmax(logits_BC, axis=1)[np.arange(len(targets)), targets].mean())
 
 
-def _batches(order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    return (order[start : start + _BATCH_ROWS] for start in range(0, len(order), _BATCH_ROWS))
+def _batches(order: NDArray[np.int64], size: int = _BATCH_ROWS) -> Iterator[NDArray[np.int64]]:
+    return (order[start : start + size] for start in range(0, len(order), size))

@@ -293,7 +293,7 @@ def report(
 ) -> RunFolder:
     """The curves and the page, of whatever the run folder holds by now."""
     from luthier.models.load import load_tokenizer
-    from luthier.report import curves, page
+    from luthier.report import classes, curves, page
     from luthier.rows import Rows
 
     recipe, place = _open(recipe, overrides, folder)
@@ -301,6 +301,7 @@ def report(
         return place
     with user_disk_errors(place.path):
         curves.draw(place, recipe.report.smoothing_window)
+        classes.draw(place)
         shown = []
         if place.rows("train").is_file():
             row = Rows(place.rows("train")).row(0)

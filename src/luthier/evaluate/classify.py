@@ -134,7 +134,7 @@ def evaluate(
             "uniform_loss": math.log(2 if task.several else len(names)),
             "baseline": {"is": ngrams.DESCRIPTION, "num_rows": baseline.num_rows, "epochs": baseline.epochs},
             "unknown_labels": _unknown(run),
-            **_described(names, sides, labels, texts, test.column("id").to_pylist()),
+            **described(names, sides, labels, texts, test.column("id").to_pylist()),
         },
     }
     write_text(run.predictions, "".join(lines))
@@ -253,11 +253,11 @@ def _compared(
         pairs[f"accuracy_level_{level}"] = Pair(
             *(Ratio.mean((of[sides[w].logits.argmax(1)] == of[labels]).tolist()) for w in ("base", "tuned"))
         )
-    differences = dict(
-        zip(pairs, paired_bootstrap(list(pairs.values()), groups, **settings), strict=True)
-    )
     given = [_given(sides[which]) for which in ("base", "tuned")]
-    differences["macro_f1"] = paired_macro_f1(_hot(labels, given[0].shape[1]), *given, groups, **settings)
+    differences = {
+        "macro_f1": paired_macro_f1(_hot(labels, given[0].shape[1]), *given, groups, **settings),
+        **dict(zip(pairs, paired_bootstrap(list(pairs.values()), groups, **settings), strict=True)),
+    }
     only_base, only_tuned, p_value = mcnemar(
         *([row["scores"]["accuracy"] == 1 for row in results[which]] for which in ("base", "tuned"))
     )
@@ -279,7 +279,7 @@ def _hot(labels: Ints, num_classes: int) -> NDArray[np.bool_]:
     return labels > 0 if labels.ndim > 1 else labels[:, None] == np.arange(num_classes)
 
 
-def _described(
+def described(
     names: Sequence[str],
     sides: Mapping[str, Answers],
     labels: Mapping[str, Any],
@@ -316,13 +316,13 @@ def _described(
             confusion = metrics.confusion_matrix(labels["test"], answers.logits.argmax(1), num_classes)
             figures[which] |= {
                 "matthews": metrics.matthews(confusion),
-                f"top_{TOP}_accuracy": metrics.top_k_accuracy(
-                    answers.logits, labels["test"], min(TOP, num_classes)
-                ),
                 "log_loss": metrics.log_loss(
                     metrics.log_probabilities(answers.logits, answers.temperature), labels["test"]
                 ),
             }
+            if num_classes > TOP:
+                top = metrics.top_k_accuracy(answers.logits, labels["test"], TOP)
+                figures[which][f"top_{TOP}_accuracy"] = top
     precision, recall, f1 = ratios["tuned"]
     per_class = [
         {

@@ -19,7 +19,7 @@ from luthier.display import pages
 from luthier.errors import UserError
 from luthier.recipe import Recipe
 from luthier.records import Row
-from luthier.report import history, sections
+from luthier.report import classes, history, sections
 from luthier.report.safe import code, json_for_script
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_text
 
@@ -98,6 +98,9 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "verdict": verdict,
         "metrics": sections.metrics(scores) if scores else [],
         "scores": scores,
+        "base_name": "Baseline" if scores and scores.get("base_is") == "baseline" else "Base",
+        "classes": classes.view(scores, past),
+        "pictures": {name: _data_address(run.figures / f"{name}.png") for name in classes.FIGURES},
         "key_figures": sections.figures(history.key_figures(past, smoothed), smoothed),
         "chart": json_for_script(chart) if chart else None,
         "thinned": chart is not None and chart["total"] > len(chart["steps"]),

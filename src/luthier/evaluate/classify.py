@@ -30,6 +30,7 @@ from luthier.models.classifier import head_of
 from luthier.models.forward import base_model, row_logits
 from luthier.models.label_words import LabelTree, label_scores
 from luthier.recipe import Head, Recipe
+from luthier.records import Row
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, read_json, write_json, write_text
 from luthier.tasks.classification import NO_LABEL, Classification
@@ -152,29 +153,74 @@ def _judge(
 ) -> Callable[[Rows], Floats]:
     """The model's scores of rows: logits of its head, or the labels' log-probabilities."""
     model.eval()
-    tree = None
-    if head_of(base_model(model)) is None:
-        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        tree = LabelTree.of([[*tokenizer.encode(task.word(name)), *end] for name in names])
+    tree = _tree(task, model, tokenizer, names)
 
-    @torch.no_grad()
     def judge(rows: Rows) -> Floats:
         found = np.empty((len(rows), len(names)))
         done = 0
         extra = 0 if tree is None else len(tree.nodes)
         # Rows of similar length share a batch; their answers go back to their own places.
         for group in micro_batches((rows.lengths() + extra).tolist(), recipe.train.tokens_at_once):
-            part = [rows.row(i) for i in group]
-            if tree is None:
-                logits = row_logits(base_model(model), collate(part, pad_id=0).to(base_model(model).device))
-            else:
-                logits = label_scores(model, tree, part)
-            found[group] = logits.double().cpu().numpy()
+            found[group] = _scores(model, tree, [rows.row(i) for i in group])
             done += len(group)
             report("classifying", done, len(rows))
         return found
 
     return judge
+
+
+def _tree(
+    task: Classification,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: TextTokenizer,
+    names: Sequence[str],
+) -> LabelTree | None:
+    """The labels' words; none for a model with a head."""
+    if head_of(base_model(model)) is not None:
+        return None
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    return LabelTree.of([[*tokenizer.encode(task.word(name)), *end] for name in names])
+
+
+@torch.no_grad()
+def _scores(model: PreTrainedModel | PeftModel, tree: LabelTree | None, rows: Sequence[Row]) -> Floats:
+    """What the model says of some rows as one batch, shape (B, C)."""
+    base = base_model(model)
+    if tree is not None:
+        logits = label_scores(model, tree, rows)
+    else:
+        logits = row_logits(base, collate(rows, pad_id=0).to(base.device))
+    return np.asarray(logits.double().cpu().numpy())
+
+
+def label_text(
+    recipe: Recipe,
+    run: RunFolder,
+    task: Classification,
+    tokenizer: TextTokenizer,
+    model: PreTrainedModel | PeftModel,
+    ids: Sequence[int],
+) -> str:
+    """The likeliest classes of a text, or those that are given, a line each with its probability (calibrated, once evaluated)."""
+    names = read_json(run.labels)["names"]
+    scores = read_json(run.scores)["classification"] if run.scores.is_file() else None
+    weights = np.zeros(len(ids), np.float32)
+    weights[-1] = 1.0
+    row = Row(
+        id="prompt", group="", input_ids=np.array(ids, np.int32), loss_weights=weights,
+        span_ids=np.zeros(len(ids), np.int16), span_names=["text"], num_prompt_tokens=len(ids), target="", target_bytes=0,
+    )  # fmt: skip
+    model.eval()
+    logits = _scores(model, _tree(task, model, tokenizer, names), [row])
+    if task.several:
+        p = expit(logits[0])
+        least = [c["threshold"] for c in scores["classes"]] if scores else [0.5] * len(names)
+        order = [int(c) for c in np.argsort(-p, kind="stable") if p[c] >= least[c]]
+    else:
+        temperature = scores["figures"]["tuned"]["temperature"] if scores else 1.0
+        p = np.exp(metrics.log_probabilities(logits, temperature))[0]
+        order = [int(c) for c in np.argsort(-p, kind="stable")[:TOP]]
+    return "\n".join(f"{p[c]:.4f} {names[c]}" for c in order) or NO_LABEL
 
 
 def _answers(

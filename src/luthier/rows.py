@@ -205,7 +205,8 @@ class Rows(Sequence[Row]):
             np.array([json.loads(meta)["label"] for meta in batch.column("meta").to_pylist()])
             for batch in self._batches
         ]
-        return np.concatenate(parts).astype(np.int64)
+        labels: np.ndarray = np.concatenate(parts).astype(np.int64)
+        return labels
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column of ``SCHEMA``, zero-copy; ``.to_pylist()`` makes Python values of it."""

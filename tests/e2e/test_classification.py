@@ -16,10 +16,10 @@ from luthier.models.merge import merge
 from luthier.run_folder import read_json, read_jsonl
 
 WORDS = {
-    "fruit": "apple pear plum cherry grape melon fig peach".split(),
-    "tools": "hammer saw drill chisel plane wrench file vice".split(),
-    "birds": "crow robin finch heron swift owl wren kite".split(),
-    "metal": "iron copper zinc silver lead nickel tin gold".split(),
+    "fruit": ["apple", "pear", "plum", "cherry", "grape", "melon", "fig", "peach"],
+    "tools": ["hammer", "saw", "drill", "chisel", "plane", "wrench", "file", "vice"],
+    "birds": ["crow", "robin", "finch", "heron", "swift", "owl", "wren", "kite"],
+    "metal": ["iron", "copper", "zinc", "silver", "lead", "nickel", "tin", "gold"],
 }
 
 
@@ -49,7 +49,7 @@ def recipe(folder: Path, task: dict[str, Any], **train: Any) -> Path:
         folder,
         task={"type": "classification", **task},
         data=data,
-        train={"max_steps": 40, "batch_size": 8, "learning_rate": 0.02, "eval_every_steps": 20, **train},
+        train={"max_steps": 30, "batch_size": 8, "learning_rate": 0.02, "eval_every_steps": 15, **train},
     )
 
 
@@ -72,14 +72,20 @@ def test_tiny_run_learns_and_reports(tmp_path: Path, way: str) -> None:
     told = read_jsonl(place.predictions)
     assert len(told) == scores["num_rows"] > 20
     right = [row["tuned"]["scores"]["accuracy"] for row in told]
-    assert sum(right) / len(right) == pytest.approx(entry["tuned"]) == pytest.approx(found["figures"]["tuned"]["accuracy"])
+    assert (
+        sum(right) / len(right)
+        == pytest.approx(entry["tuned"])
+        == pytest.approx(found["figures"]["tuned"]["accuracy"])
+    )
     assert found["unknown_labels"] == (0 if way == "several" else 3)
     assert "n-gram baseline" in place.report.read_text()
     history = read_jsonl(place.history)
     if way == "words":
         assert "bits_per_byte" in history[0]["eval"]
     else:
-        assert history[0]["eval"]["loss"] == pytest.approx(found["uniform_loss"], rel=0.03 if way == "several" else 0.35)
+        assert history[0]["eval"]["loss"] == pytest.approx(
+            found["uniform_loss"], rel=0.03 if way == "several" else 0.35
+        )
         assert history[0]["eval"]["samples"][0]["output"]
     assert read_json(place.environment)["engine"]["packed"]
 
@@ -94,7 +100,9 @@ def test_tiny_run_learns_and_reports(tmp_path: Path, way: str) -> None:
         proof = merge(settled.model, place, tmp_path / "merged")
         assert proof.adapter_kl_nats > 0.01
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-        ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("apple pear plum apple fig 5", return_tensors="pt")
+        ids = AutoTokenizer.from_pretrained(tmp_path / "merged")(
+            "apple pear plum apple fig 5", return_tensors="pt"
+        )
         best = int(model(**ids).logits.argmax())
         assert model.config.id2label[best] == lines[0].split()[1]
     stages = read_json(place.stages)
@@ -106,6 +114,3 @@ def test_metric_that_the_task_does_not_give_is_refused(tmp_path: Path) -> None:
     path = recipe(tmp_path, {"several": True}, best_metric="macro_f1", best_direction="max")
     with pytest.raises(UserError, match="gives no macro_f1"):
         pipeline.train(path, folder=tmp_path / "run")
-    path = recipe(tmp_path, {}, max_steps=1, balance_classes=0)
-    with pytest.raises(UserError, match="say nothing about classes"):
-        pipeline.evaluate(path, "evaluate.metrics=[exact_match]", folder=tmp_path / "other")

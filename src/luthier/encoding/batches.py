@@ -176,7 +176,9 @@ class Classes:
         self._rows = np.split(by_class, np.cumsum(sizes)[:-1])
         shares = sizes.astype(np.float64) ** (1 - balance)
         # Whole numbers that add up: borders between classes on the line from 0 to num_rows, rounded.
-        self._counts = np.diff(np.round(np.cumsum([0, *shares]) / shares.sum() * len(labels))).astype(np.int64)
+        self._counts = np.diff(np.round(np.cumsum([0, *shares]) / shares.sum() * len(labels))).astype(
+            np.int64
+        )
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:
         """The rows of one epoch, not in order: each row of a class equally often, up to one."""

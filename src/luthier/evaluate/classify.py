@@ -248,7 +248,7 @@ def _answers(
 def _row_results(answers: Answers, labels: Ints, names: Sequence[str], several: bool) -> list[dict[str, Any]]:
     """One result a row: answer, confidence, loss in nats (not divided by the temperature) and whether it is right."""
     if several:
-        given = answers.probabilities >= answers.thresholds
+        given = _given(answers)
         nll = -(labels * log_expit(answers.logits) + (1 - labels) * log_expit(-answers.logits)).mean(1)
         right = (given == (labels > 0)).all(1)
         return [
@@ -287,22 +287,28 @@ def _compared(
     groups: Sequence[str],
 ) -> dict[str, Any]:
     """Every metric of both with the interval of its difference, in the form of ``significance.compare``."""
-    settings = {"num_resamples": recipe.evaluate.num_bootstrap, "seed": recipe.seed}
+    num_resamples, seed = recipe.evaluate.num_bootstrap, recipe.seed
 
-    def pair(value: Callable[[dict[str, Any]], float]) -> Pair:
-        return Pair(*(Ratio.mean([value(row) for row in results[which]]) for which in ("base", "tuned")))
+    def pair(value: Callable[[str], Sequence[float]]) -> Pair:
+        return Pair(Ratio.mean(value("base")), Ratio.mean(value("tuned")))
 
-    pairs = {name: pair(lambda row, name=name: row["scores"][name]) for name in results["base"][0]["scores"]}  # type: ignore[misc] # a default binds the name
-    pairs["loss"] = pair(lambda row: row["loss_nats"])
-    for level, groups_of in enumerate(head.levels(), 1):
-        of = np.array(groups_of)
-        pairs[f"accuracy_level_{level}"] = Pair(
-            *(Ratio.mean((of[sides[w].logits.argmax(1)] == of[labels]).tolist()) for w in ("base", "tuned"))
-        )
-    given = [_given(sides[which]) for which in ("base", "tuned")]
+    def scored(name: str) -> Pair:
+        return pair(lambda which: [row["scores"][name] for row in results[which]])
+
+    def right_at(level: Ints) -> Pair:
+        return pair(lambda w: (level[sides[w].logits.argmax(1)] == level[labels]).astype(float).tolist())
+
+    pairs = {name: scored(name) for name in results["base"][0]["scores"]}
+    pairs["loss"] = pair(lambda which: [row["loss_nats"] for row in results[which]])
+    for number, level in enumerate(head.levels(), 1):
+        pairs[f"accuracy_level_{number}"] = right_at(np.array(level))
+    base, tuned = (_given(sides[which]) for which in ("base", "tuned"))
+    found = paired_bootstrap(list(pairs.values()), groups, num_resamples=num_resamples, seed=seed)
     differences = {
-        "macro_f1": paired_macro_f1(_hot(labels, given[0].shape[1]), *given, groups, **settings),
-        **dict(zip(pairs, paired_bootstrap(list(pairs.values()), groups, **settings), strict=True)),
+        "macro_f1": paired_macro_f1(
+            _hot(labels, base.shape[1]), base, tuned, groups, num_resamples=num_resamples, seed=seed
+        ),
+        **dict(zip(pairs, found, strict=True)),
     }
     only_base, only_tuned, p_value = mcnemar(
         *([row["scores"]["accuracy"] == 1 for row in results[which]] for which in ("base", "tuned"))
@@ -406,7 +412,9 @@ def _errors(
 
     confusion = metrics.confusion_matrix(labels, said, len(names))
     off = confusion * (1 - np.eye(len(names), dtype=np.int64))
-    worst = [divmod(int(i), len(names)) for i in np.argsort(-off, axis=None, kind="stable")[:_MOST_CONFUSIONS]]
+    worst = [
+        divmod(int(i), len(names)) for i in np.argsort(-off, axis=None, kind="stable")[:_MOST_CONFUSIONS]
+    ]
     confusions = []
     for label, answer in worst:
         if not off[label, answer]:

@@ -31,7 +31,9 @@ def features(rows: Sequence[Row]) -> csr_array:
     """The n-grams of each row's prompt: 1 + ln(count), each row of length 1; shape (num_rows, NUM_FEATURES)."""
     starts, columns, values = [0], [], []
     for row in rows:
-        found, counts = np.unique(_hashes(np.asarray(row.input_ids[: row.num_prompt_tokens])), return_counts=True)
+        found, counts = np.unique(
+            _hashes(np.asarray(row.input_ids[: row.num_prompt_tokens])), return_counts=True
+        )
         weights = 1 + np.log(counts)
         columns.append(found)
         values.append((weights / np.sqrt((weights**2).sum())).astype(np.float32))
@@ -133,10 +135,11 @@ class NGrams:
     def _error(self, logits_BC: Floats, targets: NDArray[np.int64]) -> Floats:
         """Gradient of the mean loss by the logits."""
         if self._several:
-            return ((expit(logits_BC) - targets) / len(targets)).astype(np.float32)
-        error: Floats = softmax(logits_BC, axis=1)
-        error[np.arange(len(targets)), targets] -= 1
-        return error / len(targets)
+            error = expit(logits_BC) - targets
+        else:
+            error = softmax(logits_BC, axis=1)
+            error[np.arange(len(targets)), targets] -= 1
+        return np.asarray(error / len(targets), np.float32)
 
     def _loss(self, logits_BC: Floats, targets: NDArray[np.int64]) -> float:
         if self._several:

@@ -87,7 +87,9 @@ def matthews(confusion: Floats | Ints) -> float:
 
 def confusion_matrix(labels: Ints, said: Ints, num_classes: int) -> Ints:
     """Rows by class and answer, shape (C, C)."""
-    return np.bincount(labels * num_classes + said, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return np.bincount(labels * num_classes + said, minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )
 
 
 def log_probabilities(logits: Floats, temperature: float = 1.0) -> Floats:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, Mamba2Config, MambaConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-from transformers.models.mamba.modeling_mamba import MambaConfig, MambaModel, MambaPreTrainedModel
-from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Model, Mamba2PreTrainedModel
+from transformers.models.mamba.modeling_mamba import MambaModel, MambaPreTrainedModel
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Model, Mamba2PreTrainedModel
 
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
@@ -131,7 +131,10 @@ def settle_head(model: PreTrainedModel, head: Head, tokenizer: TextTokenizer, *,
     model.config.get_text_config().pad_token_id = pad_id(tokenizer)
     if not fresh or layer.weight.is_meta:
         return
-    ids_1T = torch.arange(_PROBED_TOKENS, device=layer.weight.device)[None] % model.config.get_text_config().vocab_size
+    ids_1T = (
+        torch.arange(_PROBED_TOKENS, device=layer.weight.device)[None]
+        % model.config.get_text_config().vocab_size
+    )
     with torch.no_grad():
         hidden_TD = model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state[0].float()
         length = float(hidden_TD.square().sum(-1).mean().sqrt())
@@ -160,11 +163,15 @@ class _StateSpaceClassifier:
         **others: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Logits of each row's last token that the mask does not hide: shape (B, C)."""
-        hidden_BTD = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **others).last_hidden_state
+        hidden_BTD = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, **others
+        ).last_hidden_state
         places_T = torch.arange(input_ids.shape[1], device=input_ids.device)
         real_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         last_B = (places_T * (real_BT != 0)).argmax(-1)
-        logits_BC = self.score(hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B].to(self.score.weight.dtype))
+        logits_BC = self.score(
+            hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B].to(self.score.weight.dtype)
+        )
         loss = None if labels is None else functional.cross_entropy(logits_BC.float(), labels)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits_BC)
 

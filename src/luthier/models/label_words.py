@@ -83,7 +83,12 @@ def label_scores(
     base = base_model(model)
     window = getattr(base.config.get_text_config(), "sliding_window", None)
     longest = max(row.num_prompt_tokens for row in rows) + max(map(len, tree.paths))
-    if exhaustive or base._is_stateful or not base._supports_attention_backend or (window and longest > window):
+    if (
+        exhaustive
+        or base._is_stateful
+        or not base._supports_attention_backend
+        or (window and longest > window)
+    ):
         logits_BMV = torch.stack([_after(model, rows, node) for node in ((), *tree.nodes)], dim=1)
     else:
         logits_BMV = _through_tree(model, tree, rows)
@@ -109,7 +114,9 @@ def _through_tree(model: PreTrainedModel | PeftModel, tree: LabelTree, rows: Seq
         for end in range(1, len(node) + 1):
             above[place - longest, places[node[:end]] - longest] = True
     for i, prompt in enumerate(prompts):
-        start = longest - len(prompt)  # texts end together, so that logits are needed in the same places of all rows
+        start = longest - len(
+            prompt
+        )  # texts end together, so that logits are needed in the same places of all rows
         ids[i, start:longest] = prompt
         positions[i, start:longest] = np.arange(len(prompt))
         sees[i, start:longest, start:longest] = np.tri(len(prompt), dtype=bool)

@@ -247,9 +247,7 @@ class _Preparation:
         names = self.task.model_dump()["labels"]
         records = [self.num_labelled[name] for name in names]
         options = {"type": self.recipe.task["type"], **self.task.model_dump(mode="json")}
-        write_json(
-            self.folder / "labels.json", {"names": names, "num_records": records, "task": options}
-        )
+        write_json(self.folder / "labels.json", {"names": names, "num_records": records, "task": options})
 
     def _choose(self, copies: Copies) -> tuple[np.ndarray, np.ndarray]:
         """Which records are kept, bool, and the split of each, uint8; shape (num_records,) both."""

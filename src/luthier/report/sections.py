@@ -74,7 +74,10 @@ def metrics(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
             "difference": number(difference, unit, signed=True),
             "interval": None,
             "better": better,
-            "unit": {"nats": "nats a row" if "classification" in scores else "nats a token", "bits": "bits"}.get(unit, ""),
+            "unit": {
+                "nats": "nats a row" if "classification" in scores else "nats a token",
+                "bits": "bits",
+            }.get(unit, ""),
             "verdict": "untested",
             "rose": difference is not None and difference > 0,
         }

@@ -56,8 +56,13 @@ class CodeModules(Source):
         by_label: dict[str, list[Record]] = {}
         for found in self._functions():
             by_label.setdefault(found.fields["label"], []).append(found)
-        sizes = Counter({label: len(found) for label, found in by_label.items() if len(found) >= self.min_functions})
-        kept = sorted(label for label, _ in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[: self.max_modules])
+        sizes = Counter(
+            {label: len(found) for label, found in by_label.items() if len(found) >= self.min_functions}
+        )
+        kept = sorted(
+            label
+            for label, _ in sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))[: self.max_modules]
+        )
         if len(kept) < 2:
             raise UserError(
                 f"{len(kept)} modules have {self.min_functions} functions and more",

@@ -69,7 +69,9 @@ class DebianPackages(Source):
         if not file.suffix or file.name.endswith("_Packages"):
             return file.read_text(encoding="utf-8")
         if shutil.which(_HELPER) is None:
-            raise UserError(f"{file.name} is compressed, and {_HELPER} is not there", str(file), "unpack it first")
+            raise UserError(
+                f"{file.name} is compressed, and {_HELPER} is not there", str(file), "unpack it first"
+            )
         done = subprocess.run([_HELPER, "cat-file", str(file)], capture_output=True, check=False)
         if done.returncode:
             raise UserError(

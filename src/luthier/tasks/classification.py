@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -68,7 +68,9 @@ class Classification(Task):
     def _possible(self) -> Classification:
         check_template(self.text, "recipe key task.text")
         if self.way == "words":
-            given = [name for name in _ONLY_HEAD if getattr(self, name) != type(self).model_fields[name].default]
+            given = [
+                name for name in _ONLY_HEAD if getattr(self, name) != type(self).model_fields[name].default
+            ]
             if given:
                 raise ValueError(f"{', '.join(given)} needs a head; take way=head, or leave it out")
         if self.several and self.class_weights != "none":
@@ -96,11 +98,15 @@ class Classification(Task):
             yield Dropped(record.id, "unknown-label", f"{unknown[0]!r}", budgeted=split == "train")
             return
         numbers = [known[name] for name in names]
-        label: int | list[int] = [int(i in numbers) for i in range(len(known))] if self.several else numbers[0]
+        label: int | list[int] = (
+            [int(i in numbers) for i in range(len(known))] if self.several else numbers[0]
+        )
         weight = self.class_weights.get(names[0], 1.0) if isinstance(self.class_weights, dict) else 1.0
         spans = [Span(text, "text", trim=self.trim)]
         if self.way == "head":
-            yield Example(record.id, spans, record.group, {"label": label}, ", ".join(names) or NO_LABEL, weight)
+            yield Example(
+                record.id, spans, record.group, {"label": label}, ", ".join(names) or NO_LABEL, weight
+            )
             return
         spans += [
             Span(self.question, "question", priority=1),
@@ -127,7 +133,9 @@ class Classification(Task):
 
     def fingerprint(self) -> str:
         """Hash of the names in a file of labels."""
-        return "" if isinstance(self.labels, list) or self.labels == "auto" else hash_value(list(self._known()))
+        return (
+            "" if isinstance(self.labels, list) or self.labels == "auto" else hash_value(list(self._known()))
+        )
 
     def labels_of(self, record: Record) -> Sequence[str]:
         """The names of a record's labels."""
@@ -194,7 +202,10 @@ class Classification(Task):
 
 def _read(path: str) -> Sequence[str]:
     """Names from a file, one a line, or from ``labels.json``."""
-    where, fix = f"recipe key task.labels ({path})", "name a text file with one label a line, or a labels.json"
+    where, fix = (
+        f"recipe key task.labels ({path})",
+        "name a text file with one label a line, or a labels.json",
+    )
     try:
         text = Path(path).read_text(encoding="utf-8")
         names = json.loads(text)["names"] if path.endswith(".json") else text.split("\n")
@@ -204,4 +215,3 @@ def _read(path: str) -> Sequence[str]:
     if len(set(names)) < max(2, len(names)):
         raise UserError(f"{len(names)} names, {len(set(names))} of them different", where, fix)
     return names
-

@@ -194,9 +194,7 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
     # Dropout draws by step and rank alone, so that a resumed run draws what an uninterrupted one does.
     torch.manual_seed(loop.recipe.seed + 1_000_003 * (progress.step + 1) + 7_919 * loop.ranks.index)
     position = progress.step * settings.batch_size
-    indices = shuffled(
-        position, settings.batch_size, len(loop.train_rows), loop.recipe.seed, loop.classes
-    )
+    indices = shuffled(position, settings.batch_size, len(loop.train_rows), loop.recipe.seed, loop.classes)
     rows = [loop.train_rows.row(i) for i in indices]
     loss = accumulate_gradients(loop, rows)
     parameters = list(trainable(loop.model).values())
@@ -313,7 +311,9 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
         sums["tokens"] += len(scores.nll_N)
         sums["correct"] += int(scores.correct_N.sum())
         if head is not None and not head.several:
-            counts += class_counts(scores.labels_N.cpu().numpy(), scores.best_N.cpu().numpy(), counts.shape[1])
+            counts += class_counts(
+                scores.labels_N.cpu().numpy(), scores.best_N.cpu().numpy(), counts.shape[1]
+            )
     sums = dict(zip(sums, ranks.sum(list(sums.values())), strict=True))
     num_bytes = ranks.sum([sum(row.target_bytes for row in rows)])[0]
     writes = ranks.is_first or is_sharded(loop.model)  # shards of all are needed to write

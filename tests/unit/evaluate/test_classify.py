@@ -4,8 +4,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from tests.fixtures.tiny_classifier import labelled_rows
 
+from luthier.errors import UserError
+from luthier.evaluate import classify
 from luthier.evaluate.ngrams import NGrams, features
 from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
+from luthier.recipe import Recipe
+from luthier.run_folder import RunFolder
+from luthier.tasks.classification import Classification
 
 
 def hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -70,7 +75,9 @@ def test_baseline_learns_what_scikit_learn_learns() -> None:
 def test_baseline_of_several_labels() -> None:
     train, labels = planted_rows(400, 4, 0)
     held, held_labels = planted_rows(200, 4, 1)
-    ours = NGrams(4, several=True).fit(train, hot(labels, 4).astype(int), held, hot(held_labels, 4).astype(int), 0)
+    ours = NGrams(4, several=True).fit(
+        train, hot(labels, 4).astype(int), held, hot(held_labels, 4).astype(int), 0
+    )
     assert ((ours.logits(held) > 0) == hot(held_labels, 4)).mean() > 0.9
 
 
@@ -80,4 +87,12 @@ def test_features_count_n_grams_of_the_prompt() -> None:
     norms = np.sqrt(np.asarray(found.multiply(found).sum(axis=1)).ravel())
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
     ids = rows[0].input_ids
-    assert found[[0]].nnz == len(ids) + len(ids) - 1 + max(0, len(ids) - 2)  # all different: no two share a place
+    assert found[[0]].nnz == len(ids) + len(ids) - 1 + max(
+        0, len(ids) - 2
+    )  # all different: no two share a place
+
+
+def test_metrics_of_generated_text_are_refused() -> None:
+    recipe = Recipe.model_validate({"evaluate": {"metrics": ["exact_match"]}})
+    with pytest.raises(UserError, match="say nothing about classes"):
+        classify.evaluate(recipe, RunFolder("none"), Classification(), None, None)  # type: ignore[arg-type]

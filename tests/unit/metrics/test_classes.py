@@ -74,7 +74,9 @@ def test_calibration_bins_are_scikit_learns() -> None:
 
 
 def test_matthews_of_one_answer_is_nought() -> None:
-    assert classes.matthews(np.array([[5, 0], [3, 0]])) == sk.matthews_corrcoef([0] * 5 + [1] * 3, [0] * 8) == 0
+    assert (
+        classes.matthews(np.array([[5, 0], [3, 0]])) == sk.matthews_corrcoef([0] * 5 + [1] * 3, [0] * 8) == 0
+    )
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])

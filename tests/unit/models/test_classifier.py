@@ -86,11 +86,11 @@ def test_step_is_the_same_however_it_is_split(bases: dict[str, Path], kind: str)
     model = load(classifier(bases[kind], 280))
     rows = labelled_rows(16, 280, seed=3)
     results = []
-    for parts in (1, 2, 4, 8, 16):
+    for parts in (1, 2, 16):  # the last is one row at a time; two are the rows of two processes
         model.zero_grad()
         loss = 0.0
-        for start in range(0, 16, 16 // parts):
-            part = token_scores(model, collate(rows[start : start + 16 // parts], 0)).weighted_sum() / 16
+        for start in range(parts):
+            part = token_scores(model, collate(rows[start::parts], 0)).weighted_sum() / 16
             part.backward()
             loss += float(part.detach())
         grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -174,7 +174,10 @@ def test_losses_against_torch() -> None:
     several = class_nll(logits, hot, Head(names=names, several=True))
     expected = functional.binary_cross_entropy_with_logits(logits, hot, reduction="none").mean(-1)
     torch.testing.assert_close(several, expected)
-    assert class_targets(Head(names=names, several=True), [[1, 0, 0, 1, 0]], logits.device).dtype == torch.float32
+    assert (
+        class_targets(Head(names=names, several=True), [[1, 0, 0, 1, 0]], logits.device).dtype
+        == torch.float32
+    )
 
 
 def test_hierarchy_adds_the_levels_above_the_class() -> None:
@@ -197,5 +200,3 @@ def test_rows_by_class_are_drawn_alike_often() -> None:
         assert shuffled(37, 20, 100, 5, classes) == epoch[37:57]
     drawn = [i for i in shuffled(0, 100, 100, 5, Classes(labels, 1.0)) if i < 90]
     assert len(set(drawn)) == len(drawn)  # of a frequent class no row twice in an epoch
-
-

@@ -31,7 +31,14 @@ def write_scores(run: RunFolder, num_classes: int, *, several: bool = False) -> 
     }
     of = {"train": hot[train] if several else train, "test": hot[labels] if several else labels}
     texts = [f"def f{i}({HOSTILE if i % 7 == 0 else ''}):\n    return {i}" for i in range(num_rows)]
-    entry = {"base": 0.4, "tuned": 0.6, "difference": 0.2, "interval": [0.15, 0.25], "better": "higher", "unit": "share"}
+    entry = {
+        "base": 0.4,
+        "tuned": 0.6,
+        "difference": 0.2,
+        "interval": [0.15, 0.25],
+        "better": "higher",
+        "unit": "share",
+    }
     scores = {
         "split": "test", "num_rows": num_rows, "num_groups": num_rows, "base_is": "baseline",
         "metrics": {"macro_f1": entry, "accuracy": entry}, "mcnemar": {},

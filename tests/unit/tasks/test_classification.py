@@ -37,7 +37,9 @@ def test_row_has_its_weight_on_the_last_token(tokenizer: TextTokenizer) -> None:
 @pytest.mark.parametrize("trim", ["left", "right"])
 def test_long_text_is_cut_where_the_recipe_says(tokenizer: TextTokenizer, trim: str) -> None:
     text = " ".join(map(str, range(40)))
-    row = encode(only(Classification(labels=LABELS, trim=trim), {"text": text, "label": "a"}, tokenizer), tokenizer, 10)
+    row = encode(
+        only(Classification(labels=LABELS, trim=trim), {"text": text, "label": "a"}, tokenizer), tokenizer, 10
+    )
     whole = tokenizer.encode(text)
     assert row.input_ids.tolist() == (whole[:10] if trim == "right" else whole[-10:])
     assert row.loss_weights.tolist() == [0.0] * 9 + [1.0]
@@ -54,7 +56,11 @@ def test_words_are_a_target_behind_the_question(tokenizer: TextTokenizer) -> Non
 
 def test_several_labels(tokenizer: TextTokenizer) -> None:
     task = Classification(labels=LABELS, several=True, separator=";")
-    for given, label, target in (("c; a", [1, 0, 1], "c, a"), ([], [0, 0, 0], NO_LABEL), ("", [0, 0, 0], NO_LABEL)):
+    for given, label, target in (
+        ("c; a", [1, 0, 1], "c, a"),
+        ([], [0, 0, 0], NO_LABEL),
+        ("", [0, 0, 0], NO_LABEL),
+    ):
         example = only(task, {"text": "x", "label": given}, tokenizer)
         assert (example.meta["label"], example.label) == (label, target)
 
@@ -84,7 +90,10 @@ def test_unknown_labels_are_a_fault_of_training_data_only(tokenizer: TextTokeniz
 def test_names_and_weights_are_settled_by_the_data() -> None:
     task = Classification(class_weights="balanced").resolved({"b": 6, "a": 2, "c": 0})
     assert task.labels == ["a", "b", "c"]
-    assert task.class_weights == {"b": 8 / (2 * 6), "a": 8 / (2 * 2)}  # scikit-learn's, over classes that there are
+    assert task.class_weights == {
+        "b": 8 / (2 * 6),
+        "a": 8 / (2 * 2),
+    }  # scikit-learn's, over classes that there are
     assert Classification(labels=["z", "y"]).resolved({"b": 6}).labels == ["z", "y"]
     with pytest.raises(UserError, match="1 labels"):
         Classification().resolved({"b": 6})
@@ -127,5 +136,3 @@ def test_a_copy_with_another_label_is_a_copy() -> None:
     task = Classification()
     texts = {task.duplicate_text(Record("r", {"text": "same", "label": label}, "g")) for label in "ab"}
     assert texts == {"same"}
-
-

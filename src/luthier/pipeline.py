@@ -17,7 +17,7 @@ from luthier import recipe as recipes
 from luthier import recipe_file, registry
 from luthier.environment import environment
 from luthier.errors import Refused, UserError
-from luthier.recipe import Recipe
+from luthier.recipe import Classifier, Recipe
 from luthier.run_folder import (
     RunFolder,
     hash_value,
@@ -244,9 +244,10 @@ def evaluate(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
     """Base and tuned model on the test rows: predictions and scores with intervals; trains first if need be."""
-    from luthier.evaluate import runner
+    from luthier.evaluate import classify, runner
     from luthier.models.load import load_tokenizer, load_trained, load_untrained, starts_adapted
     from luthier.rows import Rows
+    from luthier.tasks.classification import Classification
 
     place = train(recipe, *overrides, folder=folder, progress=progress)
     if not writes():
@@ -270,6 +271,12 @@ def evaluate(
         )
     tokenizer = load_tokenizer(recipe.model)
     tuned = load_trained(recipe.model, place, len(tokenizer))
+    task = recipes.build("task", recipe.task)
+    if isinstance(task, Classification):
+        with user_disk_errors(place.path):
+            classify.evaluate(recipe, place, task, tokenizer, tuned, progress)
+            _note_done(place, "evaluate", key)
+        return place
     models: runner.Models = {
         "base": lambda: runner.without_adapter(tuned),
         "tuned": lambda: nullcontext(tuned),
@@ -278,7 +285,7 @@ def evaluate(
         base = load_untrained(recipe.model, len(tokenizer))
         models = {"base": lambda: nullcontext(base), "tuned": lambda: nullcontext(tuned)}
     with user_disk_errors(place.path):
-        runner.evaluate(recipe, place, recipes.build("task", recipe.task), rows, tokenizer, models, progress)
+        runner.evaluate(recipe, place, task, rows, tokenizer, models, progress)
         _note_done(place, "evaluate", key)
     return place
 
@@ -288,7 +295,7 @@ def report(
 ) -> RunFolder:
     """The curves and the page, of whatever the run folder holds by now."""
     from luthier.models.load import load_tokenizer
-    from luthier.report import curves, page
+    from luthier.report import classes, curves, page
     from luthier.rows import Rows
 
     recipe, place = _open(recipe, overrides, folder)
@@ -296,6 +303,7 @@ def report(
         return place
     with user_disk_errors(place.path):
         curves.draw(place, recipe.report.smoothing_window)
+        classes.draw(place)
         shown = []
         if place.rows("train").is_file():
             row = Rows(place.rows("train")).row(0)
@@ -315,10 +323,14 @@ def read(recipe: AnyRecipe, *overrides: str) -> Recipe:
 
 
 def settled(recipe: Recipe, place: RunFolder) -> Recipe:
-    """The recipe of a run in its folder: a model from random weights lies there."""
-    if recipe.model.scratch is None:
-        return recipe
-    model = recipe.model.model_copy(update={"name": str(place.start), "revision": None})
+    """The recipe of a run in its folder: a model from random weights lies there, and so do the classes of a head."""
+    model = recipe.model
+    if model.scratch is not None:
+        model = model.model_copy(update={"name": str(place.start), "revision": None})
+    if place.labels.is_file():
+        head = recipes.build("task", recipe.task).head(read_json(place.labels)["names"])
+        if head is not None:
+            model = Classifier(**{**model.model_dump(), "head": head})
     return recipe.model_copy(update={"model": model})
 
 

@@ -160,6 +160,41 @@ class Model(Options):
         return self
 
 
+class Head(Options):
+    """A head that gives rows one of C classes, or several; what the task and the data's labels come to."""
+
+    names: tuple[str, ...]
+    """Names of the classes, in the order of the head's outputs."""
+    several: bool = False
+    """Whether a row may have several labels, or none."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    focal_gamma: float = 0.0
+    """Power of (1 - probability of the target) that scales a row's loss."""
+    hierarchy: str | None = None
+    """What stands between a name's levels."""
+    hierarchy_weight: float = 0.0
+    """Share of the loss that the levels above the class have."""
+
+    def levels(self) -> list[list[int]]:
+        """For each level above the classes, from the top, the group of each class; a class that ends above is its own."""
+        if not self.hierarchy:
+            return []
+        paths = [name.split(self.hierarchy) for name in self.names]
+        found = []
+        for depth in range(1, max(map(len, paths))):
+            groups = {path: i for i, path in enumerate(dict.fromkeys(tuple(p[:depth]) for p in paths))}
+            found.append([groups[tuple(path[:depth])] for path in paths])
+        return found
+
+
+class Classifier(Model):
+    """The model section of a run that trains a head for classes (``pipeline.settled``)."""
+
+    head: Head
+    """The head."""
+
+
 class Splits(Options):
     """Shares of groups for training, for evaluation while training, and for the final test."""
 
@@ -265,8 +300,10 @@ class Train(Options):
     """Write a checkpoint each N steps; without it, at each evaluation."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints kept on disk; the best one is kept besides."""
-    best_metric: Literal["loss", "bits_per_byte", "token_accuracy"] = "loss"
-    """Eval metric that chooses the best checkpoint."""
+    balance_classes: Share = 0.0
+    """How far rows are drawn by class, where a head gives rows one label: 0 takes each row once an epoch, 1 each class equally often; in between, classes count by their size to the power of the rest."""
+    best_metric: Literal["loss", "bits_per_byte", "token_accuracy", "accuracy", "macro_f1"] = "loss"
+    """Eval metric that chooses the best checkpoint; the last two are of tasks that label rows with a head, which have no ``bits_per_byte`` or ``token_accuracy``."""
     best_direction: Literal["min", "max"] = "min"
     """Whether a lower or a higher ``best_metric`` is better."""
     early_stop_patience: int | None = Field(None, ge=1)
@@ -287,10 +324,11 @@ class Train(Options):
             raise ValueError("eval_every_steps and eval_every_tokens exclude each other; keep one")
         if self.sharding != "none" and self.compile is True:
             raise ValueError("compile and sharding exclude each other; use compile=auto")
-        if (self.best_metric == "token_accuracy") != (self.best_direction == "max"):
+        better = "min" if self.best_metric in ("loss", "bits_per_byte") else "max"
+        if self.best_direction != better:
             raise ValueError(
                 f"best_direction {self.best_direction!r} would keep the worst {self.best_metric}; "
-                f"use best_direction={'max' if self.best_metric == 'token_accuracy' else 'min'}"
+                f"use best_direction={better}"
             )
         return self
 

@@ -79,13 +79,18 @@ class Example:
         id: Unique over the data, for example ``os.py#3``.
         spans: The row's text, in order.
         group: As in ``Record``.
-        meta: Small JSON values that metrics and the report may use.
+        meta: Small JSON values that metrics and the report may use. Of a labelled example, ``label`` is the number of its
+            class; where several are possible, a list of 0 and 1, one for each class.
+        label: The names of the classes, if a head labels the row as a whole; its spans are all context then.
+        weight: Loss weight of a labelled example, over 0.
     """
 
     id: str
     spans: Sequence[Span]
     group: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +100,12 @@ class Row:
     Attributes:
         id, group: As in ``Example``.
         input_ids: Token ids, shape (num_tokens,).
-        loss_weights: Weight of each token *as a target*, shape (num_tokens,); 0 is context.
+        loss_weights: Weight of each token *as a target*, shape (num_tokens,); 0 is context. Of a row with a label, the last
+            token has the row's weight: that is what the head reads.
         span_ids: Index into ``span_names`` of each token's span, shape (num_tokens,).
         span_names: Names of the spans, in order; a span that was dropped is not there.
-        num_prompt_tokens: Tokens before the first trained one: exactly what inference feeds.
-        target: Text of the trained spans, joined.
+        num_prompt_tokens: Tokens before the first trained one, or all of a row with a label: exactly what inference feeds.
+        target: Text of the trained spans, joined; or the label.
         target_bytes: UTF-8 bytes of ``target`` without control tokens, for bits per byte.
         lossy: Whether decoding the untrimmed ids does not give the text back.
         trimmed: Tokens cut, by span name.

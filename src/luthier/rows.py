@@ -197,6 +197,17 @@ class Rows(Sequence[Row]):
         """Tokens with a weight of each row, int64, shape (num_rows,); their sum is the split's."""
         return np.concatenate([np.empty(0, np.int64), *(_num_trained(batch) for batch in self._batches)])
 
+    def labels(self) -> np.ndarray | None:
+        """Labels of rows that have any: int64, shape (num_rows,), or with several (num_rows, num_classes); None without."""
+        if not len(self) or "label" not in self.row(0).meta:
+            return None
+        parts = [
+            np.array([json.loads(meta)["label"] for meta in batch.column("meta").to_pylist()])
+            for batch in self._batches
+        ]
+        labels: np.ndarray = np.concatenate(parts).astype(np.int64)
+        return labels
+
     def column(self, name: str) -> pa.ChunkedArray:
         """A whole column of ``SCHEMA``, zero-copy; ``.to_pylist()`` makes Python values of it."""
         return pa.chunked_array([batch.column(name) for batch in self._batches], SCHEMA.field(name).type)

@@ -35,6 +35,7 @@ class RunFolder:
         self.data = self.path / "data"
         self.ledger = self.data / "ledger.json"
         self.manifest = self.data / "manifest.json"
+        self.labels = self.data / "labels.json"
         self.dropped = self.data / "dropped.jsonl"
         self.findings = self.path / "findings.json"
         self.history = self.path / "history.jsonl"

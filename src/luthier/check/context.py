@@ -16,7 +16,7 @@ import numpy as np
 
 from luthier import recipe as recipes
 from luthier.errors import UserError
-from luthier.recipe import Recipe
+from luthier.recipe import Classifier, Recipe
 from luthier.records import SPLITS, Row, Split
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, read_json
@@ -234,6 +234,8 @@ class RunContext(CheckContext):
     ) -> None:
         super().__init__(quick=quick)
         self._recipe, self._run, self._make_training = recipe, run, training
+        if isinstance(recipe.model, Classifier):
+            self.objective = "classes"
 
     @property
     def recipe(self) -> Recipe:
@@ -247,8 +249,10 @@ class RunContext(CheckContext):
 
     @cached_property
     def task(self) -> Task:
-        """The recipe's task."""
-        task: Task = recipes.build("task", self.recipe.task, "recipe key task")
+        """The recipe's task, as rows were made by it."""
+        labels = self.run.labels
+        options = read_json(labels)["task"] if labels.is_file() else self.recipe.task
+        task: Task = recipes.build("task", options, "recipe key task")
         return task
 
     @cached_property

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from luthier.check.context import CheckContext, Skip
 from luthier.encoding.batches import Batch, collate
+from luthier.models.classifier import class_nll, class_targets, head_of
 from luthier.models.forward import base_model, same_modes, token_scores
 from luthier.plan import window
 from luthier.records import Row
@@ -103,6 +104,10 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
             scores = token_scores(context.model, batch, plain=plain)
         return scores.nll_N, scores.rows_N
     logits_BC = class_logits(context, rows, side)
+    head = head_of(base_model(context.model))
+    if head is not None:
+        labels = class_targets(head, [row.meta["label"] for row in rows], logits_BC.device)
+        return class_nll(logits_BC, labels, head), torch.arange(len(rows), device=logits_BC.device)
     labels = torch.tensor([row.meta["label"] for row in rows], device=logits_BC.device)
     if labels.ndim == 1 and logits_BC.shape[-1] > 1 and not _are_classes(labels, logits_BC.shape[-1]):
         raise Skip(f"labels are not all among the model's {logits_BC.shape[-1]} classes")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class Batch:
         loss_weights_BT: Weight of each token as a target, fp32; 0 at context and padding.
         left_padded: Whether padding stands before the rows.
         row_lengths: Tokens of each row, if the batch is one sequence of rows one after another (B = 1); else empty.
+        labels: Of each row, where a head labels rows: the number of its class, or 0 and 1 for each class; else empty.
     """
 
     input_ids_BT: Tensor
@@ -32,6 +34,7 @@ class Batch:
     loss_weights_BT: Tensor
     left_padded: bool
     row_lengths: tuple[int, ...] = ()
+    labels: tuple[Any, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -66,16 +69,19 @@ def collate(rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "
         position_ids_BT=torch.from_numpy(positions),
         loss_weights_BT=torch.from_numpy(weights),
         left_padded=padded_left,
+        labels=_labels(rows),
     )
 
 
 def pack(rows: Sequence[Row]) -> Batch:
-    """The rows one after another in one sequence, without padding; the first token of each is no target."""
+    """The rows one after another in one sequence, without padding; the first token of each is no target of the row before."""
     ids = np.concatenate([np.asarray(row.input_ids, np.int64) for row in rows])
     weights = np.concatenate([np.asarray(row.loss_weights, np.float32) for row in rows])
     lengths = tuple(len(row.input_ids) for row in rows)
     starts = np.cumsum([0, *lengths[:-1]])
-    weights[starts] = 0
+    labels = _labels(rows)
+    if not labels:
+        weights[starts] = 0
     positions = np.arange(len(ids)) - np.repeat(starts, lengths)
     return Batch(
         input_ids_BT=torch.from_numpy(ids)[None],
@@ -84,7 +90,12 @@ def pack(rows: Sequence[Row]) -> Batch:
         loss_weights_BT=torch.from_numpy(weights)[None],
         left_padded=False,
         row_lengths=lengths,
+        labels=labels,
     )
+
+
+def _labels(rows: Sequence[Row]) -> tuple[Any, ...]:
+    return tuple(row.meta["label"] for row in rows) if all("label" in row.meta for row in rows) else ()
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -129,14 +140,59 @@ def pack_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return groups
 
 
-def shuffled(position: int, count: int, num_rows: int, seed: int) -> list[int]:
+def shuffled(
+    position: int, count: int, num_rows: int, seed: int, classes: Classes | None = None
+) -> list[int]:
     """The rows at ``position`` to ``position + count`` of an endless stream of reshuffled epochs.
 
     The order depends on seed and position alone, so a resumed run goes on exactly where it was.
+
+    Args:
+        position: Rows drawn before.
+        count: Rows to draw.
+        num_rows: Of an epoch.
+        seed: The recipe's.
+        classes: Draw by class: an epoch has as many rows, but more of rare classes and fewer of frequent ones.
     """
     indices: list[int] = []
     while len(indices) < count:
         epoch, offset = divmod(position + len(indices), num_rows)
-        order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
+        order = _epoch(num_rows, seed, epoch, classes)
         indices += order[offset : offset + count - len(indices)].tolist()
     return indices
+
+
+class Classes:
+    """The class of each training row, and how often each class is drawn.
+
+    Args:
+        labels: Number of each row's class, shape (num_rows,).
+        balance: 0 draws each class as often as it has rows, 1 all classes equally often.
+    """
+
+    def __init__(self, labels: np.ndarray, balance: float) -> None:
+        by_class = np.argsort(labels, kind="stable")
+        _, sizes = np.unique(labels, return_counts=True)
+        self._rows = np.split(by_class, np.cumsum(sizes)[:-1])
+        shares = sizes.astype(np.float64) ** (1 - balance)
+        # Whole numbers that add up: borders between classes on the line from 0 to num_rows, rounded.
+        self._counts = np.diff(np.round(np.cumsum([0, *shares]) / shares.sum() * len(labels))).astype(
+            np.int64
+        )
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """The rows of one epoch, not in order: each row of a class equally often, up to one."""
+        parts = []
+        for rows, count in zip(self._rows, self._counts.tolist(), strict=True):
+            rounds = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
+            parts += [np.concatenate(rounds)[:count]] if rounds else []
+        return np.concatenate(parts)
+
+
+@lru_cache(maxsize=2)
+def _epoch(num_rows: int, seed: int, epoch: int, classes: Classes | None) -> np.ndarray:
+    """Row numbers of an epoch in their order; kept, since a step needs only a few of them."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    if classes is None:
+        return generator.permutation(num_rows)
+    return generator.permutation(classes.draw(generator))

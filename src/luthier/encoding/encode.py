@@ -36,7 +36,8 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
     Returns:
         A row with at least one trained token, or ``Dropped``: ``no-target``, ``target-too-long`` (it would not fit
         without any context), ``too-long`` (context that may not be cut leaves no room), ``no-context`` (a row that
-        begins with a trained token, which nothing predicts).
+        begins with a trained token, which nothing predicts). Of a labelled example the last token has the weight, and
+        ``no-text`` is one without a token.
     """
     for span in example.spans:
         if span.weight and span.trim in ("left", "right"):
@@ -45,7 +46,7 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
             )
     tokens = _tokenize(example.spans, tokenizer)
     weights = np.array([span.weight for span in example.spans] + [0.0], dtype=np.float32)[tokens.owners]
-    if not weights.any():
+    if example.label is None and not weights.any():
         return Dropped(example.id, "no-target", "no trained token")
     keep, trimmed = _trim(example.spans, tokens.owners, max_length)
     if (over := int(keep.sum()) - max_length) > 0:
@@ -55,9 +56,13 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
             example.id, reason, f"{over} tokens over max_length {max_length} when all that may go is gone"
         )
     ids, owners, weights = tokens.ids[keep], tokens.owners[keep], weights[keep]
-    if not weights.any():
+    if example.label is not None:
+        if not len(ids) or not (owners >= 0).any():
+            return Dropped(example.id, "no-text", "there is no text to label")
+        weights[-1] = example.weight
+    elif not weights.any():
         return Dropped(example.id, "target-too-long", f"no trained span fits into max_length {max_length}")
-    if weights[0]:
+    elif weights[0]:
         return Dropped(
             example.id, "no-context", "nothing stands before the first trained token to predict it from"
         )
@@ -69,6 +74,7 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
         names.append("start")
         places[-1] = len(names) - 1
     trained = [example.spans[i] for i in present if example.spans[i].weight]
+    target = "".join(span.text for span in trained if not span.control)
     return Row(
         id=example.id,
         group=example.group,
@@ -76,8 +82,8 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
         loss_weights=weights,
         span_ids=np.array([places[owner] for owner in owners.tolist()], dtype=np.int16),
         span_names=names,
-        num_prompt_tokens=int(np.flatnonzero(weights)[0]),
-        target="".join(span.text for span in trained if not span.control),
+        num_prompt_tokens=int(np.flatnonzero(weights)[0]) + (example.label is not None),
+        target=target if example.label is None else example.label,
         target_bytes=sum(len(s.text.encode("utf-8", "surrogatepass")) for s in trained if not s.control),
         lossy=tokens.lossy,
         trimmed=trimmed,
@@ -86,11 +92,16 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
 
 
 def encode_prompt(example: Example, tokenizer: TextTokenizer, max_length: int) -> list[int]:
-    """The ids to feed for what stands before an example's first trained span, trimmed like a row's context.
+    """The ids to feed for what stands before an example's first trained span, or for all of a labelled one, trimmed like a row's.
 
     Raises:
         ValueError: The context that may not be cut is longer than ``max_length``.
     """
+    if example.label is not None:
+        labelled = encode(example, tokenizer, max_length)
+        if isinstance(labelled, Dropped):
+            raise ValueError(f"the text of {labelled.id} does not fit: {labelled.detail}")
+        return [int(i) for i in labelled.input_ids]
     # A one-token target keeps this on the very path of training rows, and is cut off again.
     ending = Span("x", "target", weight=1.0)
     context = list(takewhile(lambda span: not span.weight, example.spans))

@@ -12,13 +12,15 @@ from luthier import recipe as recipes
 from luthier.encoding.encode import encode_prompt
 from luthier.encoding.infill import Infill, infill_prompt, without_overlap
 from luthier.errors import UserError
+from luthier.evaluate import classify
 from luthier.evaluate.runner import without_adapter
 from luthier.models.generate import Output, generate
 from luthier.models.load import load_tokenizer, load_trained, load_untrained, starts_adapted
-from luthier.recipe import Recipe
+from luthier.recipe import Classifier, Recipe
 from luthier.records import Example
 from luthier.run_folder import RunFolder, logger
 from luthier.tasks import Task
+from luthier.tasks.classification import Classification
 
 
 def complete(
@@ -30,7 +32,7 @@ def complete(
     base: bool = False,
     max_new_tokens: int | None = None,
 ) -> Output:
-    """The continuation of a prompt, which goes through the task and the encoder just as a row's context does.
+    """The continuation of a prompt, or the likeliest classes of a text with their probabilities; it goes through the task and the encoder just as a row's context does.
 
     With a suffix it is what stands between the two; where the model wrote on with the suffix itself, ``text`` ends
     before that.
@@ -54,6 +56,10 @@ def complete(
         )
     tokenizer = load_tokenizer(recipe.model)
     task: Task = recipes.build("task", recipe.task, "recipe key task")
+    if base and isinstance(recipe.model, Classifier):
+        raise UserError(
+            "the model as it was before training has no head for these classes", "--base", "leave --base out"
+        )
     spans = (
         task.prompt(text, tokenizer)
         if suffix is None
@@ -79,6 +85,9 @@ def complete(
     else:
         tuned = load_trained(recipe.model, run, len(tokenizer))
         lent = without_adapter(tuned) if base and isinstance(tuned, PeftModel) else nullcontext(tuned)
+    if isinstance(task, Classification):
+        with lent as model:
+            return Output([], classify.label_text(recipe, run, task, tokenizer, model, ids), True)
     with lent as model:
         (output,) = generate(
             model,

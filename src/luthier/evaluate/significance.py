@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
+from luthier.metrics.classes import macro_f1_of
+
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 # Draws held in memory at once, 8 bytes each, and as many counts.
 _DRAWS_AT_ONCE = 1_000_000
 _LOWER_IS_BETTER = {
@@ -136,8 +140,7 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
     )
     result: dict[str, Any] = {"num_rows": len(predictions), "num_groups": len(set(groups)), "metrics": {}}
     for name, difference in zip(pairs, differences, strict=False):
-        better, unit = _LOWER_IS_BETTER.get(name, ("higher", "share"))
-        result["metrics"][name] = {**asdict(difference), "better": better, "unit": unit}
+        result["metrics"][name] = describe(name, difference)
     if macro:
         result["macro"] = {
             name: asdict(difference) for name, difference in zip(macro, differences[len(pairs) :], strict=True)
@@ -157,6 +160,12 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
             "p_value": p_value,
         }
     return result
+
+
+def describe(name: str, difference: Difference) -> dict[str, Any]:
+    """A metric as ``scores.json`` has it: with its unit, and whether more or less is better."""
+    better, unit = _LOWER_IS_BETTER.get(name, ("higher", "share"))
+    return {**asdict(difference), "better": better, "unit": unit}
 
 
 def paired_bootstrap(
@@ -199,15 +208,13 @@ def paired_bootstrap(
     ]
     if any(len(column) != len(groups) for column in columns):
         raise ValueError(f"{len(groups)} rows, but columns of {sorted({len(column) for column in columns})}")
-    # Sorted, so that the order of rows changes nothing; not numpy.unique, whose strings lose trailing NULs.
-    names = {name: place for place, name in enumerate(sorted(set(groups)))}
-    index = np.array([names[group] for group in groups], dtype=np.int64)
+    index, num_groups = _numbered(groups)
     # One row a group is all that a resample of groups needs, however many rows there are.
-    sums_GC = np.zeros((len(names), len(columns)))
+    sums_GC = np.zeros((num_groups, len(columns)))
     for place, column in enumerate(columns):
-        sums_GC[:, place] = np.bincount(index, weights=np.asarray(column, np.float64), minlength=len(names))
+        sums_GC[:, place] = np.bincount(index, weights=np.asarray(column, np.float64), minlength=num_groups)
     totals_C = sums_GC.sum(axis=0)
-    resampled_RC = _resampled_sums(sums_GC, num_resamples, seed) if len(names) > 1 else None
+    resampled_RC = _resampled_sums(sums_GC, num_resamples, seed) if num_groups > 1 else None
     differences = []
     for i, pair in enumerate(pairs):
         own = slice(4 * i, 4 * i + 4)
@@ -220,20 +227,79 @@ def paired_bootstrap(
     return differences
 
 
+def paired_macro_f1(
+    labels: Bools,
+    base: Bools,
+    tuned: Bools,
+    groups: Sequence[str],
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Difference:
+    """Macro F1 of two classifiers over the classes that have rows, and their difference with its bootstrap interval.
+
+    Resamples as ``paired_bootstrap``: whole groups, the same draws for both. Each has its own counts of right answers, rows
+    and answers by class; a class that none of its rows has is left out of its mean.
+
+    Args:
+        labels: Which classes each row has, shape (N, C).
+        base: Which ones one classifier gives, same shape.
+        tuned: Those of the other.
+        groups: Group of each row.
+        num_resamples: As in ``paired_bootstrap``.
+        seed: As there.
+        confidence: As there.
+    """
+    num_classes = labels.shape[1]
+    index, num_groups = _numbered(groups)
+    # Of each group: rows, answers and right answers by class. Nearly all are zero.
+    columns_NC = np.concatenate([labels, base, base & labels, tuned, tuned & labels], axis=1)
+    member_GN = csr_array(
+        (np.ones(len(groups)), (index, np.arange(len(groups)))), shape=(num_groups, len(groups))
+    )
+    sums_GC = csr_array(member_GN @ csr_array(columns_NC.astype(np.float64)))
+
+    def values(sums_RC: Floats) -> tuple[Floats, Floats]:
+        rows, of_base, right_base, of_tuned, right_tuned = np.split(sums_RC, 5, axis=-1)
+        return macro_f1_of(right_base, rows, of_base), macro_f1_of(right_tuned, rows, of_tuned)
+
+    assert sums_GC.shape == (num_groups, 5 * num_classes)
+    value_base, value_tuned = values(np.asarray(sums_GC.sum(axis=0)))
+    interval = None
+    if num_groups > 1:
+        differences = []
+        for counts_BG in _draws(num_groups, num_resamples, seed):
+            for part in np.array_split(counts_BG, -(-counts_BG.size // (64 * num_groups))):
+                bases, tuneds = values((sums_GC.T @ part.T).T)
+                differences.append(tuneds - bases)
+        interval = _interval(np.concatenate(differences), confidence)
+    difference = value_tuned - value_base
+    return Difference(_finite(value_base), _finite(value_tuned), _finite(difference), interval)
+
+
+def _numbered(groups: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+    """The number of each row's group, and how many there are."""
+    # Sorted, so that the order of rows changes nothing; not numpy.unique, whose strings lose trailing NULs.
+    names = {name: place for place, name in enumerate(sorted(set(groups)))}
+    return np.array([names[group] for group in groups], dtype=np.int64), len(names)
+
+
 def _resampled_sums(sums_GC: Floats, num_resamples: int, seed: int) -> Floats:
-    """Column sums of each resample, shape (num_resamples, columns), drawn in blocks so that memory stays flat."""
+    """Column sums of each resample, shape (num_resamples, columns)."""
+    with np.errstate(invalid="ignore"):  # an infinite loss makes its own column NaN, and only that
+        return np.concatenate([counts @ sums_GC for counts in _draws(len(sums_GC), num_resamples, seed)])
+
+
+def _draws(num_groups: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each group is drawn in each resample, shape (block, group), in blocks so that memory stays flat."""
     generator = np.random.default_rng(seed)
-    num_groups = len(sums_GC)
     block = max(1, _DRAWS_AT_ONCE // num_groups)
-    resampled = []
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
         draws_BG = generator.integers(0, num_groups, size=(size, num_groups))
         draws_BG += np.arange(size)[:, None] * num_groups
-        counts_BG = np.bincount(draws_BG.ravel(), minlength=size * num_groups).reshape(size, num_groups)
-        with np.errstate(invalid="ignore"):  # an infinite loss makes its own column NaN, and only that
-            resampled.append(counts_BG @ sums_GC)
-    return np.concatenate(resampled)
+        yield np.bincount(draws_BG.ravel(), minlength=size * num_groups).reshape(size, num_groups)
 
 
 def _values(sums: Floats, transform: Callable[[Floats], Floats] | None) -> tuple[Floats, Floats]:

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import UserError
+from luthier.models.classifier import HEAD, head_of
 from luthier.recipe import FROM_WEIGHTS, Adapter
 
 TRAINED, HELD = "default", "held"
@@ -59,6 +60,12 @@ def add_adapter(base: PreTrainedModel, adapter: Adapter, new_ids: list[int]) -> 
     Raises:
         UserError: Names or patterns that match nothing, layers that peft cannot adapt, or ranks that do not fit them.
     """
+    if adapter.init in FROM_WEIGHTS and head_of(base) is not None:
+        raise UserError(
+            f"init={adapter.init} takes a second adapter that holds, beside which peft trains no head",
+            f"{_KEY}.init",
+            "set model.adapter.init=default",
+        )
     with _made():
         model = get_peft_model(base, lora_config(base, adapter, new_ids))
     _check_patterns(model, adapter)
@@ -180,7 +187,8 @@ def lora_config(model: PreTrainedModel, adapter: Adapter, new_ids: list[int]) ->
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets,
         exclude_modules=(_unused(model) or None) if adapter.targets == "all-linear" else None,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.CAUSAL_LM if head_of(model) is None else TaskType.SEQ_CLS,
+        modules_to_save=None if head_of(model) is None else [HEAD],
         trainable_token_indices=tokens,
     )
 
@@ -199,7 +207,8 @@ def target_names(base: PreTrainedModel, adapter: Adapter) -> set[str]:
     linear = {name for name, module in base.named_modules() if isinstance(module, _LINEAR)}
     if adapter.targets != "all-linear":
         return {name for name in linear if any(_is_called(name, target) for target in adapter.targets)}
-    head = {name for name, module in base.named_modules() if module is base.get_output_embeddings()}
+    ends = (base.get_output_embeddings(), getattr(base, HEAD, None))
+    head = {name for name, module in base.named_modules() if any(module is end for end in ends)}
     return {name for name in linear - head if name.rpartition(".")[2] not in _unused(base)}
 
 

@@ -227,7 +227,8 @@ class _Judge:
 def _in_fp32(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """The model computes in fp32 throughout. Weights of one layer at a time are widened, so that large models fit."""
     base = base_model(model)
-    parts: tuple[Any, ...] = (base, base.base_model, base.get_output_embeddings())
+    ends: tuple[Any, ...] = (base, base.base_model, base.get_output_embeddings())
+    parts = [part for part in ends if part is not None]  # a classifier has no output embeddings
     autocast = {part: vars(part).pop("forward") for part in parts if "forward" in vars(part)}
     product_dtype = vars(base).pop("product_dtype", None)
     layers = decoder_layers(base)

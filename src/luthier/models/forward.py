@@ -19,6 +19,7 @@ from transformers import Cache, PreTrainedModel
 
 from luthier.encoding.batches import Batch
 from luthier.models import packed
+from luthier.models.classifier import class_logits, class_nll, class_targets, head_of, predicted
 from luthier.models.head import head_loss, is_linear
 
 
@@ -30,8 +31,8 @@ class TokenScores:
         nll_N: Negative log-likelihood in nats, fp32, with its gradient graph.
         weights_N: Loss weights.
         rows_N: Index of each token's row in the batch.
-        labels_N: The tokens.
-        likeliest_N: The most likely tokens; None with a gradient, since training has no use for them.
+        labels_N: The tokens; of a model that labels rows the classes, one for each row.
+        likeliest_N: The most likely tokens or classes; None with a gradient, since training has no use for them.
     """
 
     nll_N: Tensor
@@ -83,6 +84,8 @@ def own_scores(
     model: PreTrainedModel | PeftModel, batch: Batch, *, plain: bool, cache: Cache | None
 ) -> TokenScores:
     """``token_scores`` of a model whose weights are all here."""
+    if head_of(base_model(model)) is not None:
+        return _row_scores(base_model(model), batch, cache)
     targets_BS = batch.loss_weights_BT[:, 1:] != 0
     labels_N = batch.input_ids_BT[:, 1:][targets_BS]
     base = base_model(model)
@@ -97,18 +100,45 @@ def own_scores(
     else:
         dtype = getattr(base, "product_dtype", head.weight.dtype)
         nll_N, best_N = head_loss(_hidden(base, batch, cache)[targets_BS], head, labels_N, dtype)
-    rows_N = targets_BS.nonzero()[:, 0]
-    if batch.row_lengths:
-        lengths = torch.tensor(batch.row_lengths)
-        rows_T = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(targets_BS.device)
-        rows_N = rows_T[1:][targets_BS[0]]
     return TokenScores(
         nll_N=nll_N,
         weights_N=batch.loss_weights_BT[:, 1:][targets_BS],
-        rows_N=rows_N,
+        rows_N=_rows(batch)[:, 1:][targets_BS],
         labels_N=labels_N,
         likeliest_N=best_N,
     )
+
+
+def _row_scores(base: PreTrainedModel, batch: Batch, cache: Cache | None) -> TokenScores:
+    """Scores of a model whose head labels rows: of each token with a weight, against the label of its row."""
+    head, read_BT = head_of(base), batch.loss_weights_BT != 0
+    assert head is not None
+    rows_N = _rows(batch)[read_BT]
+    logits_NC = row_logits(base, batch, cache)
+    targets = class_targets(head, batch.labels, rows_N.device)[rows_N]
+    best_N, labels_N = predicted(logits_NC, targets, head)
+    return TokenScores(
+        nll_N=class_nll(logits_NC, targets, head),
+        weights_N=batch.loss_weights_BT[read_BT],
+        rows_N=rows_N,
+        labels_N=labels_N,
+        likeliest_N=None if torch.is_grad_enabled() else best_N,
+    )
+
+
+def row_logits(base: PreTrainedModel, batch: Batch, cache: Cache | None = None) -> Tensor:
+    """What the head for classes says at each token with a weight: fp32, shape (N, C); rows in the batch's order."""
+    hidden_BTD = base.base_model(**forward_inputs(base.base_model, batch, cache)).last_hidden_state
+    return class_logits(base, hidden_BTD[batch.loss_weights_BT != 0])
+
+
+def _rows(batch: Batch) -> Tensor:
+    """Index of each token's row, int64, shape (B, T)."""
+    shape, device = batch.input_ids_BT.shape, batch.input_ids_BT.device
+    if not batch.row_lengths:
+        return torch.arange(shape[0], device=device)[:, None].expand(shape)
+    lengths = torch.tensor(batch.row_lengths)
+    return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(device)[None]
 
 
 def _hidden(base: PreTrainedModel, batch: Batch, cache: Cache | None) -> Tensor:
@@ -153,7 +183,12 @@ def same_modes(model: torch.nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def head_is_plain(model: PreTrainedModel | PeftModel, batch: Batch) -> bool:
-    """Whether the output head is one matrix product (no soft-capping or scaling), by comparing both ways."""
+    """Whether the output head is one matrix product (no soft-capping or scaling), by comparing both ways.
+
+    A head for classes is one by the way that it is made.
+    """
+    if head_of(base_model(model)) is not None:
+        return True
     with same_modes(model):
         model.eval()
         fast, own = token_scores(model, batch), token_scores(model, batch, plain=True)

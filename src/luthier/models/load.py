@@ -43,9 +43,10 @@ from luthier.models.adapter import (
     target_names,
     with_adapter,
 )
+from luthier.models.classifier import HEAD, head_of, pad_id, settle_head
 from luthier.models.forward import base_model
-from luthier.recipe import Model
-from luthier.run_folder import RunFolder, logger, new_folder
+from luthier.recipe import Classifier, Head, Model
+from luthier.run_folder import RunFolder, logger, new_folder, write_json
 
 Precision = Literal["fp32", "bf16"]
 
@@ -183,11 +184,13 @@ def load_model(
     """
     bf16 = choose_precision(settings) == "bf16"
     masters = training and settings.adapter is None
-    base = _pretrained(settings, torch.bfloat16 if bf16 and not masters else torch.float32)
+    base, fresh_head = _pretrained(settings, torch.bfloat16 if bf16 and not masters else torch.float32)
     if torch.cuda.is_available() and not on_cpu and settings.quantisation is None:
         base.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     torch.manual_seed(seed)
     _fit_to_tokenizer(base, tokenizer_size, len(settings.new_tokens))
+    if isinstance(settings, Classifier):
+        settle_head(base, settings.head, load_tokenizer(settings), fresh=fresh_head)
     model: PreTrainedModel | PeftModel = base
     if training:
         if settings.adapter is not None:
@@ -324,6 +327,10 @@ def save_trained(
             save_adapter(model, folder, resolve(settings), state)
         else:
             model.save_pretrained(folder, state_dict=state)
+        head = head_of(base_model(model))
+        if head is not None:  # an adapter's base does not know the names, nor perhaps what pads
+            tokenizer.hf.pad_token = tokenizer.hf.convert_ids_to_tokens(pad_id(tokenizer))
+            write_json(folder / "labels.json", {"names": list(head.names), "several": head.several})
         tokenizer.hf.save_pretrained(folder)
     return path
 
@@ -392,11 +399,14 @@ def num_weights(parameter: Tensor) -> int:
     return quantised.shape.numel() if quantised is not None else parameter.numel()
 
 
-def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
+def _pretrained(settings: Model, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
+    """The model as it came, and whether its head for classes is not in its files."""
     name = resolve(settings)
     where = f"{_NAME} ({name})"
     attention = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     quantised = _quantised(dtype) if settings.quantisation else {}
+    head = settings.head if isinstance(settings, Classifier) else None
+    kind: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     if settings.trust_remote_code:
         logger.warning("model.trust_remote_code: code that comes with %s is run", name)
     try:
@@ -406,7 +416,7 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
                 name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
             )
             rope.scale(config["config"], settings.rope)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             name,
             **config,
             revision=settings.revision,
@@ -415,6 +425,7 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
             output_loading_info=True,
             **attention,
             **({"dtype": dtype} | quantised),
+            **(_classes(head) if head else {}),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         fix = "copy or download it again, or name another model"
@@ -428,14 +439,16 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
         raise UserError(f"the model cannot be loaded: {one_line(error)}", where, fix) from error
     model: PreTrainedModel
     model, info = loaded
+    # A language model's own head makes room for the one that gives classes.
+    expected = {"missing_keys": {f"{HEAD}.weight"}, "unexpected_keys": {"lm_head.weight"}} if head else {}
     # transformers fills what is missing with random numbers and leaves out what it does not know, with a warning.
-    for kind, meaning in (
+    for kind_of_key, meaning in (
         ("missing_keys", "are not in its files and would be random"),
         ("mismatched_keys", "have another shape in its files and would be random"),
         ("unexpected_keys", "in its files fit nowhere and would be left out"),
         ("error_msgs", "could not be read"),
     ):
-        if keys := sorted(map(str, info.get(kind) or ())):
+        if keys := sorted(set(map(str, info.get(kind_of_key) or ())) - expected.get(kind_of_key, set())):
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise UserError(
                 f"{len(keys)} weights of the model {meaning}: {', '.join(keys[:3])}{more}",
@@ -445,7 +458,16 @@ def _pretrained(settings: Model, dtype: torch.dtype) -> PreTrainedModel:
     if quantised:
         _settle_quantised(model, dtype)
     mamba.speed_up(model)
-    return model
+    return model, bool(info["missing_keys"])
+
+
+def _classes(head: Head) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for a head of these classes."""
+    return {
+        "id2label": dict(enumerate(head.names)),
+        "label2id": {name: number for number, name in enumerate(head.names)},
+        "problem_type": "multi_label_classification" if head.several else "single_label_classification",
+    }
 
 
 def _quantised(dtype: torch.dtype) -> dict[str, Any]:
@@ -466,6 +488,7 @@ def _quantised(dtype: torch.dtype) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["lm_head", HEAD],
         ),
         "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
     }

@@ -6,18 +6,19 @@ import fcntl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Refused, UserError
 from luthier.models import start
 from luthier.models.adapter import with_adapter
 from luthier.models.load import load_model, load_tokenizer, resolve
-from luthier.recipe import Model
+from luthier.recipe import Classifier, Model
 from luthier.run_folder import RunFolder, cache_folder, logger, new_folder
 
 PROMPTS = (
@@ -137,7 +138,10 @@ def _merge(settings: Model, adapter: Path, out: Path, tolerance: float, prompts:
         merged.save_pretrained(folder)
         tokenizer.hf.save_pretrained(folder)
         del model, merged, base
-        again = AutoModelForCausalLM.from_pretrained(
+        kind: Any = (
+            AutoModelForSequenceClassification if isinstance(settings, Classifier) else AutoModelForCausalLM
+        )
+        again = kind.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
         )
         proof = _compare(adapted, before, [_logits(again.eval(), ids) for ids in batch])
@@ -178,8 +182,8 @@ def _ids(tokenizer: TextTokenizer, texts: Sequence[str], *, control: bool) -> li
 @torch.inference_mode()
 def _logits(model: torch.nn.Module, ids_1T: Tensor) -> Tensor:
     device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=ids_1T.to(device), use_cache=False).logits[0]
-    return logits.double().cpu()
+    logits: Tensor = model(input_ids=ids_1T.to(device), use_cache=False).logits
+    return logits.flatten(0, -2).double().cpu()  # of a classifier one for the whole text
 
 
 def _compare(adapted: list[Tensor], before: list[Tensor], merged: list[Tensor]) -> Proof:

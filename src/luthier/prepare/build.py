@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import shutil
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from luthier.prepare.ledger import Ledger, describe, hash_names
 from luthier.prepare.raw import RawWriter, column, read_records, reading
 from luthier.prepare.split import assign, stable_hash
 from luthier.recipe import Options, Recipe, build
-from luthier.records import SPLITS, Dropped
+from luthier.records import SPLITS, Dropped, Record
 from luthier.registry import code_hash
 from luthier.rows import RowWriter, read_batches
 from luthier.run_folder import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int | None], None]
 
+_MOST_LABELS = 20_000
 _OWN_SOURCES = {"eval": "eval_source", "test": "test_source"}  # by split; later ones outrank earlier ones
 
 
@@ -116,9 +118,10 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
             with reading(f"recipe key data.{name}"):
                 sources[name] = {**_described(options["type"], source), "fingerprint": source.fingerprint()}
     package = Path(__file__).parents[1]
+    task = build("task", recipe.task, "recipe key task")
     return {
         "sources": sources,
-        "task": _described(recipe.task["type"], build("task", recipe.task, "recipe key task")),
+        "task": _described(recipe.task["type"], task) | {"fingerprint": task.fingerprint()},
         "data": data,
         "tokenizer": tokenizer.hash(),
         "seed": recipe.seed,
@@ -155,6 +158,9 @@ class _Preparation:
         self.ids = array("Q")  # stable_hash of each record's id
         self.groups = array("Q")  # ... and of its group
         self.ranks = array("B")  # 0: split by shares; else the index of its split
+        self.label_names: dict[str, int] = {}  # number of each label of data.source, by first appearance
+        self.num_labelled: Counter[str] = Counter()  # its records
+        self.labels = array("i")  # first label of each record, by that number; -1 for none
 
     def run(self) -> None:
         """Writes the Arrow files, ``dropped.jsonl`` and ``ledger.json`` into the folder."""
@@ -163,6 +169,7 @@ class _Preparation:
             self.ledger = ledger
             copies = self._read()
             keep, splits = self._choose(copies)
+            self._resolve(keep, splits)
             self._encode(keep, splits)
             described = {split: describe(self.folder / f"{split}.arrow") for split in SPLITS}
             ledger.num_kept["rows"] = sum(facts["rows"] for facts in described.values())
@@ -203,6 +210,7 @@ class _Preparation:
                     self.ids.append(stable_hash(record.id))
                     self.groups.append(stable_hash(record.group))
                     self.ranks.append(rank)
+                    self._note_labels(record, rank)
                     if raw.add(
                         record,
                         fields,
@@ -219,6 +227,33 @@ class _Preparation:
             return deduplicator.find(
                 np.array(self.ranks), lambda done, total: self.report("duplicates", done, total)
             )
+
+    def _note_labels(self, record: Record, rank: int) -> None:
+        """Labels of a split's own source add none: what training never sees has no class."""
+        names = self.task.labels_of(record)
+        for name in names if rank == 0 else ():
+            self.label_names.setdefault(name, len(self.label_names))
+            self.num_labelled[name] += 1
+        if len(self.label_names) > _MOST_LABELS:
+            raise UserError(
+                f"there are more than {_MOST_LABELS:,} labels, {names[0]!r} among them: these are no classes",
+                "recipe key task.label",
+                "name the column that holds the class of a row",
+            )
+        self.labels.append(self.label_names.get(names[0], -1) if names else -1)
+
+    def _resolve(self, keep: np.ndarray, splits: np.ndarray) -> None:
+        """Tells the task which labels there are, and writes them down."""
+        if not self.label_names:
+            return
+        labels = np.array(self.labels)[keep & (splits == 0)]
+        counts = np.bincount(labels[labels >= 0], minlength=len(self.label_names))
+        of = Counter(dict(zip(self.label_names, counts.tolist(), strict=True)))
+        self.task = self.task.resolved(of)
+        names = self.task.model_dump()["labels"]
+        records = [self.num_labelled[name] for name in names]
+        options = {"type": self.recipe.task["type"], **self.task.model_dump(mode="json")}
+        write_json(self.folder / "labels.json", {"names": names, "num_records": records, "task": options})
 
     def _choose(self, copies: Copies) -> tuple[np.ndarray, np.ndarray]:
         """Which records are kept, bool, and the split of each, uint8; shape (num_records,) both."""
@@ -264,7 +299,7 @@ class _Preparation:
         hashes: dict[str, list[np.ndarray]] = {split: [np.empty(0, np.uint64)] for split in SPLITS}
         chunks = encode_chunks(
             num_workers(self.recipe.data.num_workers, self.raw), keep, splits, self.raw,
-            self.recipe.task, self.tokenizer, self.recipe.data.max_length, self.recipe.seed,
+            {"type": self.recipe.task["type"], **self.task.model_dump(mode="json")}, self.tokenizer, self.recipe.data.max_length, self.recipe.seed,
         )  # fmt: skip
         num_records = num_no_example = 0
         for chunk in chunks:

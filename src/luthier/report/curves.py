@@ -23,7 +23,8 @@ _WATCHER = "#A83A00"
 _RUNS = ("#0072B2", "#D55E00", "#009E73", "#8A4B7D", "#56B4E9", "#B07500", "#1F2328")
 _WARMUP = "#F3EEDF"
 _RAW, _INK, _FAINT = "#9CC3DD", "#1F2328", "#6B7280"
-_STYLE: Any = {
+COLOURS = {"train": _TRAIN, "eval": _EVAL}
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that the figure is the same everywhere
     "font.size": 12,
     "axes.labelsize": 12,
@@ -56,7 +57,7 @@ def draw(run: RunFolder, window: int) -> list[Path]:
     if not history.steps and not history.evals:
         return []
     smoothed = smooth(history.series("loss"), window)
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, (top, norm, rate) = plt.subplots(
             3, 1, figsize=(10, 8), sharex=True, height_ratios=[3.4, 1, 1], layout="constrained"
         )

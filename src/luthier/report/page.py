@@ -19,7 +19,7 @@ from luthier.display import pages
 from luthier.errors import UserError
 from luthier.recipe import Recipe
 from luthier.records import Row
-from luthier.report import history, sections, words
+from luthier.report import classes, history, sections, words
 from luthier.report.safe import code, json_for_script
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_text
 
@@ -100,6 +100,9 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "scores": scores,
         "strata": sections.strata(scores) if scores else [],
         "observations": words.observations(past, smoothed),
+        "base_name": "Baseline" if scores and scores.get("base_is") == "baseline" else "Base",
+        "classes": classes.view(scores, past),
+        "pictures": {name: _data_address(run.figures / f"{name}.png") for name in classes.FIGURES},
         "key_figures": sections.figures(history.key_figures(past, smoothed), smoothed),
         "chart": json_for_script(chart) if chart else None,
         "thinned": chart is not None and chart["total"] > len(chart["steps"]),

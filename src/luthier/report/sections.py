@@ -18,9 +18,11 @@ _LABELS = {
     "perplexity": "Perplexity",
     "bits_per_byte": "Bits per byte",
     "token_accuracy": "Token accuracy",
+    "macro_f1": "Macro F1",
+    "top_5_accuracy": "Top-5 accuracy",
 }
 # The first of these that was measured makes the headline; the order is fixed, so that no run can choose its own.
-_HEADLINE = ("exact_match", "edit_similarity", "bits_per_byte", "loss")
+_HEADLINE = ("exact_match", "edit_similarity", "macro_f1", "bits_per_byte", "loss")
 _KINDS = {
     (False, False): "neither",
     (False, True): "tuned",
@@ -72,7 +74,10 @@ def metrics(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
             "difference": number(difference, unit, signed=True),
             "interval": None,
             "better": better,
-            "unit": {"nats": "nats a token", "bits": "bits"}.get(unit, ""),
+            "unit": {
+                "nats": "nats a row" if "classification" in scores else "nats a token",
+                "bits": "bits",
+            }.get(unit, ""),
             "verdict": "untested",
             "rose": difference is not None and difference > 0,
         }
@@ -108,9 +113,12 @@ def headline(scores: Mapping[str, Any]) -> tuple[str, str]:
     if name is None:
         return "Nothing was measured on the test rows.", "untested"
     row = rows[name]
-    what = row["label"].lower()
+    what = row["label"][0].lower() + row["label"][1:]
     where = f"On {scores['num_rows']:,} held-out rows from {scores['num_groups']:,} groups, "
     change = f"from {row['base']} to {row['tuned']}"
+    other = "n-gram baseline" if scores.get("base_is") == "baseline" else "base model"
+    if other == "n-gram baseline":
+        change = f"from {row['base']} (n-gram baseline) to {row['tuned']} (tuned model)"
     interval = f"{row['difference']}, 95% interval {row['interval']}"
     if row["verdict"] == "untested":
         return (
@@ -123,7 +131,7 @@ def headline(scores: Mapping[str, Any]) -> tuple[str, str]:
             "unclear",
         )
     verb = "rose" if row["rose"] else "fell"
-    judgement = "" if row["verdict"] == "better" else " The tuned model is worse than the base model."
+    judgement = "" if row["verdict"] == "better" else f" The tuned model is worse than the {other}."
     return f"{where}{what} {verb} {change} ({interval}).{judgement}", row["verdict"]
 
 
@@ -318,11 +326,11 @@ def predictions(rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str,
         sides = []
         for side in ("base", "tuned"):
             output, scores = row[side].get("output"), row[side].get("scores") or {}
-            exact = scores.get("exact_match")
+            exact = scores.get("exact_match", scores.get("accuracy"))
             sides.append({
                 "name": side,
                 "output": None if output is None else differences(output, row["target"]),
-                "scores": [(label(name), number(score, "share")) for name, score in scores.items() if name != "exact_match"],
+                "scores": [(label(name), number(score, "share")) for name, score in scores.items() if name not in ("exact_match", "accuracy")],
                 "exact": None if exact is None else exact >= 1,
                 "loss": _row_loss(row[side]),
             })  # fmt: skip

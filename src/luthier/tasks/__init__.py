@@ -20,10 +20,10 @@ A task is a pydantic class whose fields are its options in the recipe (``task: {
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from luthier.recipe import Options
+from luthier.recipe import Head, Options
 from luthier.records import Dropped, Example, Record, Row, Span, Split
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and naming a task in a recipe must not need it
@@ -83,6 +83,26 @@ class Task(Options):
 
     def baseline(self, prompt: str) -> str | None:
         """What a rule without a model would write after a prompt, for a figure beside the models'. None: there is no such rule."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Hash of the files that the examples depend on beside the options."""
+        return ""
+
+    def labels_of(self, record: Record) -> Sequence[str]:
+        """Names of a record's labels, for tasks that label rows: all that there are become ``data/labels.json``."""
+        return ()
+
+    def resolved(self, counts: Mapping[str, int]) -> Self:
+        """The task as rows are made by it, once the labels are known; names in its field ``labels``.
+
+        Args:
+            counts: Training records of each label of ``data.source``.
+        """
+        return self
+
+    def head(self, names: Sequence[str]) -> Head | None:
+        """The head that the model gets for these labels; None if it stays a language model."""
         return None
 
     def duplicate_text(self, record: Record) -> str:

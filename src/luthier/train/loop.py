@@ -23,12 +23,14 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from luthier.encoding.batches import Batch, shuffled
+from luthier.encoding.batches import Batch, Classes, collate, shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.errors import Interrupted, Refused
+from luthier.errors import Interrupted, Refused, UserError
+from luthier.metrics.classes import class_counts, macro_f1
 from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
+from luthier.models.classifier import head_of
 from luthier.models.engine import Engine
-from luthier.models.forward import base_model, token_scores
+from luthier.models.forward import base_model, row_logits, token_scores
 from luthier.models.generate import generate
 from luthier.models.memory import give_back, in_use, is_out_of_memory, peak
 from luthier.models.sharded import is_sharded, whole
@@ -66,6 +68,25 @@ class Loop:
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return total_steps(self.recipe.train, len(self.train_rows), self._num_tokens)
+
+    @cached_property
+    def classes(self) -> Classes | None:
+        """How rows are drawn by class; None where each is drawn once an epoch.
+
+        Raises:
+            UserError: Rows have no class, or several.
+        """
+        balance = self.recipe.train.balance_classes
+        if not balance:
+            return None
+        labels = self.train_rows.labels()
+        if labels is None or labels.ndim > 1:
+            raise UserError(
+                "rows are drawn by class, but have no class, or several",
+                "recipe key train.balance_classes",
+                "leave it out; it is for the task classification with one label a row",
+            )
+        return Classes(labels, balance)
 
     @cached_property
     def _num_tokens(self) -> int:
@@ -156,8 +177,11 @@ def _stopped_by(findings: Sequence[Finding], step: int, total: int, run: RunFold
 
 
 def _setting(loop: Loop, total: int) -> Setting:
-    vocabulary = base_model(loop.model).config.get_text_config().vocab_size
-    return Setting(math.log(vocabulary), num_warmup_steps(loop.recipe.train, total))
+    head = head_of(base_model(loop.model))
+    choices = base_model(loop.model).config.get_text_config().vocab_size
+    if head is not None:
+        choices = 2 if head.several else len(head.names)
+    return Setting(math.log(choices), num_warmup_steps(loop.recipe.train, total))
 
 
 def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> dict[str, Any]:
@@ -170,7 +194,7 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
     # Dropout draws by step and rank alone, so that a resumed run draws what an uninterrupted one does.
     torch.manual_seed(loop.recipe.seed + 1_000_003 * (progress.step + 1) + 7_919 * loop.ranks.index)
     position = progress.step * settings.batch_size
-    indices = shuffled(position, settings.batch_size, len(loop.train_rows), loop.recipe.seed)
+    indices = shuffled(position, settings.batch_size, len(loop.train_rows), loop.recipe.seed, loop.classes)
     rows = [loop.train_rows.row(i) for i in indices]
     loss = accumulate_gradients(loop, rows)
     parameters = list(trainable(loop.model).values())
@@ -277,6 +301,8 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
     ranks = loop.ranks
     rows = [loop.eval_rows.row(i) for i in range(ranks.index, len(loop.eval_rows), ranks.count)]
     sums = dict.fromkeys(("weighted", "weight", "nats", "tokens", "correct"), 0.0)
+    head = head_of(base_model(loop.model))
+    counts = np.zeros((3, len(head.names) if head else 0))
     for batch in _batches(loop, rows, loop.eval_rows.row(0)):
         scores = token_scores(loop.model, batch, plain=loop.engine.plain_head)
         sums["weighted"] += float(scores.weighted_sum())
@@ -284,10 +310,15 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
         sums["nats"] += float(scores.nll_N.sum())
         sums["tokens"] += len(scores.nll_N)
         sums["correct"] += int(scores.correct_N.sum())
+        if head is not None and not head.several:
+            counts += class_counts(
+                scores.labels_N.cpu().numpy(), scores.best_N.cpu().numpy(), counts.shape[1]
+            )
     sums = dict(zip(sums, ranks.sum(list(sums.values())), strict=True))
     num_bytes = ranks.sum([sum(row.target_bytes for row in rows)])[0]
     writes = ranks.is_first or is_sharded(loop.model)  # shards of all are needed to write
-    samples = _samples(loop, loop.eval_rows[: loop.recipe.train.num_samples]) if writes else []
+    sample = _samples if head is None else _class_samples
+    samples = sample(loop, loop.eval_rows[: loop.recipe.train.num_samples]) if writes else []
     loop.model.train()
     loss = sums["weighted"] / sums["weight"]
     if not math.isfinite(loss):
@@ -303,6 +334,16 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
         "token_accuracy": token_accuracy(int(sums["correct"]), int(sums["tokens"])),
         "num_tokens": int(sums["tokens"]),
     }
+    if head is not None:
+        result = {"loss": loss, "accuracy": sums["correct"] / sums["tokens"], "num_rows": int(sums["tokens"])}
+        if not head.several:
+            result["macro_f1"] = macro_f1(*np.array(ranks.sum(counts.ravel().tolist())).reshape(3, -1))
+    if loop.recipe.train.best_metric not in result:
+        raise UserError(
+            f"an evaluation of this task gives no {loop.recipe.train.best_metric}",
+            "recipe key train.best_metric",
+            f"one of: {', '.join(name for name in result if not name.startswith('num_'))}",
+        )
     return result | {
         "best": _note_best(progress, result[loop.recipe.train.best_metric], loop.recipe.train.best_direction),
         "seconds": round(time.perf_counter() - began, 3),
@@ -327,6 +368,24 @@ def _samples(loop: Loop, rows: Sequence[Row]) -> list[dict[str, str]]:
         }
         for row, output in zip(rows, outputs, strict=True)
     ]
+
+
+def _class_samples(loop: Loop, rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The classes that a head gives a few rows."""
+    head, samples = head_of(base_model(loop.model)), []
+    assert head is not None
+    for row in rows:
+        logits_C = row_logits(base_model(loop.model), collate([row], 0).to(loop.ranks.device))[0]
+        given = (logits_C > 0).nonzero()[:, 0].tolist() if head.several else [int(logits_C.argmax())]
+        samples.append(
+            {
+                "id": row.id,
+                "prompt": loop.tokenizer.decode(row.input_ids.tolist(), first=True)[-500:],
+                "target": row.target,
+                "output": ", ".join(head.names[i] for i in given) or "(none)",
+            }
+        )
+    return samples
 
 
 def _note_best(progress: Progress, value: float, direction: str) -> bool:

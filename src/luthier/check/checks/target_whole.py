@@ -34,6 +34,7 @@ def target_whole(context: CheckContext) -> Iterator[Finding]:
     """
     if not isinstance(context, RunContext):
         raise Skip("the targets were made of the tokens themselves here")
+    context.only_tokens()
     wrong = Offenders(context)
     num_lossy = 0
     example = ""

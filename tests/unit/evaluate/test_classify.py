@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from tests.fixtures.tiny_classifier import labelled_rows
+
+from luthier.errors import UserError
+from luthier.evaluate import classify
+from luthier.evaluate.ngrams import NGrams, features
+from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
+from luthier.recipe import Recipe
+from luthier.run_folder import RunFolder
+from luthier.tasks.classification import Classification
+
+
+def hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    return labels[:, None] == np.arange(num_classes)
+
+
+def test_macro_f1_and_its_interval() -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 5, 300)
+    base = np.where(draw.random(300) < 0.5, labels, draw.integers(0, 5, 300))
+    tuned = np.where(draw.random(300) < 0.8, labels, draw.integers(0, 5, 300))
+    groups = [f"g{i // 3}" for i in range(300)]
+    found = paired_macro_f1(hot(labels, 5), hot(base, 5), hot(tuned, 5), groups, num_resamples=500, seed=1)
+    assert found.base == pytest.approx(f1_score(labels, base, average="macro"))
+    assert found.tuned == pytest.approx(f1_score(labels, tuned, average="macro"))
+    assert found.interval is not None
+    low, high = found.interval
+    assert 0 < low < found.difference < high < 1
+    # The same by resampling groups by hand.
+    generator = np.random.default_rng(9)
+    by_hand = []
+    for _ in range(500):
+        rows = (generator.integers(0, 100, 100)[:, None] * 3 + np.arange(3)).ravel()
+        by_hand.append(
+            f1_score(labels[rows], tuned[rows], average="macro") - f1_score(labels[rows], base[rows], average="macro")
+        )  # fmt: skip
+    assert (low, high) == pytest.approx(tuple(np.quantile(by_hand, [0.025, 0.975])), abs=0.02)
+
+
+def test_macro_f1_of_one_group_has_no_interval_and_equal_answers_none_to_speak_of() -> None:
+    labels = np.array([0, 1, 1, 2])
+    same = hot(labels, 3)
+    assert paired_macro_f1(same, same, same, ["g"] * 4, num_resamples=50).interval is None
+    assert paired_macro_f1(same, same, same, list("abcd"), num_resamples=50).interval == (0.0, 0.0)
+    assert paired_bootstrap([], []) == []
+
+
+def planted_rows(count: int, num_classes: int, seed: int):
+    """Rows in which a pair of tokens that follow each other, never one alone, gives the class away."""
+    draw = np.random.default_rng(seed)
+    rows = labelled_rows(count, num_classes, seed=seed, longest=25)
+    for row in rows:
+        place = int(draw.integers(0, len(row.input_ids))) if len(row.input_ids) > 2 else 0
+        row.input_ids[place : place + 2] = [7, 400 + row.meta["label"]][: len(row.input_ids) - place]
+    return rows, np.array([row.meta["label"] for row in rows])
+
+
+def test_baseline_learns_what_scikit_learn_learns() -> None:
+    train, labels = planted_rows(400, 4, 0)
+    held, held_labels = planted_rows(200, 4, 1)
+    ours = NGrams(4, several=False).fit(train, labels, held, held_labels, seed=0)
+    logits = ours.logits(held)
+    accuracy = (logits.argmax(1) == held_labels).mean()
+    theirs = LogisticRegression(C=10, max_iter=300).fit(features(train), labels)
+    assert accuracy > 0.8
+    assert accuracy == pytest.approx(theirs.score(features(held), held_labels), abs=0.05)
+    again = NGrams(4, several=False).fit(train, labels, held, held_labels, seed=0)
+    np.testing.assert_array_equal(again.logits(held), logits)
+    assert ours.num_rows == 400
+
+
+def test_baseline_of_several_labels() -> None:
+    train, labels = planted_rows(400, 4, 0)
+    held, held_labels = planted_rows(200, 4, 1)
+    ours = NGrams(4, several=True).fit(
+        train, hot(labels, 4).astype(int), held, hot(held_labels, 4).astype(int), 0
+    )
+    assert ((ours.logits(held) > 0) == hot(held_labels, 4)).mean() > 0.9
+
+
+def test_features_count_n_grams_of_the_prompt() -> None:
+    rows = labelled_rows(3, 3, longest=20)
+    found = features(rows)
+    norms = np.sqrt(np.asarray(found.multiply(found).sum(axis=1)).ravel())
+    np.testing.assert_allclose(norms, 1, rtol=1e-5)
+    ids = rows[0].input_ids
+    assert found[[0]].nnz == len(ids) + len(ids) - 1 + max(
+        0, len(ids) - 2
+    )  # all different: no two share a place
+
+
+def test_metrics_of_generated_text_are_refused() -> None:
+    recipe = Recipe.model_validate({"evaluate": {"metrics": ["exact_match"]}})
+    with pytest.raises(UserError, match="say nothing about classes"):
+        classify.evaluate(recipe, RunFolder("none"), Classification(), None, None)  # type: ignore[arg-type]

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+
+from luthier.metrics import classes
+
+EXACT = {"rel": 1e-9, "abs": 1e-9}
+
+
+def drawn(seed: int, num_rows: int = 400, num_classes: int = 12):
+    """Labels, logits and answers; one class has no row, one no answer, and two logits are equal."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, num_classes - 1, num_rows)
+    logits = draw.normal(size=(num_rows, num_classes)) + 2 * np.eye(num_classes)[labels]
+    logits[:, 3] = -30
+    logits[:5, 1] = logits[:5, 2]
+    return labels, logits, logits.argmax(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_equal_scikit_learn(seed: int) -> None:
+    labels, logits, said = drawn(seed)
+    num_classes = logits.shape[1]
+    hits, rows, answers = classes.class_counts(labels, said, num_classes)
+    all_classes = list(range(num_classes))
+    precision, recall, f1 = classes.precision_recall_f1(hits, rows, answers)
+    theirs = sk.precision_recall_fscore_support(labels, said, labels=all_classes, zero_division=0)
+    for ours, expected in zip((precision, recall, f1, rows), theirs, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
+    present = np.unique(labels)
+    assert classes.macro_f1(hits, rows, answers) == pytest.approx(
+        sk.f1_score(labels, said, average="macro", labels=present, zero_division=0), **EXACT
+    )
+    for average in ("micro", "weighted"):
+        ours = getattr(classes, f"{average}_f1")(hits, rows, answers)
+        assert ours == pytest.approx(sk.f1_score(labels, said, average=average, zero_division=0), **EXACT)
+    confusion = classes.confusion_matrix(labels, said, num_classes)
+    np.testing.assert_array_equal(confusion, sk.confusion_matrix(labels, said, labels=all_classes))
+    assert classes.matthews(confusion) == pytest.approx(sk.matthews_corrcoef(labels, said), **EXACT)
+    for k in (1, 2, 5):
+        theirs = sk.top_k_accuracy_score(labels, logits, k=k, labels=all_classes)
+        assert classes.top_k_accuracy(logits, labels, k) == pytest.approx(theirs, **EXACT)
+    log_probs = classes.log_probabilities(logits)
+    theirs = sk.log_loss(labels, softmax(logits, axis=1), labels=all_classes)
+    assert classes.log_loss(log_probs, labels) == pytest.approx(theirs, **EXACT)
+
+
+def test_figures_of_several_labels_equal_scikit_learn() -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.random((200, 6)) < 0.3
+    given = labels ^ (draw.random((200, 6)) < 0.2)
+    given[:, 4] = False
+    counts = (labels & given).sum(0).astype(float), labels.sum(0).astype(float), given.sum(0).astype(float)
+    for average in ("micro", "macro", "weighted"):
+        theirs = sk.f1_score(labels, given, average=average, zero_division=0)
+        assert getattr(classes, f"{average}_f1")(*counts) == pytest.approx(theirs, **EXACT)
+
+
+def test_calibration_bins_are_scikit_learns() -> None:
+    draw = np.random.default_rng(1)
+    confidence = draw.random(500)
+    right = draw.random(500) < confidence**2
+    bins = classes.calibration(confidence, right, 10)
+    accuracy, mean = calibration_curve(right, confidence, n_bins=10)
+    np.testing.assert_allclose([b.accuracy for b in bins], accuracy, rtol=1e-12)
+    np.testing.assert_allclose([b.confidence for b in bins], mean, rtol=1e-12)
+    error = classes.expected_calibration_error(bins)
+    assert error == pytest.approx(sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / 500)
+    assert error > 0.1
+    edges = classes.calibration(np.array([0.0, 0.1, 1.0]), np.array([False, True, True]), 10)
+    assert [(b.low, b.count) for b in edges] == [(0.0, 2), (0.9, 1)]
+
+
+def test_matthews_of_one_answer_is_nought() -> None:
+    assert (
+        classes.matthews(np.array([[5, 0], [3, 0]])) == sk.matthews_corrcoef([0] * 5 + [1] * 3, [0] * 8) == 0
+    )
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_temperature_undoes_a_scale(scale: float) -> None:
+    draw = np.random.default_rng(2)
+    logits = draw.normal(size=(20_000, 5)) * 2
+    probabilities = softmax(logits, axis=1)
+    labels = (probabilities.cumsum(1) < draw.random((20_000, 1))).sum(1)
+    assert classes.fit_temperature(logits * scale, labels) == pytest.approx(scale, rel=0.05)
+
+
+def test_thresholds_have_the_best_f1_of_all() -> None:
+    draw = np.random.default_rng(3)
+    labels = (draw.random((80, 4)) < [0.5, 0.1, 0.9, 0.0]).astype(np.int64)
+    logits = np.round(draw.normal(size=(80, 4)) + labels, 1)
+    found = classes.fit_thresholds(logits, labels)
+    probabilities = 1 / (1 + np.exp(-logits))
+    for c in range(3):
+        best = max(
+            sk.f1_score(labels[:, c], probabilities[:, c] >= t) for t in np.unique(probabilities[:, c])
+        )
+        assert sk.f1_score(labels[:, c], probabilities[:, c] >= found[c]) == pytest.approx(best)
+    assert found[3] == 0.5

@@ -1,0 +1,202 @@
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.fixtures.tiny_classifier import CONFIGS, classifier, labelled_rows, load, save_base
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from luthier.encoding.batches import collate, pack
+from luthier.errors import UserError
+from luthier.models import packed
+from luthier.models.classifier import HEAD, class_nll, class_targets, pad_id
+from luthier.models.forward import base_model, row_logits, token_scores
+from luthier.models.load import load_tokenizer, load_trained, save_trained
+from luthier.recipe import Head
+from luthier.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    return {kind: save_base(folder / kind, kind) for kind in CONFIGS}
+
+
+def logits_of(model, batch):
+    with torch.no_grad():
+        return row_logits(base_model(model), batch)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("num_classes", [2, 10, 280])
+def test_loss_at_the_start_is_ln_c(bases: dict[str, Path], kind: str, num_classes: int) -> None:
+    model = load(classifier(bases[kind], num_classes)).eval()
+    rows = labelled_rows(280, num_classes)
+    with torch.no_grad():
+        scores = token_scores(model, collate(rows, 0))
+    loss = float(scores.nll_N.mean())
+    spread = float(logits_of(model, collate(rows, 0)).std(-1, unbiased=False).square().mean().sqrt())
+    assert 0.02 < spread < 0.5  # neither nothing nor what would drown ln C
+    assert loss == pytest.approx(math.log(num_classes) + spread**2 / 2, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_last_real_token_is_read_whatever_surrounds_the_row(bases: dict[str, Path], kind: str) -> None:
+    model = load(classifier(bases[kind], 10)).eval()
+    rows = labelled_rows(6, 10, seed=1)
+    rows[2] = replace(rows[2], input_ids=np.append(rows[2].input_ids[:-1], 2).astype(np.int32))  # ends in EOS
+    alone = torch.cat([logits_of(model, collate([row], 0)) for row in rows])
+    expected = []
+    for row in rows:
+        hidden = base_model(model).base_model(input_ids=torch.tensor(row.input_ids[None].astype(np.int64)))
+        expected.append(getattr(base_model(model), HEAD)(hidden.last_hidden_state[:, -1]))
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(alone, torch.cat(expected), **close)
+    assert not torch.allclose(alone[0], alone[1], **close)  # or the test could not fail
+    for side in ("left", "right"):
+        for pad in (0, 2, 7):
+            torch.testing.assert_close(logits_of(model, collate(rows, pad, side)), alone, **close)
+    if packed.can_pack(base_model(model)) is None:
+        base_model(model).config._attn_implementation = packed.NAME
+        torch.testing.assert_close(logits_of(model, pack(rows)), alone, **close)
+    else:
+        assert kind == "mamba"
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_transformers_own_forward_pools_the_same_token(bases: dict[str, Path], kind: str) -> None:
+    settings = classifier(bases[kind], 10)
+    model = load(settings).eval()
+    rows = labelled_rows(6, 10, seed=2)
+    pad = base_model(model).config.pad_token_id
+    assert pad == pad_id(load_tokenizer(settings))
+    for side in ("left", "right") if kind != "gpt2" else ("right",):  # its own positions count padding
+        batch = collate(rows, pad, side)
+        with torch.no_grad():
+            theirs = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
+        torch.testing.assert_close(theirs, logits_of(model, batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_step_is_the_same_however_it_is_split(bases: dict[str, Path], kind: str) -> None:
+    model = load(classifier(bases[kind], 280))
+    rows = labelled_rows(16, 280, seed=3)
+    results = []
+    for parts in (1, 2, 16):  # the last is one row at a time; two are the rows of two processes
+        model.zero_grad()
+        loss = 0.0
+        for start in range(parts):
+            part = token_scores(model, collate(rows[start::parts], 0)).weighted_sum() / 16
+            part.backward()
+            loss += float(part.detach())
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        results.append((loss, torch.cat([g.ravel() for g in grads])))
+    for loss, gradient in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-5)
+        torch.testing.assert_close(gradient, results[0][1], rtol=1e-3, atol=1e-6)
+    assert results[0][1].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("whole", [False, True])
+def test_head_is_trained_saved_and_loaded_with_the_adapter(
+    bases: dict[str, Path], tmp_path: Path, kind: str, whole: bool
+) -> None:
+    settings = classifier(bases[kind], 5, **({"adapter": None} if whole else {"adapter": {"rank": 2}}))
+    model = load(settings)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert any(HEAD in name for name in trained)
+    assert all(p.dtype == torch.float32 for p in trained.values())
+    optimizer = torch.optim.Adam(trained.values(), lr=0.05)
+    rows = labelled_rows(8, 5, seed=4)
+    before = logits_of(model.eval(), collate(rows, 0))
+    for _ in range(3):
+        token_scores(model, collate(rows, 0)).weighted_sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = logits_of(model, collate(rows, 0))
+    assert not torch.allclose(before, after, atol=1e-2)
+    run = RunFolder(tmp_path / "run")
+    tokenizer = load_tokenizer(settings)
+    path = save_trained(model, tokenizer, run, settings)
+    again = load_trained(settings, run, len(tokenizer))
+    torch.testing.assert_close(logits_of(again, collate(rows, 0)), after)
+    assert json.loads((path / "labels.json").read_text())["names"] == [f"class{i:03}" for i in range(5)]
+    assert AutoTokenizer.from_pretrained(path).pad_token_id == pad_id(tokenizer)
+    if whole:
+        plain = AutoModelForSequenceClassification.from_pretrained(path)
+        assert plain.config.id2label[3] == "class003"
+        batch = collate(rows, plain.config.pad_token_id)
+        with torch.no_grad():
+            theirs = plain(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits
+        torch.testing.assert_close(theirs, after, rtol=1e-4, atol=1e-4)
+
+
+def test_fresh_head_is_the_same_for_the_same_seed(bases: dict[str, Path]) -> None:
+    weights = [base_model(load(classifier(bases["llama"], 4), seed)).score.weight for seed in (1, 1, 2)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_head_starts_small_however_large_the_last_norm_is(bases: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    large = AutoModelForCausalLM.from_pretrained(bases["llama"])
+    large.model.norm.weight.data *= 32
+    large.save_pretrained(tmp_path / "large")
+    AutoTokenizer.from_pretrained(bases["llama"]).save_pretrained(tmp_path / "large")
+    model = load(classifier(tmp_path / "large", 280)).eval()
+    with torch.no_grad():
+        loss = float(token_scores(model, collate(labelled_rows(280, 280), 0)).nll_N.mean())
+    assert loss == pytest.approx(math.log(280), rel=0.01)
+
+
+def test_from_singular_vectors_is_refused_beside_a_head(bases: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="trains no head"):
+        load(classifier(bases["llama"], 4, adapter={"rank": 2, "init": "pissa"}))
+
+
+def test_losses_against_torch() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(7, 5), torch.tensor([0, 4, 2, 2, 1, 3, 0])
+    names = tuple("abcde")
+    plain = functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(class_nll(logits, labels, Head(names=names)), plain)
+    smooth = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=0.2)
+    torch.testing.assert_close(class_nll(logits, labels, Head(names=names, label_smoothing=0.2)), smooth)
+    focal = class_nll(logits, labels, Head(names=names, focal_gamma=2.0))
+    torch.testing.assert_close(focal, plain * (1 - (-plain).exp()) ** 2)
+    hot = functional.one_hot(labels, 5).float()
+    several = class_nll(logits, hot, Head(names=names, several=True))
+    expected = functional.binary_cross_entropy_with_logits(logits, hot, reduction="none").mean(-1)
+    torch.testing.assert_close(several, expected)
+    assert (
+        class_targets(Head(names=names, several=True), [[1, 0, 0, 1, 0]], logits.device).dtype
+        == torch.float32
+    )
+
+
+def test_hierarchy_adds_the_levels_above_the_class() -> None:
+    head = Head(names=("a/x/1", "a/x/2", "a/y", "b"), hierarchy="/", hierarchy_weight=0.5)
+    assert head.levels() == [[0, 0, 0, 1], [0, 0, 1, 2]]
+    logits = torch.tensor([[1.0, 2.0, 0.5, -1.0]])
+    p = logits.softmax(-1)[0]
+    expected = -0.5 * p[1].log() - 0.25 * p[:3].sum().log() - 0.25 * p[:2].sum().log()
+    torch.testing.assert_close(class_nll(logits, torch.tensor([1]), head)[0], expected)
+
+
+def test_rows_by_class_are_drawn_alike_often() -> None:
+    from luthier.encoding.batches import Classes, shuffled
+
+    labels = np.array([0] * 90 + [1] * 9 + [2])
+    for balance, expected in ((1.0, [33, 34, 33]), (0.0, [90, 9, 1])):
+        classes = Classes(labels, balance)
+        epoch = shuffled(0, 100, 100, 5, classes)
+        assert np.bincount(labels[epoch]).tolist() == pytest.approx(expected, abs=1)
+        assert shuffled(37, 20, 100, 5, classes) == epoch[37:57]
+    drawn = [i for i in shuffled(0, 100, 100, 5, Classes(labels, 1.0)) if i < 90]
+    assert len(set(drawn)) == len(drawn)  # of a frequent class no row twice in an epoch

@@ -175,6 +175,7 @@ def train(
         logger.info("train: train.sharding=%s is left out: one process has no shards", recipe.train.sharding)
     if sharding == "fsdp":
         shard(model, ranks.device, ranks.count)
+    task = recipes.build("task", recipe.task)
     loop = training.Loop(
         recipe,
         place,
@@ -182,9 +183,10 @@ def train(
         tokenizer,
         rows,
         Rows(place.rows("eval")),
-        recipes.build("task", recipe.task).stop_pattern,
+        task.stop_pattern,
         ranks,
         engine,
+        task.epoch_weights(rows, recipe.seed),
     )
     with user_disk_errors(place.path), ranks.together(place):
         end = training.train(loop, key, progress)

@@ -68,7 +68,8 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
     if -1 in owners:
         names.append("start")
         places[-1] = len(names) - 1
-    trained = [example.spans[i] for i in present if example.spans[i].weight]
+    # A span whose only token begins in the one before it has no token of its own, and is there all the same.
+    trained = [s for i, s in enumerate(example.spans) if s.weight and (i in places or s.trim == "never")]
     return Row(
         id=example.id,
         group=example.group,

@@ -17,7 +17,8 @@ from luthier import recipe as recipes
 from luthier import recipe_file, registry
 from luthier.environment import environment
 from luthier.errors import Refused, UserError
-from luthier.recipe import Recipe
+from luthier.recipe import GraphEvaluation, Recipe
+from luthier.records import SPLITS
 from luthier.run_folder import (
     RunFolder,
     hash_value,
@@ -247,20 +248,23 @@ def evaluate(
     from luthier.evaluate import runner
     from luthier.models.load import load_tokenizer, load_trained, load_untrained, starts_adapted
     from luthier.rows import Rows
+    from luthier.tasks.ontology import Ontology
 
     place = train(recipe, *overrides, folder=folder, progress=progress)
     if not writes():
         return place
     recipe = settled(read(recipe, *overrides), place)
-    key = _key(
-        place,
-        recipe,
-        "evaluate",
-        "seed",
-        code=registry.registered("metric"),
-        before=_train_key(place, recipe),
+    task = recipes.build("task", recipe.task)
+    # What only the graph of all documents depends on is no part of what each row depends on.
+    by_row = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"ontology": GraphEvaluation()})})
+    code, before = registry.registered("metric"), _train_key(place, recipe)
+    key = _key(place, by_row, "evaluate", "seed", code=code, before=before)
+    graph_key = _key(place, recipe, "evaluate", "seed", code=code, before=before)
+    rows_done = _done(place, "evaluate", key, place.scores)
+    graph_done = not isinstance(task, Ontology) or _done(
+        place, "ontology", graph_key, place.ontology / "scores.json"
     )
-    if _done(place, "evaluate", key, place.scores):
+    if rows_done and graph_done:
         return place
     if not place.rows("test").is_file() or not len(rows := Rows(place.rows("test"))):
         raise UserError(
@@ -278,8 +282,15 @@ def evaluate(
         base = load_untrained(recipe.model, len(tokenizer))
         models = {"base": lambda: nullcontext(base), "tuned": lambda: nullcontext(tuned)}
     with user_disk_errors(place.path):
-        runner.evaluate(recipe, place, recipes.build("task", recipe.task), rows, tokenizer, models, progress)
-        _note_done(place, "evaluate", key)
+        if not rows_done:
+            runner.evaluate(recipe, place, task, rows, tokenizer, models, progress)
+            _note_done(place, "evaluate", key)
+        if not graph_done:
+            from luthier.evaluate.ontology import evaluate_graph
+
+            splits = {split: Rows(place.rows(split)) for split in SPLITS}
+            evaluate_graph(recipe, place, task, splits, tokenizer, models, graph_key, progress)
+            _note_done(place, "ontology", graph_key)
     return place
 
 

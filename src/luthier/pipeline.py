@@ -256,7 +256,9 @@ def evaluate(
     recipe = settled(read(recipe, *overrides), place)
     task = recipes.build("task", recipe.task)
     # What only the graph of all documents depends on is no part of what each row depends on.
-    by_row = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"ontology": GraphEvaluation()})})
+    by_row = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update={"ontology": GraphEvaluation()})}
+    )
     code, before = registry.registered("metric"), _train_key(place, recipe)
     key = _key(place, by_row, "evaluate", "seed", code=code, before=before)
     graph_key = _key(place, recipe, "evaluate", "seed", code=code, before=before)

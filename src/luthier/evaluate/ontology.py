@@ -37,12 +37,12 @@ from luthier.ontology.hearst import hypernyms
 from luthier.ontology.masking import EdgeCounts, node_of, paths_of, realised
 from luthier.ontology.prune import Pruned, prune, pruned_at, sweep_points
 from luthier.recipe import Recipe
-from luthier.records import Example, Row
+from luthier.records import SPLITS, Example, Row, Split
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, logger, read_json, read_jsonl, write_json, write_text
 from luthier.tasks.ontology import Ontology as OntologyTask
 
-_SPLITS = ("eval", "test")
+_SPLITS: tuple[Split, ...] = ("eval", "test")
 # Documents that are given to the model in an order of their own, before the next ones are read.
 _AT_ONCE = 1024
 # Cells up to which each of the 441 points of the sweep gets its best matching; beyond, a greedy one.
@@ -58,7 +58,7 @@ class _Stage:
     task: OntologyTask
     tokenizer: TextTokenizer
     models: Models
-    rows: Mapping[str, Rows]
+    rows: Mapping[Split, Rows]
     counts: EdgeCounts
     encoder: SentenceEncoder
     progress: Progress
@@ -73,7 +73,7 @@ def evaluate_graph(
     recipe: Recipe,
     run: RunFolder,
     task: OntologyTask,
-    rows: Mapping[str, Rows],
+    rows: Mapping[Split, Rows],
     tokenizer: TextTokenizer,
     models: Models,
     key: str,
@@ -98,7 +98,7 @@ def evaluate_graph(
         progress or (lambda label, done, total: None),
     )  # fmt: skip
     _forget_others(run, key)
-    stage.truths = {split: _truth(rows[split]) for split in ("train", *_SPLITS)}
+    stage.truths = {split: _truth(rows[split]) for split in SPLITS}
     systems: dict[str, Any] = {}
     for system in ("tuned", *dict.fromkeys(recipe.evaluate.ontology.baselines)):
         systems[system] = _judge(stage, system)
@@ -132,7 +132,8 @@ def _forget_others(run: RunFolder, key: str) -> None:
 
 def _truth(rows: Rows) -> Ontology:
     """The graph of the paths of some rows; whatever begins a path is the root."""
-    documents, titles = [], {}
+    documents: list[Document] = []
+    titles: dict[str, str] = {}
     root = ""
     for row in rows:
         root = root or row.meta["paths"][0][0]
@@ -159,9 +160,7 @@ def _judge(stage: _Stage, system: str) -> dict[str, Any]:
         ):
             if id(pruned) not in known:
                 kept.append(pruned)
-                known[id(pruned)] = metrics.continuous(
-                    stage.titled(pruned.ontology), goal, _SWEEP_CELLS
-                ).f1
+                known[id(pruned)] = metrics.continuous(stage.titled(pruned.ontology), goal, _SWEEP_CELLS).f1
             sweep.append({"alpha": point[0], "beta": point[1], "continuous_f1": known[id(pruned)]})
             if done % 21 == 0:
                 stage.progress(f"{system}: sweep", done, len(points))
@@ -188,7 +187,7 @@ def _judge(stage: _Stage, system: str) -> dict[str, Any]:
     }
 
 
-def _raw(stage: _Stage, system: str, split: str) -> tuple[Ontology, dict[str, Any] | None]:
+def _raw(stage: _Stage, system: str, split: Split) -> tuple[Ontology, dict[str, Any] | None]:
     """The sum of what a system says of a split's documents, and how it was written."""
     rows = stage.rows[split]
     if system == "memorisation":
@@ -229,7 +228,7 @@ def _by_title(ontology: Ontology, root: str) -> Ontology:
     return build((Document(name, paths) for name, paths in by_document.items()), root)
 
 
-def _written(stage: _Stage, system: str, split: str) -> list[dict[str, Any]]:
+def _written(stage: _Stage, system: str, split: Split) -> list[dict[str, Any]]:
     """What a model wrote for each row, in the order of the rows; only what is missing is written now."""
     recipe, rows = stage.recipe, stage.rows[split]
     options = recipe.evaluate.ontology
@@ -243,7 +242,10 @@ def _written(stage: _Stage, system: str, split: str) -> list[dict[str, Any]]:
             None if system == "tuned" else r"\S\s*\n\s*\n",
         )  # fmt: skip
         choice, known = _choice(stage)
-        with stage.models["tuned" if system == "tuned" else "base"]() as model, open(file, "a", encoding="utf-8") as out:
+        with (
+            stage.models["tuned" if system == "tuned" else "base"]() as model,
+            open(file, "a", encoding="utf-8") as out,
+        ):
             model.eval()
             for start in range(0, len(missing), _AT_ONCE):
                 part = [rows.row(i) for i in missing[start : start + _AT_ONCE]]

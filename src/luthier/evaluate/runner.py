@@ -115,7 +115,8 @@ def _judge(
         )
     else:
         passes = (
-            (indices, scores, []) for indices, scores in scored_batches(model, rows, recipe.train.tokens_at_once)
+            (indices, scores, [])
+            for indices, scores in scored_batches(model, rows, recipe.train.tokens_at_once)
         )
     for indices, scores, outputs in passes:
         for index, sums in zip(indices, row_sums(scores, len(indices)), strict=True):

@@ -235,9 +235,10 @@ def _blocks(size: int) -> Iterator[slice]:
 
 
 def _unit(vectors_ND: Floats) -> Floats:
-    vectors_ND = np.asarray(vectors_ND, np.float64)
-    lengths = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return vectors_ND / np.where(lengths, lengths, 1)
+    whole_ND = np.asarray(vectors_ND, np.float64)
+    lengths = np.linalg.norm(whole_ND, axis=1, keepdims=True)
+    unit_ND: Floats = whole_ND / np.where(lengths, lengths, 1)
+    return unit_ND
 
 
 def _harmonic(precision: float, recall: float) -> float:

@@ -140,7 +140,9 @@ def score_and_generate(
                 torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=lengths_B.device))
             ]
             firsts_B = same_everywhere(model, firsts_B)
-            outputs = continue_prompts(model, tokenizer, cache, mask_BT, lengths_B, firsts_B, max_new_tokens, stop)
+            outputs = continue_prompts(
+                model, tokenizer, cache, mask_BT, lengths_B, firsts_B, max_new_tokens, stop
+            )
             del cache, batch
             give_back()
             yield indices, scores, outputs

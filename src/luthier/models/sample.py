@@ -185,17 +185,17 @@ def nucleus(logits_BV: Tensor, top_p: float, numbers: Sequence[float]) -> Tensor
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
     """
     probabilities_BV = logits_BV.double().softmax(-1)
-    top = probabilities_BV.topk(min(_NUCLEUS, logits_BV.shape[1]), dim=-1)
-    if bool((top.values.sum(-1) < top_p).any()):
-        top = probabilities_BV.sort(dim=-1, descending=True)
-    totals = top.values.cumsum(-1)
+    values, indices = probabilities_BV.topk(min(_NUCLEUS, logits_BV.shape[1]), dim=-1)
+    if bool((values.sum(-1) < top_p).any()):
+        values, indices = probabilities_BV.sort(dim=-1, descending=True)
+    totals = values.cumsum(-1)
     # The first token that reaches top_p still belongs to them.
-    inside = totals - top.values < top_p
+    inside = totals - values < top_p
     sizes = inside.sum(-1, keepdim=True)
     masses = totals.gather(1, sizes - 1)
     wanted = torch.tensor(numbers, dtype=torch.float64, device=totals.device)[:, None] * masses
     places = torch.minimum((totals <= wanted).sum(-1, keepdim=True), sizes - 1)
-    return top.indices.gather(1, places)[:, 0]
+    return indices.gather(1, places)[:, 0]
 
 
 def _uniform(seed: int, row: int, step: int) -> float:

@@ -71,4 +71,8 @@ class SentenceEncoder:
             means_BD = (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
             self._known |= dict(zip(part, means_BD.numpy(), strict=True))
         width = self._model.config.hidden_size
-        return np.stack([self._known[text] for text in texts]) if len(texts) else np.empty((0, width), np.float32)
+        return (
+            np.stack([self._known[text] for text in texts])
+            if len(texts)
+            else np.empty((0, width), np.float32)
+        )

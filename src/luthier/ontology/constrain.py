@@ -101,7 +101,11 @@ class PathGrammar:
 
     def _ends_with(self, text: bytes) -> int:
         """How many bytes of the separator's beginning the text ends with."""
-        return next(n for n in range(min(len(text), len(self._separator)), -1, -1) if text.endswith(self._separator[:n]))
+        return next(
+            n
+            for n in range(min(len(text), len(self._separator)), -1, -1)
+            if text.endswith(self._separator[:n])
+        )
 
     def _behind_node(self, byte: int) -> Iterable[Place]:
         if byte == _LINE_END:

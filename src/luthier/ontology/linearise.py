@@ -66,6 +66,8 @@ def parts(tops: Iterable[str], seed: int) -> dict[str, Split]:
     random.Random(seed).shuffle(names)
     num_test = round(TEST_SHARE * len(names))
     num_eval = round(EVAL_SHARE * (len(names) - num_test))
-    splits: list[Split] = ["test"] * num_test + ["eval"] * num_eval
-    splits += ["train"] * (len(names) - len(splits))
-    return dict(zip(names, splits, strict=True))
+    splits: list[tuple[Split, int]] = [("test", 0), ("eval", num_test), ("train", num_test + num_eval)]
+    return {
+        name: next(split for split, first in reversed(splits) if place >= first)
+        for place, name in enumerate(names)
+    }

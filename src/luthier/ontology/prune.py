@@ -159,7 +159,7 @@ def cycle_edges(edges: dict[Edge, Relation]) -> list[Edge]:
     Only edges inside strongly connected parts are looked at.
     """
     graph = nx.DiGraph(list(edges))
-    part_of = {}
+    part_of: dict[str, int] = {}
     for number, part in enumerate(nx.strongly_connected_components(graph)):
         if len(part) > 1:
             part_of |= dict.fromkeys(part, number)

@@ -75,7 +75,9 @@ class Debtags(Documents):
         patterns = [self.packages, self.vocabulary, *([self.translations] if self.translations else [])]
         for pattern in patterns:
             for path in _matches(pattern):
-                total.update(f"{os.path.basename(path)}\0".encode() + hashlib.sha256(Path(path).read_bytes()).digest())
+                total.update(
+                    f"{os.path.basename(path)}\0".encode() + hashlib.sha256(Path(path).read_bytes()).digest()
+                )
         return total.hexdigest()
 
     def _names(self) -> dict[str, str]:
@@ -127,7 +129,9 @@ def _text(path: str) -> str:
     try:
         if path.endswith(".lz4"):
             if not shutil.which(_HELPER):
-                raise UserError("apt, which reads .lz4 lists, is not installed", path, "unpack it with lz4 -d")
+                raise UserError(
+                    "apt, which reads .lz4 lists, is not installed", path, "unpack it with lz4 -d"
+                )
             done = subprocess.run([_HELPER, "cat-file", path], capture_output=True, check=True)
             return done.stdout.decode("utf-8", "replace")
         if path.endswith(".gz"):

@@ -40,7 +40,9 @@ class WordNet(Documents):
     path: str = "/usr/share/wordnet"
     """Folder with ``index.noun`` and ``data.noun``."""
     top: str = "artifact"
-    """Word whose first sense is the root."""
+    """Word that is the root."""
+    sense: int = Field(1, ge=1)
+    """Which sense of that word; the commonest is 1."""
     most_edges: int = Field(20, ge=1)
     """Longer chains of hypernyms are left out."""
 
@@ -51,13 +53,16 @@ class WordNet(Documents):
         children = {offset: synset.hyponyms for offset, synset in synsets.items()}
         paths: dict[str, list[list[str]]] = {}
         for path in simple_paths(children, root, self.most_edges):
-            if len(path) > 2 and not children[path[-1]]:
+            if len(path) > 1 and not children[path[-1]]:
                 paths.setdefault(path[-1], []).append(path[:-1])
-        if not paths:
+        if not any(len(path) > 1 for found in paths.values() for path in found):
             raise UserError(
                 f"nothing lies two steps below {self.top!r}", self.path, "name a more general word as top"
             )
         for offset in sorted(paths):
+            if all(len(path) == 1 for path in paths[offset]):
+                yield Dropped(offset, "no-path", "it hangs on the root itself", budgeted=False)
+                continue
             titled = [[{"id": n, "title": synsets[n].title} for n in path] for path in paths[offset]]
             synset = synsets[offset]
             fields = {"title": synset.title, "abstract": synset.gloss, "paths": titled}
@@ -75,7 +80,14 @@ class WordNet(Documents):
         for line in self._text("index.noun").splitlines():
             if line.startswith(word + " "):
                 parts = line.split()
-                return parts[-int(parts[2])]  # after the counts come the offsets, the commonest sense first
+                offsets = parts[-int(parts[2]) :]  # the last words of the line, the commonest sense first
+                if self.sense > len(offsets):
+                    raise UserError(
+                        f"{self.top!r} has {len(offsets)} senses, not {self.sense}",
+                        self.path,
+                        "choose another sense",
+                    )
+                return offsets[self.sense - 1]
         raise UserError(f"WordNet has no noun {self.top!r}", self.path, "name a noun in the singular as top")
 
     def _synsets(self) -> dict[str, _Synset]:

@@ -10,7 +10,12 @@ import pytest
 from luthier.metrics import ontology as metrics
 from luthier.metrics.ontology import TitledGraph
 
-NAMES = {"literal": metrics.literal, "fuzzy": metrics.fuzzy, "continuous": metrics.continuous, "graph": metrics.graph}
+NAMES = {
+    "literal": metrics.literal,
+    "fuzzy": metrics.fuzzy,
+    "continuous": metrics.continuous,
+    "graph": metrics.graph,
+}
 
 
 def random_graph(seed: int, num_nodes: int, num_edges: int, width: int = 5) -> TitledGraph:
@@ -34,13 +39,22 @@ def permuted(graph: TitledGraph, seed: int = 0) -> TitledGraph:
 
 
 def cosine(x: np.ndarray, y: np.ndarray) -> float:
-    return sum(a * b for a, b in zip(x, y, strict=True)) / (sqrt(sum(a * a for a in x)) * sqrt(sum(b * b for b in y)))
+    return sum(a * b for a, b in zip(x, y, strict=True)) / (
+        sqrt(sum(a * a for a in x)) * sqrt(sum(b * b for b in y))
+    )
 
 
 def best_sum(values: list[list[float]]) -> float:
     """The greatest sum over one-to-one choices, by trying them all."""
-    rows, columns = (values, list(zip(*values, strict=True))) if len(values) <= len(values[0]) else (list(zip(*values, strict=True)), values)
-    return max(sum(row[c] for row, c in zip(rows, choice, strict=True)) for choice in permutations(range(len(columns)), len(rows)))
+    rows, columns = (
+        (values, list(zip(*values, strict=True)))
+        if len(values) <= len(values[0])
+        else (list(zip(*values, strict=True)), values)
+    )
+    return max(
+        sum(row[c] for row, c in zip(rows, choice, strict=True))
+        for choice in permutations(range(len(columns)), len(rows))
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +62,11 @@ def test_a_graph_is_like_itself_in_any_order(name: str) -> None:
     graph = random_graph(1, 12, 25)
     for other in (graph, permuted(graph)):
         score = NAMES[name](graph, other)
-        assert score.f1 == pytest.approx(1) and score.precision == pytest.approx(1) and score.f1_bounds == (score.f1, score.f1)
+        assert (
+            score.f1 == pytest.approx(1)
+            and score.precision == pytest.approx(1)
+            and score.f1_bounds == (score.f1, score.f1)
+        )
     assert metrics.motif_distance(graph, permuted(graph)) == 0
 
 
@@ -87,7 +105,9 @@ def test_a_hand_worked_example() -> None:
     # Motifs: the truth is one fork (021D); the prediction one 030T.
     assert metrics.motif_distance(ours, true) == 1
     fork_and_chain = TitledGraph(list("rabc"), np.array([[0, 1], [0, 2], [1, 3]]), np.eye(4))
-    assert metrics.motif_distance(fork_and_chain, true) == pytest.approx(0.5)  # {fork 1/2, chain 1/2} against {fork 1}
+    assert metrics.motif_distance(fork_and_chain, true) == pytest.approx(
+        0.5
+    )  # {fork 1/2, chain 1/2} against {fork 1}
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -112,7 +132,10 @@ def test_continuous_and_graph_equal_slow_references(seed: int) -> None:
         degree = {v: 1 + len(parents[v]) for v in parents}
         x = [np.array(vector) for vector in graph.vectors]
         for _ in range(2):
-            x = [x[v] / degree[v] + sum((x[u] / sqrt(degree[u] * degree[v]) for u in parents[v]), np.zeros(5)) for v in parents]
+            x = [
+                x[v] / degree[v] + sum((x[u] / sqrt(degree[u] * degree[v]) for u in parents[v]), np.zeros(5))
+                for v in parents
+            ]
         return x
 
     nodes = [[cosine(x, y) for y in smoothed(theirs)] for x in smoothed(ours)]
@@ -121,7 +144,9 @@ def test_continuous_and_graph_equal_slow_references(seed: int) -> None:
     assert found.recall == pytest.approx(best_sum(nodes) / len(theirs.titles))
     near = [[cosine(ours.vectors[u], theirs.vectors[a]) > 0.436 and cosine(ours.vectors[v], theirs.vectors[b]) > 0.436 for a, b in theirs.edges] for u, v in ours.edges]  # fmt: skip
     assert metrics.fuzzy(ours, theirs).precision == pytest.approx(np.mean([any(row) for row in near]))
-    assert metrics.fuzzy(ours, theirs).recall == pytest.approx(np.mean([any(c) for c in zip(*near, strict=True)]))
+    assert metrics.fuzzy(ours, theirs).recall == pytest.approx(
+        np.mean([any(c) for c in zip(*near, strict=True)])
+    )
 
 
 def test_motif_shares_equal_a_count_over_all_triples() -> None:
@@ -142,7 +167,9 @@ def test_motif_shares_equal_a_count_over_all_triples() -> None:
     total = sum(count for _, count in kinds)
     shares = metrics.motif_shares(edges)
     assert shares is not None and len(shares) == 13
-    assert sorted(share for share in shares.values() if share) == pytest.approx(sorted(n / total for _, n in kinds))
+    assert sorted(share for share in shares.values() if share) == pytest.approx(
+        sorted(n / total for _, n in kinds)
+    )
 
 
 def test_graphs_without_edges_score_nothing() -> None:
@@ -164,7 +191,13 @@ def test_blocks_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in NAMES:
             assert in_blocks[name]["f1"] == pytest.approx(usual[name]["f1"])
         low, high = bounded.f1_bounds
-        assert 0.5 * usual["continuous"]["f1"] < low <= usual["continuous"]["f1"] <= high < 1.5 * usual["continuous"]["f1"]
+        assert (
+            0.5 * usual["continuous"]["f1"]
+            < low
+            <= usual["continuous"]["f1"]
+            <= high
+            < 1.5 * usual["continuous"]["f1"]
+        )
         assert bounded.f1 == low < high
 
 

@@ -17,10 +17,22 @@ def accepts(grammar: PathGrammar, text: str) -> bool:
 
 def test_known_nodes_only() -> None:
     grammar = PathGrammar(PATHS, TITLES)
-    for text in ("Top -> Computer\n", "Top -> Computer science -> Computer\nTop -> Ärzte\n", "Top -> Science - -> Computer\n"):
+    for text in (
+        "Top -> Computer\n",
+        "Top -> Computer science -> Computer\nTop -> Ärzte\n",
+        "Top -> Science - -> Computer\n",
+    ):
         assert accepts(grammar, text)
         assert not PATHS.parse(text, known=TITLES.__contains__).invalid
-    for text in ("Top -> Comp\n", "Top\n", "Top -> Computer", "Other -> Computer\n", "Top -> \n", "Top -> Computer scienc\n", "\n"):
+    for text in (
+        "Top -> Comp\n",
+        "Top\n",
+        "Top -> Computer",
+        "Other -> Computer\n",
+        "Top -> \n",
+        "Top -> Computer scienc\n",
+        "\n",
+    ):
         assert not accepts(grammar, text)
 
 
@@ -36,7 +48,28 @@ def test_the_form_only() -> None:
 @pytest.mark.parametrize("separator", [" -> ", "/", "->"])
 def test_random_walks_over_tokens_are_valid_paths(titles: list[str] | None, separator: str) -> None:
     paths = PathFormat("Top", separator)
-    alphabet = ["T", "o", "p", " ->", " ", "->", "-", ">", "/", "\n", "Com", "puter", " science", "Science", "Ä", "rzte", "x y", " x", "Top", "t"]
+    alphabet = [
+        "T",
+        "o",
+        "p",
+        " ->",
+        " ",
+        "->",
+        "-",
+        ">",
+        "/",
+        "\n",
+        "Com",
+        "puter",
+        " science",
+        "Science",
+        "Ä",
+        "rzte",
+        "x y",
+        " x",
+        "Top",
+        "t",
+    ]
     tokens = [None, *(t.encode() for t in alphabet), *(bytes([b]) for b in range(256))]
     choice = TokenChoice(PathGrammar(paths, titles), tokens, [0])
     draw = random.Random(0)
@@ -44,7 +77,13 @@ def test_random_walks_over_tokens_are_valid_paths(titles: list[str] | None, sepa
         state, text = choice.grammar.start, b""
         for _ in range(400):
             allowed = choice.allowed(state, at_start=not text)
-            token = 0 if 0 in allowed and draw.random() < 0.5 else draw.choice([i for i in allowed if i] if titles else [i for i in allowed if 0 < i <= len(alphabet)])
+            token = (
+                0
+                if 0 in allowed and draw.random() < 0.5
+                else draw.choice(
+                    [i for i in allowed if i] if titles else [i for i in allowed if 0 < i <= len(alphabet)]
+                )
+            )
             if token == 0:
                 break
             text += tokens[token] or b""

@@ -24,7 +24,9 @@ def test_the_arxiv_taxonomy_has_161_nodes_and_166_edges() -> None:
 
 
 def test_files_hold_the_whole_graph(tmp_path: Path) -> None:
-    ontology = build([Document("d", [["0", "1", "2"]], [[0.0, -0.5, -1.5]])], "0", {"0": "Top", "1": 'A "b", c'})
+    ontology = build(
+        [Document("d", [["0", "1", "2"]], [[0.0, -0.5, -1.5]])], "0", {"0": "Top", "1": 'A "b", c'}
+    )
     write(ontology, tmp_path)
     back = from_node_link(json.loads((tmp_path / "ontology.json").read_text()), "here")
     assert back.titles == ontology.titles and back.root == "0" and set(back.edges) == set(ontology.edges)
@@ -42,7 +44,7 @@ def test_files_hold_the_whole_graph(tmp_path: Path) -> None:
 def test_what_is_no_graph_is_refused() -> None:
     for value in ([], {"nodes": []}, {"nodes": [{"id": 1}], "links": [{"source": 1, "target": 2}], "graph": {"root": 1}},
                   {"nodes": [{"id": 1}], "links": [], "graph": {}}):  # fmt: skip
-        with pytest.raises(UserError, match="graph|JSON"):
+        with pytest.raises(UserError, match=r"graph|JSON"):
             from_node_link(value, "here")
     good = {"nodes": [{"id": 1}, {"id": 2, "title": "b"}], "edges": [{"source": 1, "target": 2, "weight": 3}], "graph": {"root": 1}}  # fmt: skip
     assert from_node_link(good, "here").edges == {("1", "2"): Relation(3.0)}
@@ -54,7 +56,9 @@ def test_simple_paths_and_the_cut_off() -> None:
         ["r"], ["r", "a"], ["r", "a", "b"], ["r", "b"], ["r", "b", "a"], ["r", "b", "c"],
     ]  # fmt: skip
     graph = nx.DiGraph([(u, v) for u, below in children.items() for v in below])
-    assert sorted(simple_paths(children, "r", 9)) == sorted([["r"], *nx.all_simple_paths(graph, "r", list("abc"))])
+    assert sorted(simple_paths(children, "r", 9)) == sorted(
+        [["r"], *nx.all_simple_paths(graph, "r", list("abc"))]
+    )
     # r->b->c and the document: 3 edges reach every edge but a->b and b->a when documents hang on c alone ...
     assert cut_off({"r": ["b"], "b": ["c"]}, "r", {"c"}) == 3
     assert cut_off({"r": ["b"], "b": ["c"]}, "r", {"b"}) == 2  # nothing hangs below b
@@ -65,4 +69,6 @@ def test_parts_of_top_level_nodes() -> None:
     part_of = parts([f"t{i}" for i in range(40)], 0)
     sizes = {split: list(part_of.values()).count(split) for split in ("train", "eval", "test")}
     assert sizes == {"test": 20, "eval": 6, "train": 14}
-    assert parts([f"t{i}" for i in reversed(range(40))], 0) == part_of != parts([f"t{i}" for i in range(40)], 1)
+    assert (
+        parts([f"t{i}" for i in reversed(range(40))], 0) == part_of != parts([f"t{i}" for i in range(40)], 1)
+    )

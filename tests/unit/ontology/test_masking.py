@@ -30,7 +30,9 @@ def make_row(name: str, paths: list[list[str]]) -> Row:
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     names = [name for name, n in COUNTS.items() for _ in range(n)]
-    return [make_row(f"row{i}", [["top", name], ["top", name, f"{name} below"]]) for i, name in enumerate(names)]
+    return [
+        make_row(f"row{i}", [["top", name], ["top", name, f"{name} below"]]) for i, name in enumerate(names)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,9 @@ def test_only_nodes_below_the_root_lose_their_weight(rows: list[Row], counts: ma
     lost: Counter[str] = Counter()
     for row in rows:
         drawn = reweigh(row, 0)
-        assert drawn.loss_weights is not row.loss_weights and row.loss_weights.sum() == 2 * (len(row.span_names) - 1)
+        assert drawn.loss_weights is not row.loss_weights and row.loss_weights.sum() == 2 * (
+            len(row.span_names) - 1
+        )
         for place in np.unique(row.span_ids):
             both = drawn.loss_weights[row.span_ids == place]
             name = row.span_names[place]

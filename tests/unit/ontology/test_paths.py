@@ -11,7 +11,11 @@ TITLES = st.text(st.sampled_from("ab ->é/"), min_size=1, max_size=8)
 def test_pieces_join_to_what_is_read_back():
     paths = [["Top", "Science", "Plant science"], ["Top", "Arts"]]
     pieces = FORMAT.pieces(paths)
-    assert "".join(p.text for p in pieces) == FORMAT.write(paths) == "Top -> Science -> Plant science\nTop -> Arts\n"
+    assert (
+        "".join(p.text for p in pieces)
+        == FORMAT.write(paths)
+        == "Top -> Science -> Plant science\nTop -> Arts\n"
+    )
     assert [(p.text, p.path, p.position) for p in pieces][:4] == [
         ("Top", 0, 0),
         (" ->", 0, -1),
@@ -26,7 +30,9 @@ def test_pieces_join_to_what_is_read_back():
 
 
 def test_invalid_lines_are_counted_by_reason():
-    text = "Top -> a\n\nOther -> a\nTop\nTop ->  -> b\nTop -> a  b\nTop -> c \nTop -> a\nTop -> d -> x\nTop -> e"
+    text = (
+        "Top -> a\n\nOther -> a\nTop\nTop ->  -> b\nTop -> a  b\nTop -> c \nTop -> a\nTop -> d -> x\nTop -> e"
+    )
     parsed = FORMAT.parse(text, ended=False, known=lambda title: title != "x")
     assert [line.titles for line in parsed.lines] == [("Top", "a")]
     assert parsed.num_repeated == 1

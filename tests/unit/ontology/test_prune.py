@@ -73,7 +73,9 @@ def test_a_single_child_stays_and_no_cycle_does(seed: int) -> None:
     for beta in (0.1, 0.5, 0.9):
         pruned = prune(raw, beta=beta)
         parents = {u for u, _ in set(raw.edges) - {e for e, _ in before.removed}}
-        still = {u for u, v in pruned.ontology.edges} | {u for (u, _), why in pruned.removed if why == "cycle"}
+        still = {u for u, v in pruned.ontology.edges} | {
+            u for (u, _), why in pruned.removed if why == "cycle"
+        }
         assert parents <= still  # the heaviest child of each node is never removed by the rule
     for alpha, beta in ((0, 0), (0.3, 0), (0.2, 0.4)):
         pruned = prune(raw, alpha, beta)
@@ -87,7 +89,12 @@ def test_a_single_child_stays_and_no_cycle_does(seed: int) -> None:
 
 
 def test_of_a_cycle_the_lightest_edge_goes() -> None:
-    edges = {("a", "b"): Relation(3), ("b", "c"): Relation(1), ("c", "a"): Relation(2), ("c", "d"): Relation(0.5)}
+    edges = {
+        ("a", "b"): Relation(3),
+        ("b", "c"): Relation(1),
+        ("c", "a"): Relation(2),
+        ("c", "d"): Relation(0.5),
+    }
     assert cycle_edges(edges) == [("b", "c")]
 
 
@@ -96,7 +103,12 @@ def test_orphans_hang_under_the_root() -> None:
     assert pruned.num_attached == 1
     assert pruned.ontology.edges["r", "b"] == Relation(0.0, attached=True)
     figures = shape(make({("r", "a"): 5, ("b", "c"): 2, ("c", "b"): 1, ("d", "d"): 1}))
-    assert (figures["num_unreachable"], figures["num_orphans"], figures["num_cycles"], figures["depth"]) == (3, 0, 2, 1)
+    assert (figures["num_unreachable"], figures["num_orphans"], figures["num_cycles"], figures["depth"]) == (
+        3,
+        0,
+        2,
+        1,
+    )
 
 
 def test_the_sweep_has_441_points_and_equals_pruning_alone() -> None:

@@ -52,11 +52,14 @@ def test_mistral_boundaries_come_from_the_text(mistral_v1: TextTokenizer) -> Non
             assert own in ([3193], [13])
         elif node_of(name):
             assert not {3193, 13} & set(own)
-    assert np.count_nonzero(row.input_ids == 3193) == 4 and np.count_nonzero(row.input_ids == 13) == 3  # one in the prompt
+    assert (
+        np.count_nonzero(row.input_ids == 3193) == 4 and np.count_nonzero(row.input_ids == 13) == 3
+    )  # one in the prompt
 
 
 @pytest.mark.parametrize(
-    ("family", "form"), [("smollm", "chat"), ("mistral", "plain"), ("mistral", "chat"), ("characters", "plain")]
+    ("family", "form"),
+    [("smollm", "chat"), ("mistral", "plain"), ("mistral", "chat"), ("characters", "plain")],
 )
 def test_every_token_of_a_node_is_in_its_span(family: str, form: str) -> None:
     tokenizer = tokenizers.FAMILIES[family]()
@@ -79,7 +82,9 @@ def test_every_token_of_a_node_is_in_its_span(family: str, form: str) -> None:
 
 def test_a_long_abstract_loses_its_end() -> None:
     tokenizer = tokenizers.characters()
-    row = encode(one(Ontology(root="Top", format="plain"), record(abstract="x" * 500), tokenizer), tokenizer, 200)
+    row = encode(
+        one(Ontology(root="Top", format="plain"), record(abstract="x" * 500), tokenizer), tokenizer, 200
+    )
     assert isinstance(row, Row) and len(row.input_ids) == 200 and row.trimmed["prompt"] > 300
     assert tokenizer.decode(row.input_ids).startswith("Title: Moss\nxxx")
 

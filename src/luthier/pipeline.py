@@ -17,7 +17,8 @@ from luthier import recipe as recipes
 from luthier import recipe_file, registry
 from luthier.environment import environment
 from luthier.errors import Refused, UserError
-from luthier.recipe import Classifier, Recipe
+from luthier.recipe import Classifier, GraphEvaluation, Recipe
+from luthier.records import SPLITS
 from luthier.run_folder import (
     RunFolder,
     hash_value,
@@ -177,6 +178,7 @@ def train(
         logger.info("train: train.sharding=%s is left out: one process has no shards", recipe.train.sharding)
     if sharding == "fsdp":
         shard(model, ranks.device, ranks.count)
+    task = recipes.build("task", recipe.task)
     loop = training.Loop(
         recipe,
         place,
@@ -184,9 +186,10 @@ def train(
         tokenizer,
         rows,
         Rows(place.rows("eval")),
-        recipes.build("task", recipe.task).stop_pattern,
+        task.stop_pattern,
         ranks,
         engine,
+        task.epoch_weights(rows, recipe.seed),
     )
     with user_disk_errors(place.path), ranks.together(place):
         end = training.train(loop, key, progress)
@@ -248,20 +251,25 @@ def evaluate(
     from luthier.models.load import load_tokenizer, load_trained, load_untrained, starts_adapted
     from luthier.rows import Rows
     from luthier.tasks.classification import Classification
+    from luthier.tasks.ontology import Ontology
 
     place = train(recipe, *overrides, folder=folder, progress=progress)
     if not writes():
         return place
     recipe = settled(read(recipe, *overrides), place)
-    key = _key(
-        place,
-        recipe,
-        "evaluate",
-        "seed",
-        code=registry.registered("metric"),
-        before=_train_key(place, recipe),
+    task = recipes.build("task", recipe.task)
+    # What only the graph of all documents depends on is no part of what each row depends on.
+    by_row = recipe.model_copy(
+        update={"evaluate": recipe.evaluate.model_copy(update={"ontology": GraphEvaluation()})}
     )
-    if _done(place, "evaluate", key, place.scores):
+    code, before = registry.registered("metric"), _train_key(place, recipe)
+    key = _key(place, by_row, "evaluate", "seed", code=code, before=before)
+    graph_key = _key(place, recipe, "evaluate", "seed", code=code, before=before)
+    rows_done = _done(place, "evaluate", key, place.scores)
+    graph_done = not isinstance(task, Ontology) or _done(
+        place, "ontology", graph_key, place.ontology / "scores.json"
+    )
+    if rows_done and graph_done:
         return place
     if not place.rows("test").is_file() or not len(rows := Rows(place.rows("test"))):
         raise UserError(
@@ -285,8 +293,15 @@ def evaluate(
         base = load_untrained(recipe.model, len(tokenizer))
         models = {"base": lambda: nullcontext(base), "tuned": lambda: nullcontext(tuned)}
     with user_disk_errors(place.path):
-        runner.evaluate(recipe, place, task, rows, tokenizer, models, progress)
-        _note_done(place, "evaluate", key)
+        if not rows_done:
+            runner.evaluate(recipe, place, task, rows, tokenizer, models, progress)
+            _note_done(place, "evaluate", key)
+        if not graph_done:
+            from luthier.evaluate.ontology import evaluate_graph
+
+            splits = {split: Rows(place.rows(split)) for split in SPLITS}
+            evaluate_graph(recipe, place, task, splits, tokenizer, models, graph_key, progress)
+            _note_done(place, "ontology", graph_key)
     return place
 
 

@@ -44,6 +44,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.predictions = self.path / "predictions.jsonl"
         self.scores = self.path / "scores.json"
+        self.ontology = self.path / "ontology"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
         self.log = self.path / "run.log"

@@ -104,7 +104,9 @@ def rows_of_two_files() -> list[Row]:
             ids = np.concatenate([file[:end], draw.integers(3, 300, int(draw.integers(1, 9)))])
             if len(rows) % 3 == 0:  # what the row is asked for is what the longer ones go on with
                 ids = file[: end + 5]
-            weights = np.where(np.arange(len(ids)) < end - int(draw.integers(0, 3)), 0.0, 1.0).astype(np.float32)
+            weights = np.where(np.arange(len(ids)) < end - int(draw.integers(0, 3)), 0.0, 1.0).astype(
+                np.float32
+            )
             prompt = int(np.flatnonzero(weights)[0])
             rows.append(replace(random_rows(1)[0], id=f"{number}-{len(rows)}", input_ids=ids.astype(np.int32),
                                 loss_weights=weights, span_ids=np.zeros(len(ids), np.int16), num_prompt_tokens=prompt))  # fmt: skip

@@ -73,7 +73,8 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
     if -1 in owners:
         names.append("start")
         places[-1] = len(names) - 1
-    trained = [example.spans[i] for i in present if example.spans[i].weight]
+    # A span whose only token begins in the one before it has no token of its own, and is there all the same.
+    trained = [s for i, s in enumerate(example.spans) if s.weight and (i in places or s.trim == "never")]
     target = "".join(span.text for span in trained if not span.control)
     return Row(
         id=example.id,

@@ -123,7 +123,8 @@ def _judge(
         )
     else:
         passes = (
-            (indices, scores, []) for indices, scores in _scores(model, rows, recipe.train.tokens_at_once)
+            (indices, scores, [])
+            for indices, scores in scored_batches(model, rows, recipe.train.tokens_at_once)
         )
     for indices, scores, outputs in passes:
         for index, sums in zip(indices, row_sums(scores, len(indices)), strict=True):
@@ -160,7 +161,7 @@ def _values(
 
 
 @torch.no_grad()
-def _scores(
+def scored_batches(
     model: PreTrainedModel | PeftModel, rows: Sequence[Row], max_tokens: int
 ) -> Iterator[tuple[list[int], TokenScores]]:
     """Scores without generating, in batches of similar length."""

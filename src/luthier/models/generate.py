@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,6 @@ from luthier.models.forward import (
 from luthier.models.memory import give_back
 from luthier.models.sharded import is_sharded, same_everywhere
 from luthier.records import Row
-
 
 # Shared tokens below which a pass of its own for them is not worth it.
 _LEAST_SHARED = 64
@@ -62,7 +61,7 @@ def generate(
 ) -> list[Output]:
     """The most likely continuation of each prompt, token by token; arguments as in ``score_and_generate``."""
     # A token of any kind in the target's place: what the model would rather have there is the first one generated.
-    rows = [_row([*prompt, 0], len(prompt)) for prompt in prompts]
+    rows = [prompt_row([*prompt, 0]) for prompt in prompts]
     outputs: list[Output | None] = [None] * len(rows)
     for indices, _, found in score_and_generate(
         model,
@@ -125,7 +124,7 @@ def score_and_generate(
     window = getattr(base_model(model).config, "sliding_window", None)
     if window and longest > window:
         batch_size = 1  # a window counts places in the cache, masked ones included; alone, a row has none
-    plain = not head_is_plain(model, collate([_row([1, 1], 1)], 0).to(base_model(model).device))
+    plain = not head_is_plain(model, collate([prompt_row([1, 1])], 0).to(base_model(model).device))
     alone = list(range(len(rows)))
     try:
         if share_prefixes and not (window or base_model(model)._is_stateful or is_sharded(model)):
@@ -156,7 +155,9 @@ def score_and_generate(
                 torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=lengths_B.device))
             ]
             firsts_B = same_everywhere(model, firsts_B)
-            outputs = _continue(model, tokenizer, cache, mask_BT, lengths_B, firsts_B, max_new_tokens, stop)
+            outputs = continue_prompts(
+                model, tokenizer, cache, mask_BT, lengths_B, firsts_B, max_new_tokens, stop
+            )
             del cache, batch
             give_back()
             yield indices, scores, outputs
@@ -205,12 +206,10 @@ def _from_one_prefix(
     """
     base = base_model(model)
     trunk = rows[max(family, key=lambda i: rows[i].num_prompt_tokens)].input_ids
-    shared = {
-        i: min(_num_shared(rows[i].input_ids, trunk), rows[i].num_prompt_tokens - 1) for i in family
-    }
+    shared = {i: min(_num_shared(rows[i].input_ids, trunk), rows[i].num_prompt_tokens - 1) for i in family}
     size = max(shared.values())
     prefix = DynamicCache(config=base.config)
-    batch = collate([_row(trunk[: size + 1], size)], pad_id=0).to(base.device)
+    batch = collate([prompt_row(trunk[: size + 1].tolist())], pad_id=0).to(base.device)
     few = replace(
         batch,
         input_ids_BT=batch.input_ids_BT[:, :size],
@@ -253,7 +252,7 @@ def _from_one_prefix(
         firsts_B = scores.best_N[
             torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=base.device))
         ]
-        outputs = _continue(
+        outputs = continue_prompts(
             model, tokenizer, cache, mask_BT, shared_B + own_B, firsts_B, max_new_tokens, stop
         )
         del cache, batch
@@ -280,7 +279,11 @@ def _read_prompts(model: PreTrainedModel | PeftModel, rows: Sequence[Row], cache
     return batch.attention_mask_BT
 
 
-def _continue(
+def _most_likely(logits_BV: Tensor, rows: Sequence[int], new_ids: Sequence[Sequence[int]]) -> Tensor:
+    return logits_BV.argmax(-1)
+
+
+def continue_prompts(
     model: PreTrainedModel | PeftModel,
     tokenizer: TextTokenizer,
     cache: DynamicCache,
@@ -289,8 +292,21 @@ def _continue(
     next_B: Tensor,
     max_new_tokens: int,
     stop: re.Pattern[str] | None,
+    choose: Callable[[Tensor, Sequence[int], Sequence[Sequence[int]]], Tensor] = _most_likely,
 ) -> list[Output]:
-    """The outputs of rows whose prompts are in the cache and whose first new tokens are known."""
+    """The outputs of rows whose prompts are in the cache and whose first new tokens are known.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: The model's.
+        cache: With the prompts.
+        mask_BT: 1 where the cache has seen a token, 0 for padding.
+        lengths_B: Tokens of each prompt.
+        next_B: First new token of each row.
+        max_new_tokens: Where a row is cut off.
+        stop: A row ends once this matches its text.
+        choose: The next tokens from the logits of the running rows, their numbers, and what each row has written.
+    """
     takes_positions = "position_ids" in inspect.signature(base_model(model).forward).parameters
     cache_name = name_of_cache(base_model(model))
     running = list(range(len(lengths_B)))
@@ -322,16 +338,16 @@ def _continue(
         if takes_positions:
             inputs["position_ids"] = (lengths_B + length - 1)[:, None]
         logits_BV = model(input_ids=next_B[:, None], **inputs).logits[:, -1]
-        next_B = same_everywhere(model, logits_BV.argmax(-1))
+        next_B = same_everywhere(model, choose(logits_BV, running, new_ids))
     return [Output(ids, tokenizer.decode(ids), stopped) for ids, stopped in zip(new_ids, ended, strict=True)]
 
 
-def _row(ids: Sequence[int], num_prompt_tokens: int) -> Row:
-    """A row whose only trained token is the one behind the prompt."""
+def prompt_row(ids: Sequence[int]) -> Row:
+    """A row whose only trained token is its last one."""
     weights = np.zeros(len(ids), dtype=np.float32)
-    weights[num_prompt_tokens] = 1
+    weights[-1] = 1
     return Row(
         id="", group="", input_ids=np.array(ids, dtype=np.int32), loss_weights=weights,
         span_ids=np.zeros(len(ids), dtype=np.int16), span_names=[""],
-        num_prompt_tokens=num_prompt_tokens, target="", target_bytes=0,
+        num_prompt_tokens=len(ids) - 1, target="", target_bytes=0,
     )  # fmt: skip

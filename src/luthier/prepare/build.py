@@ -126,7 +126,8 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
         "tokenizer": tokenizer.hash(),
         "seed": recipe.seed,
         "code": hash_folder(
-            package, ("prepare/*.py", "encoding/*.py", "projects/*.py", "sources/*.py", "rows.py", "records.py")
+            package,
+            ("prepare/*.py", "encoding/*.py", "projects/*.py", "sources/*.py", "rows.py", "records.py"),
         ),
         "rensa": importlib.metadata.version("rensa"),
     }

@@ -77,7 +77,14 @@ def packages(project: Project) -> set[str]:
     """Names by which the project's own packages are imported."""
     folders = {file.folder for file in project.files if file.path.endswith("__init__.py")}
     tops = {folder for folder in folders if folder and folder.rpartition("/")[0] not in folders}
-    return {top.rpartition("/")[2] for top in tops} - {"tests", "test", "examples", "docs", "doc", "benchmarks"}
+    return {top.rpartition("/")[2] for top in tops} - {
+        "tests",
+        "test",
+        "examples",
+        "docs",
+        "doc",
+        "benchmarks",
+    }
 
 
 def api_names(project: Project) -> list[str]:
@@ -116,7 +123,9 @@ def resolved_calls(program: str, own: Collection[str]) -> list[str]:
         if entry.name is not None:
             bound[entry.bound] = f"{entry.module}.{entry.name}"
         else:
-            bound[entry.bound] = entry.module if entry.bound != entry.module.partition(".")[0] else entry.bound
+            bound[entry.bound] = (
+                entry.module if entry.bound != entry.module.partition(".")[0] else entry.bound
+            )
     found = set()
     for chain, _ in syntax.called_names(program):
         root, dot, rest = chain.partition(".")

@@ -89,9 +89,7 @@ def imports(text: str, language: str) -> list[Import]:
         return []
     source, root = parse(text, language)
     if language == "java":
-        return [
-            found for node in nodes(root, {"import_declaration"}) for found in _java_import(node, source)
-        ]
+        return [found for node in nodes(root, {"import_declaration"}) for found in _java_import(node, source)]
     found = []
     for node in nodes(root, {"import_statement", "import_from_statement"}):
         module = node.child_by_field_name("module_name")

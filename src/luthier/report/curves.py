@@ -108,7 +108,7 @@ def overlay(histories: Mapping[str, History], path: Path) -> bool:
     }
     if not any(lines.values()):
         return False
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, (by_tokens, by_time) = plt.subplots(
             1, 2, figsize=(10, 4.4), sharey=True, layout="constrained"
         )

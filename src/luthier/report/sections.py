@@ -147,7 +147,9 @@ def strata(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
             entries = {row["name"]: row for row in metrics(part)}
             shown = next((entries[key] for key in _HEADLINE if key in entries), None)
             if shown is not None:
-                rows.append({"value": value, "num_rows": part["num_rows"], "num_groups": part["num_groups"], **shown})
+                rows.append(
+                    {"value": value, "num_rows": part["num_rows"], "num_groups": part["num_groups"], **shown}
+                )
         if rows:
             tables.append({"name": name, "rows": rows, "left_out": len(values) - len(rows)})
     return tables

@@ -137,11 +137,11 @@ def _score(setting: Setting, done: Sequence[Member], first: Setting | None, pair
     if not done:
         return
     all_scores = [member.scores["metrics"] for member in done if member.scores is not None]
-    over_seeds = {
+    means = {
         name: over_seeds([scores[name] for scores in all_scores if name in scores]) for name in all_scores[0]
     }
-    setting.against_base.update(over_seeds)
-    for name in over_seeds:
+    setting.against_base.update(means)
+    for name in means:
         values = [scores[name]["tuned"] for scores in all_scores if name in scores]
         if len(values) > 1 and None not in values:
             setting.deviations[name] = stdev(values)

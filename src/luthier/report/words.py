@@ -107,7 +107,8 @@ def _divergence(history: History, line: dict[int, float], noise: float) -> Obser
     lost = next((row["step"] for row in history.steps if finite(row.get("loss")) is None), None)
     if lost is not None:
         return Observation(
-            "divergence", f"At step {lost:,} the training loss is no finite number any more: the run diverged."
+            "divergence",
+            f"At step {lost:,} the training loss is no finite number any more: the run diverged.",
         )
     if not line:
         return None
@@ -122,9 +123,7 @@ def _divergence(history: History, line: dict[int, float], noise: float) -> Obser
     )
 
 
-def _overfitting(
-    line: dict[int, float], evals: list[tuple[int, float]], noise: float
-) -> Observation | None:
+def _overfitting(line: dict[int, float], evals: list[tuple[int, float]], noise: float) -> Observation | None:
     if len(evals) < _FEWEST_EVALS:
         return None
     best, lowest = min(evals, key=lambda pair: pair[1])

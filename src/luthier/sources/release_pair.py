@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from luthier.errors import UserError
-from luthier.records import Dropped, Record
 from luthier.recipe import Options
+from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.sources.project_files import ProjectFiles, hash_of, refuse_nothing
 from luthier.sources.sdists import PINNED, fetch

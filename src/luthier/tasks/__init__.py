@@ -20,7 +20,7 @@ A task is a pydantic class whose fields are its options in the recipe (``task: {
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from luthier.recipe import Head, Options
@@ -28,6 +28,7 @@ from luthier.records import Dropped, Example, Record, Row, Span, Split
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and naming a task in a recipe must not need it
     from luthier.encoding.text_tokenizer import TextTokenizer
+    from luthier.rows import Rows
 
 
 class Task(Options):
@@ -59,6 +60,18 @@ class Task(Options):
                 on the records before it.
         """
 
+    def epoch_weights(self, rows: Rows, seed: int) -> Callable[[Row, int], Row] | None:
+        """How loss weights change from one epoch to the next: a function from a training row and an epoch (from 0) to the row with its weights there.
+
+        None: they stay as they are on disk. What is drawn must depend on the seed, the epoch and the row alone, for
+        several processes and a resumed run draw it again. Rows for evaluation are never changed.
+
+        Args:
+            rows: All training rows.
+            seed: The recipe's.
+        """
+        return None
+
     def prompt(self, text: str, tokenizer: TextTokenizer) -> list[Span]:
         """The spans of a prompt that a person typed: what stands in a row before its target.
 
@@ -78,7 +91,8 @@ class Task(Options):
 
     def neighbourhood(self, record: Record) -> str | None:
         """What a record is to be seen together with, such as its project: then ``examples`` is given all of these records
-        as ``record.neighbours[that]``. None: a record is looked at alone."""
+        as ``record.neighbours[that]``. None: a record is looked at alone.
+        """
         return None
 
     def baseline(self, prompt: str) -> str | None:

@@ -73,16 +73,16 @@ class LibraryGeneration(Instruction):
             return
         parts = library.split_example(str(record.fields.get("text", "")))
         if parts is None:
-            yield Dropped(record.id, "no-instruction", "no docstring, or no program behind it", budgeted=False)
+            yield Dropped(
+                record.id, "no-instruction", "no docstring, or no program behind it", budgeted=False
+            )
             return
         project, names, helpful = self._own(record)
         docstring, program = parts
         apis = library.called_apis(program, names)
         resolved = library.resolved_calls(program, library.packages(project))
         if len(apis) < self.min_apis or not resolved:
-            yield Dropped(
-                record.id, "few-apis", f"it calls {len(apis)} names of the library", budgeted=False
-            )
+            yield Dropped(record.id, "few-apis", f"it calls {len(apis)} names of the library", budgeted=False)
             return
         instruction = library.masked(docstring, apis)
         fields = {

@@ -63,6 +63,7 @@ class Loop:
     stop_pattern: str | None
     ranks: Ranks = field(default_factory=Ranks)
     engine: Engine = Engine()  # noqa: RUF009 # frozen
+    epoch_weights: Callable[[Row, int], Row] | None = None
 
     @property
     def total_steps(self) -> int:
@@ -196,6 +197,9 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> d
     position = progress.step * settings.batch_size
     indices = shuffled(position, settings.batch_size, len(loop.train_rows), loop.recipe.seed, loop.classes)
     rows = [loop.train_rows.row(i) for i in indices]
+    if loop.epoch_weights:
+        num_rows = len(loop.train_rows)
+        rows = [loop.epoch_weights(row, (position + k) // num_rows) for k, row in enumerate(rows)]
     loss = accumulate_gradients(loop, rows)
     parameters = list(trainable(loop.model).values())
     norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm or math.inf)))

@@ -150,7 +150,10 @@ def test_scores_by_stratum_by_group_and_of_a_rule_without_a_model():
     assert scores["baseline"] == {"exact_match": pytest.approx(1 / 3), "edit_similarity": 0.5}
     strata = scores["strata"]["kind"]
     assert {value: part["num_rows"] for value, part in strata.items()} == {"x": 2, "y": 1}
-    assert strata["x"]["metrics"]["exact_match"]["tuned"] == 1.0 and strata["x"]["baseline"]["exact_match"] == 0.5
+    assert (
+        strata["x"]["metrics"]["exact_match"]["tuned"] == 1.0
+        and strata["x"]["baseline"]["exact_match"] == 0.5
+    )
     assert strata["y"]["metrics"]["exact_match"]["interval"] is None
 
 

@@ -32,7 +32,9 @@ def test_angles_are_those_that_transformers_computes_from_the_same_config(folder
     if kind == "yarn":
         given["original_max_position_embeddings"] = 64
     with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(folder, rope_parameters=given).eval()(input_ids=IDS).logits
+        expected = (
+            AutoModelForCausalLM.from_pretrained(folder, rope_parameters=given).eval()(input_ids=IDS).logits
+        )
     plain = Model(name=str(folder), precision="fp32", adapter=None)
     found = logits(plain.model_copy(update={"rope": Rope(type=kind, factor=2.0)}))
     torch.testing.assert_close(found, expected)

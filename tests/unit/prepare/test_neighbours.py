@@ -19,7 +19,13 @@ def write(path: Path, *projects: str) -> dict[str, object]:
     rows = [record for name in projects for record in records(name)]
     path.write_text("".join(json.dumps({"id": r.id, "group": r.group, **r.fields}) + "\n" for r in rows))
     columns = {name: name for name in ("text", "path", "language", "project", "role")}
-    return {"type": "files", "path": str(path), "columns": columns, "id_column": "id", "group_column": "group"}
+    return {
+        "type": "files",
+        "path": str(path),
+        "columns": columns,
+        "id_column": "id",
+        "group_column": "group",
+    }
 
 
 def test_files_of_the_same_project_and_source_stand_before_a_line(tmp_path: Path) -> None:

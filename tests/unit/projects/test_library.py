@@ -42,7 +42,11 @@ def project() -> Project:
 
 def test_names_calls_and_instruction_of_a_worked_example() -> None:
     docstring, program = library.split_example(EXAMPLE)
-    assert "#" not in program and "note" not in program and program.startswith("from mylib.cluster import KMeans\n")
+    assert (
+        "#" not in program
+        and "note" not in program
+        and program.startswith("from mylib.cluster import KMeans\n")
+    )
     names = library.api_names(project())
     assert names == ["KMeans", "fit", "load_iris", "plot", "predict"]
     assert library.packages(project()) == {"mylib"}
@@ -71,7 +75,11 @@ def test_helpful_names_share_words_with_the_instruction() -> None:
 def test_api_recall_equals_a_worked_example() -> None:
     from luthier.metrics.library import api_recall, api_recall_resolved, syntax_valid
 
-    meta = {"apis": ["KMeans", "fit", "load_iris", "plot"], "resolved": ["mylib.cluster.KMeans", "mylib.data.plot"], "packages": ["mylib"]}
+    meta = {
+        "apis": ["KMeans", "fit", "load_iris", "plot"],
+        "resolved": ["mylib.cluster.KMeans", "mylib.data.plot"],
+        "packages": ["mylib"],
+    }
     # It calls fit and plot, but that plot is matplotlib's; KMeans is only imported.
     output = "from mylib.cluster import KMeans\nfrom matplotlib.pyplot import plot\nmodel.fit(x)\nplot(x)\n"
     better = "import mylib.cluster\nmylib.cluster.KMeans().fit(1)\n"
@@ -88,6 +96,7 @@ def test_chrf_equals_sacrebleu_and_stays_in_bounds() -> None:
 
     outputs, targets = ["x = load_iris()", "", "abc"], ["x = load_digits()", "y = 1", "abc"]
     assert chrf(outputs, targets) == [
-        sacrebleu.sentence_chrf(output, [target]).score / 100 for output, target in zip(outputs, targets, strict=True)
+        sacrebleu.sentence_chrf(output, [target]).score / 100
+        for output, target in zip(outputs, targets, strict=True)
     ]
     assert chrf(outputs, targets)[1:] == [0.0, 1.0]

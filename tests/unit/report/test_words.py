@@ -10,7 +10,12 @@ def made_up(train, evals, *, noise=0.05, steps=300, warmup=30):
     """A run whose training loss is a function of the share that is done, with some scatter, and evaluations."""
     scatter = np.random.default_rng(0).normal(0, noise, steps)
     rows = [
-        {"step": n, "epoch": n / 100, "loss": float(train(n / steps) + scatter[n - 1]), "learning_rate": min(1, n / warmup) if warmup else 1.0}
+        {
+            "step": n,
+            "epoch": n / 100,
+            "loss": float(train(n / steps) + scatter[n - 1]),
+            "learning_rate": min(1, n / warmup) if warmup else 1.0,
+        }
         for n in range(1, steps + 1)
     ]
     for done, loss in evals.items():
@@ -47,7 +52,9 @@ def test_divergence() -> None:
     evals = {0: 3.0, 0.2: 2.3, 0.4: 2.1, 0.6: 3.0, 0.8: 5.0, 1: 7.0}
     found = kinds(*made_up(lambda t: 2 + np.exp(-10 * t) + 40 * max(0, t - 0.5) ** 2, evals, warmup=0))
     assert set(found) == {"noise", "divergence"}
-    assert "lowest at step 1" in found["divergence"] and "rose to 1" in found["divergence"]  # 2 + 40 / 4 at the end
+    assert (
+        "lowest at step 1" in found["divergence"] and "rose to 1" in found["divergence"]
+    )  # 2 + 40 / 4 at the end
     past, _ = made_up(lambda t: 2.0, {})
     past.steps[99]["loss"] = float("nan")
     assert "At step 100" in kinds(past, history.smooth(past.series("loss"), 21))["divergence"]

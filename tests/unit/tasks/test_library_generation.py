@@ -12,7 +12,9 @@ pytest.importorskip("tree_sitter_python")
 
 
 def record(path: str, text: str, role: str) -> Record:
-    return Record(path, {"text": text, "path": path, "language": "python", "project": "mylib", "role": role}, path)
+    return Record(
+        path, {"text": text, "path": path, "language": "python", "project": "mylib", "role": role}, path
+    )
 
 
 FILES = [record(path, text, "context") for path, text in LIBRARY.items()]
@@ -21,7 +23,9 @@ FILES = [record(path, text, "context") for path, text in LIBRARY.items()]
 def made(text: str, **options: object):
     own = record("examples/plot_it.py", text, "complete")
     own = Record(own.id, own.fields, own.group, {"mylib": [*FILES, own]})
-    [item] = LibraryGeneration(format="plain", **options).examples(own, "test", characters(), max_length=4096, seed=0)
+    [item] = LibraryGeneration(format="plain", **options).examples(
+        own, "test", characters(), max_length=4096, seed=0
+    )
     return item
 
 
@@ -37,12 +41,17 @@ def test_the_row_of_an_example() -> None:
 
 def test_names_that_may_help_stand_in_the_prompt() -> None:
     row = encode(made(EXAMPLE, num_names=2), characters(), 4096)
-    assert "Names of the library that may help: " in characters().decode(row.input_ids[: row.num_prompt_tokens])
+    assert "Names of the library that may help: " in characters().decode(
+        row.input_ids[: row.num_prompt_tokens]
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("x = 1\n", "no-instruction"), ('"""Words."""\nfrom mylib.cluster import KMeans\nKMeans()\n', "few-apis")],
+    [
+        ("x = 1\n", "no-instruction"),
+        ('"""Words."""\nfrom mylib.cluster import KMeans\nKMeans()\n', "few-apis"),
+    ],
 )
 def test_examples_that_say_or_call_too_little_are_left_out(text: str, reason: str) -> None:
     assert isinstance(item := made(text), Dropped) and item.reason == reason and not item.budgeted

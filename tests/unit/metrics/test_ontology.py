@@ -1,0 +1,206 @@
+"""The five metrics of ontologies: identity, reversal, permutation, hand-worked examples, and slow references of their own."""
+
+from itertools import combinations, permutations
+from math import sqrt
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from luthier.metrics import ontology as metrics
+from luthier.metrics.ontology import TitledGraph
+
+NAMES = {
+    "literal": metrics.literal,
+    "fuzzy": metrics.fuzzy,
+    "continuous": metrics.continuous,
+    "graph": metrics.graph,
+}
+
+
+def random_graph(seed: int, num_nodes: int, num_edges: int, width: int = 5) -> TitledGraph:
+    draw = np.random.default_rng(seed)
+    pairs = {tuple(sorted(draw.choice(num_nodes, 2, replace=False).tolist())) for _ in range(num_edges)}
+    return TitledGraph(
+        [f"title {i}" for i in range(num_nodes)],
+        np.array(sorted(pairs), np.int64).reshape(-1, 2),
+        draw.normal(size=(num_nodes, width)),
+    )
+
+
+def permuted(graph: TitledGraph, seed: int = 0) -> TitledGraph:
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(len(graph.titles))  # the new place of each node
+    titles = [""] * len(order)
+    vectors = np.empty_like(graph.vectors)
+    for old, new in enumerate(order):
+        titles[new], vectors[new] = graph.titles[old], graph.vectors[old]
+    return TitledGraph(titles, draw.permutation(order[graph.edges]), vectors)
+
+
+def cosine(x: np.ndarray, y: np.ndarray) -> float:
+    return sum(a * b for a, b in zip(x, y, strict=True)) / (
+        sqrt(sum(a * a for a in x)) * sqrt(sum(b * b for b in y))
+    )
+
+
+def best_sum(values: list[list[float]]) -> float:
+    """The greatest sum over one-to-one choices, by trying them all."""
+    rows, columns = (
+        (values, list(zip(*values, strict=True)))
+        if len(values) <= len(values[0])
+        else (list(zip(*values, strict=True)), values)
+    )
+    return max(
+        sum(row[c] for row, c in zip(rows, choice, strict=True))
+        for choice in permutations(range(len(columns)), len(rows))
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_graph_is_like_itself_in_any_order(name: str) -> None:
+    graph = random_graph(1, 12, 25)
+    for other in (graph, permuted(graph)):
+        score = NAMES[name](graph, other)
+        assert (
+            score.f1 == pytest.approx(1)
+            and score.precision == pytest.approx(1)
+            and score.f1_bounds == (score.f1, score.f1)
+        )
+    assert metrics.motif_distance(graph, permuted(graph)) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_of_nodes_and_edges_changes_nothing(name: str) -> None:
+    ours, theirs = random_graph(1, 9, 14), random_graph(2, 11, 18)
+    assert NAMES[name](permuted(ours), permuted(theirs, 3)).f1 == pytest.approx(NAMES[name](ours, theirs).f1)
+
+
+def test_reversed_a_dag_has_no_edge_in_common() -> None:
+    graph = random_graph(1, 12, 25)
+    reverse = TitledGraph(graph.titles, graph.edges[:, ::-1], graph.vectors)
+    assert metrics.literal(graph, reverse).f1 == 0
+    assert metrics.continuous(graph, reverse).f1 < 1 and metrics.graph(graph, reverse).f1 < 1
+    assert metrics.fuzzy(graph, reverse).f1 < 1
+
+
+def test_a_hand_worked_example() -> None:
+    """Truth r->a, r->b; prediction r->a, r->c, a->c with cosines r.r = 1, c.b = 0.6, a.b = c.a = 0 and r.x = 0."""
+    e = np.eye(4)
+    true = TitledGraph(["r", "a", "b"], np.array([[0, 1], [0, 2]]), e[[0, 1, 2]])
+    c = 0.6 * e[2] + 0.8 * e[3]
+    ours = TitledGraph(["r", "a", "c"], np.array([[0, 1], [0, 2], [1, 2]]), np.array([e[0], e[1], c]))
+    literal = metrics.literal(ours, true)
+    assert (literal.precision, literal.recall, literal.f1) == (1 / 3, 1 / 2, pytest.approx(0.4))
+    fuzzy = metrics.fuzzy(ours, true)  # r->c is like r->b (1 and 0.6 > 0.436)
+    assert (fuzzy.precision, fuzzy.recall) == (pytest.approx(2 / 3), 1)
+    assert metrics.fuzzy(ours, true, threshold=0.7).precision == pytest.approx(1 / 3)
+    continuous = metrics.continuous(ours, true)  # 1 + min(1, 0.6)
+    assert (continuous.precision, continuous.recall) == (pytest.approx(1.6 / 3), pytest.approx(0.8))
+    # One convolution of the truth: r stays r; a becomes a/2 + r/sqrt(2), b likewise.
+    one = metrics.convolved(true, 1)
+    assert one == pytest.approx(np.array([e[0], e[1] / 2 + e[0] / sqrt(2), e[2] / 2 + e[0] / sqrt(2)]))
+    two = metrics.convolved(true)
+    assert two[1] == pytest.approx((e[1] / 2 + e[0] / sqrt(2)) / 2 + e[0] / sqrt(2))
+    # Motifs: the truth is one fork (021D); the prediction one 030T.
+    assert metrics.motif_distance(ours, true) == 1
+    fork_and_chain = TitledGraph(list("rabc"), np.array([[0, 1], [0, 2], [1, 3]]), np.eye(4))
+    assert metrics.motif_distance(fork_and_chain, true) == pytest.approx(
+        0.5
+    )  # {fork 1/2, chain 1/2} against {fork 1}
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_continuous_and_graph_equal_slow_references(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    ours = random_graph(2 * seed, int(draw.integers(2, 7)), int(draw.integers(1, 7)))
+    theirs = random_graph(2 * seed + 1, int(draw.integers(2, 7)), int(draw.integers(1, 7)))
+
+    pairs = [
+        [
+            min(cosine(ours.vectors[u], theirs.vectors[a]), cosine(ours.vectors[v], theirs.vectors[b]))
+            for a, b in theirs.edges
+        ]
+        for u, v in ours.edges
+    ]
+    found = metrics.continuous(ours, theirs)
+    assert found.precision == pytest.approx(best_sum(pairs) / len(ours.edges))
+    assert found.recall == pytest.approx(best_sum(pairs) / len(theirs.edges))
+
+    def smoothed(graph: TitledGraph) -> list[np.ndarray]:
+        parents = {v: [u for u, w in graph.edges if w == v] for v in range(len(graph.titles))}
+        degree = {v: 1 + len(parents[v]) for v in parents}
+        x = [np.array(vector) for vector in graph.vectors]
+        for _ in range(2):
+            x = [
+                x[v] / degree[v] + sum((x[u] / sqrt(degree[u] * degree[v]) for u in parents[v]), np.zeros(5))
+                for v in parents
+            ]
+        return x
+
+    nodes = [[cosine(x, y) for y in smoothed(theirs)] for x in smoothed(ours)]
+    found = metrics.graph(ours, theirs)
+    assert found.precision == pytest.approx(best_sum(nodes) / len(ours.titles))
+    assert found.recall == pytest.approx(best_sum(nodes) / len(theirs.titles))
+    near = [[cosine(ours.vectors[u], theirs.vectors[a]) > 0.436 and cosine(ours.vectors[v], theirs.vectors[b]) > 0.436 for a, b in theirs.edges] for u, v in ours.edges]  # fmt: skip
+    assert metrics.fuzzy(ours, theirs).precision == pytest.approx(np.mean([any(row) for row in near]))
+    assert metrics.fuzzy(ours, theirs).recall == pytest.approx(
+        np.mean([any(c) for c in zip(*near, strict=True)])
+    )
+
+
+def test_motif_shares_equal_a_count_over_all_triples() -> None:
+    draw = np.random.default_rng(0)
+    edges = np.array([[u, v] for u, v in draw.integers(0, 10, (45, 2)).tolist() if u != v])
+    graph = nx.DiGraph(edges.tolist())
+    kinds: list[tuple[nx.DiGraph, int]] = []
+    for triple in combinations(graph, 3):
+        part = graph.subgraph(triple)
+        if not nx.is_weakly_connected(part):
+            continue
+        for place, (known, count) in enumerate(kinds):
+            if nx.is_isomorphic(known, part):
+                kinds[place] = (known, count + 1)
+                break
+        else:
+            kinds.append((part, 1))
+    total = sum(count for _, count in kinds)
+    shares = metrics.motif_shares(edges)
+    assert shares is not None and len(shares) == 13
+    assert sorted(share for share in shares.values() if share) == pytest.approx(
+        sorted(n / total for _, n in kinds)
+    )
+
+
+def test_graphs_without_edges_score_nothing() -> None:
+    empty = TitledGraph(["r"], np.empty((0, 2), np.int64), np.ones((1, 3)))
+    graph = random_graph(1, 6, 8, width=3)
+    scores = metrics.compare(empty, graph)
+    assert [scores[name]["f1"] for name in ("literal", "fuzzy", "continuous")] == [0, 0, 0]
+    assert scores["motif"]["distance"] == 1 and metrics.motif_distance(empty, empty) == 0
+
+
+def test_blocks_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(5):
+        ours, theirs = random_graph(seed, 30, 60), random_graph(seed + 9, 25, 90)
+        usual = metrics.compare(ours, theirs)
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "_BLOCK", 7)
+            in_blocks = metrics.compare(ours, theirs)
+            bounded = metrics.continuous(ours, theirs, most_cells=10)
+        for name in NAMES:
+            assert in_blocks[name]["f1"] == pytest.approx(usual[name]["f1"])
+        low, high = bounded.f1_bounds
+        assert (
+            0.5 * usual["continuous"]["f1"]
+            < low
+            <= usual["continuous"]["f1"]
+            <= high
+            < 1.5 * usual["continuous"]["f1"]
+        )
+        assert bounded.f1 == low < high
+
+
+def test_rows_are_compared_by_paths_and_edges() -> None:
+    assert metrics.path_f1(["r\ta\tb\nr\tc", ""], ["r\ta\tb", ""]) == [pytest.approx(2 / 3), 1]
+    assert metrics.edge_f1(["r\ta\tb", "r\tx"], ["r\ta\tc", "r\ty"]) == [pytest.approx(0.5), 0]

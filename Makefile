@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel test-launch test-slurm check format schema lock golden faults bench docs clean
+.PHONY: demo test test-wheel test-launch test-slurm test-hostile check format schema lock golden faults bench docs clean
 .DEFAULT_GOAL := demo
 
 # Where it is set, every process that a test starts would compile all of torch and transformers anew.
@@ -42,6 +42,9 @@ test-launch: $(SETUP)  ## whole runs in several processes, and a sweep that is c
 
 test-slurm: $(SETUP)  ## launching, preemption and sweeps on a real Slurm of one node, set up and torn down again; Debian, as root
 	$(BIN)/python tests/slurm/run.py
+
+test-hostile: $(SETUP)  ## forty candidates that try to do harm, in Python and Java, against the sandbox; two minutes
+	LUTHIER_TEST_HOSTILE=1 $(BIN)/python -m pytest tests/e2e/test_hostile.py
 
 check: $(SETUP)  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

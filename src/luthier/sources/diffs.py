@@ -1,0 +1,87 @@
+"""Fixes out of unified diffs, as a version control system writes them: Megadiff's files, or any others."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from luthier.encoding.lexer import split_lines
+from luthier.encoding.repair import Hunk, hunks
+from luthier.errors import UserError
+from luthier.records import Dropped, Record
+from luthier.registry import source
+from luthier.run_folder import hash_file
+from luthier.sources.pairs import SUFFIXES, Pairs, changed_functions
+
+
+@source("diffs")
+class Diffs(Pairs):
+    """Functions that changed, out of unified diffs whose context holds the whole function.
+
+    A change of a file has to be one hunk with enough context around it (``git diff -U1000``, or Megadiff's files as they
+    are): of a function that is cut off nobody knows the rest. ``---`` and ``+++`` are headers only before a hunk.
+    """
+
+    path: str
+    """File or glob, such as ``megadiff/**/*.diff``."""
+
+    def pairs(self) -> Iterator[Record | Dropped]:
+        """One for each function that a diff changes."""
+        paths = self._paths()
+        for path in paths:
+            name = path if len(paths) == 1 else str(Path(path).relative_to(_top(paths)))
+            try:
+                text = Path(path).read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                yield Dropped(name, "not-utf8", f"byte {error.start + 1}: {error.reason}")
+                continue
+            changes = list(changed_files(text))
+            if not changes:
+                yield Dropped(name, "no-diff", "no hunk in it")
+            for number, (file, found) in enumerate(changes):
+                yield from _functions(f"{name}#{number}", file, found)
+
+    def own_fingerprint(self) -> str:
+        """Hash of the files."""
+        return hashlib.sha256("".join(hash_file(Path(path)) for path in self._paths()).encode()).hexdigest()
+
+    def _paths(self) -> list[str]:
+        paths = sorted(path for path in glob.glob(self.path, recursive=True) if Path(path).is_file())
+        if not paths:
+            raise UserError("no file matches", self.path, "name a file or a glob such as diffs/**/*.diff")
+        return paths
+
+
+def changed_files(text: str) -> Iterator[tuple[str, list[Hunk]]]:
+    """The files that a diff changes: the new name of each, and its hunks."""
+    lines = split_lines(text)
+    name, place = "", 0
+    while place < len(lines):
+        line = lines[place]
+        if line.startswith("@@ "):
+            found, after = hunks(lines, place)
+            if found:
+                yield name, found
+            place = max(after, place + 1)
+            continue
+        if line.startswith("+++ "):
+            name = line[4:].partition("\t")[0].strip()
+        place += 1
+
+
+def _functions(name: str, file: str, found: list[Hunk]) -> Iterator[Record | Dropped]:
+    language = SUFFIXES.get(Path(file).suffix.lower())
+    if language is None:
+        yield Dropped(name, "unknown-language", f"the suffix of {file!r}", budgeted=False)
+    elif len(found) > 1:
+        yield Dropped(name, "several-hunks", f"{len(found)} in {file}; write diffs with more context (-U1000)")
+    else:
+        old, new = ("".join(side).encode() for side in (found[0].old, found[0].new))
+        yield from changed_functions(name, old, new, language)
+
+
+def _top(paths: list[str]) -> str:
+    return str(Path(*[part for part, *others in zip(*(Path(p).parent.parts for p in paths), strict=False)
+                      if all(other == part for other in others)]))  # fmt: skip

@@ -1,0 +1,204 @@
+"""Proof of bugs, verdicts by adapter, and a judge that nothing makes judge twice."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.errors import UserError
+from luthier.execution import judge as judging
+from luthier.execution.adapters import JUNIT, adapter, junit_cases
+from luthier.execution.bugs import Bug, bug_of
+from luthier.execution.judge import Judge
+from luthier.execution.sandbox import Limits
+from luthier.records import Dropped, Record
+
+QUICK = Limits(timeout_s=30, memory_mib=512, disk_mib=16)
+WRONG, RIGHT = "def f(x):\n    return x - 1\n", "def f(x):\n    return x + 1\n"
+needs_java = pytest.mark.skipif(shutil.which("javac") is None, reason="needs a JDK")
+
+
+def bug(name: str = "b", before: str = WRONG, after: str = RIGHT, **fields: Any) -> Bug:
+    usual = {"language": "python", "path": "a.py", "tests": {"type": "asserts", "code": "assert f(1) == 2"}}
+    tree = {"before": before, "after": after, **usual, **fields}
+    tree.setdefault("files", {tree["path"]: before} if "tree" not in fields else {})
+    found = bug_of(Record(name, tree, "g"))
+    assert isinstance(found, Bug), found
+    return found
+
+
+def verdicts(target: Bug, functions: Sequence[str | None], tmp_path: Path, limits: Limits = QUICK) -> list[str]:
+    return [found.verdict for found in Judge(tmp_path / "memory", limits).judge([(target, text) for text in functions])]
+
+
+def test_a_function_is_put_in_by_bytes_and_not_by_its_text() -> None:
+    twice = f"é = 1\n{WRONG}class A:\n    pass\n{WRONG}"
+    start = twice.encode().rindex(WRONG.encode())
+    found = bug(files={"a.py": twice}, start=start)
+    assert found.patched(RIGHT) == f"é = 1\n{WRONG}class A:\n    pass\n{RIGHT}"
+    assert found.buggy == WRONG
+    for fields, reason in (
+        ({"files": {"a.py": twice}}, "place-unknown"),
+        ({"files": {"a.py": twice}, "start": 3}, "not-in-file"),
+        ({"files": {}}, "no-file"),
+        ({"tests": {}}, "no-bug"),
+        ({"path": None}, "no-bug"),
+        ({"language": "cobol"}, "unknown-language"),
+    ):
+        tree = {"before": WRONG, "after": RIGHT, "language": "python", "path": "a.py", "files": {"a.py": WRONG},
+                "tests": {"type": "asserts", "code": ""}, **fields}  # fmt: skip
+        dropped = bug_of(Record("b", tree, "g"))
+        assert isinstance(dropped, Dropped) and dropped.reason == reason
+
+
+def test_each_verdict_of_a_python_program(tmp_path: Path) -> None:
+    functions = [
+        RIGHT, "def f(x):\n    return x + 2\n", "def f(x)\n", "def f(x):\n    while 1: pass\n",
+        "def f(x):\n    return len(bytes(1 << 40))\n", "def f(x):\n  return x-1  # same\n", None,
+        "import os\nos._exit(0)\n",
+    ]  # fmt: skip
+    assert verdicts(bug(), functions, tmp_path, Limits(timeout_s=4, memory_mib=300)) == [
+        "passed", "test-failed", "compile-error", "timeout", "out-of-memory", "no-change", "not-judged", "test-failed",
+    ]  # fmt: skip
+
+
+def test_a_bug_is_proven_before_anything_is_judged_on_it(tmp_path: Path) -> None:
+    flaky = "import random\ndef f(x):\n    return x + random.choice([1, 1, 1, 0, 0, 0, 2, 3])\n"
+    bugs = [
+        bug("good"),
+        bug("fixed-fails", after="def f(x):\n    return 7\n"),
+        bug("fixed-broken", after="def f(x):\n    return (\n"),
+        bug("buggy-passes", before="def f(x):\n    return 1 + x\n"),
+        bug("buggy-broken", before="def f(x) return\n"),
+    ]
+    proofs = Judge(tmp_path / "memory", QUICK).prove(bugs)
+    assert {name: proof.reason for name, proof in proofs.items()} == {
+        "good": "", "fixed-fails": "fixed-test-failed", "fixed-broken": "fixed-compile-error",
+        "buggy-passes": "buggy-passed", "buggy-broken": "buggy-compile-error",
+    }  # fmt: skip
+    many = [bug(f"flaky {i}", after=f"{flaky}# {i}\n") for i in range(4)]  # all alike: once in ten thousand
+    assert any(proof.reason == "flaky" for proof in Judge(tmp_path / "other", QUICK).prove(many).values())
+
+
+def test_what_ran_is_not_run_again_and_a_half_line_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = tmp_path / "memory"
+    first = Judge(memory, QUICK)
+    wanted = [(bug(), RIGHT), (bug(), RIGHT), (bug(), "def f(x):\n    return 0\n")]
+    found = first.judge(wanted)
+    assert first.num_run == 2
+    whole = memory.read_bytes()
+    second = Judge(memory, QUICK)
+    assert second.judge(wanted) == found and second.num_run == 0 and memory.read_bytes() == whole
+    memory.write_bytes(whole[:-9])
+    third = Judge(memory, QUICK)
+    assert [j.verdict for j in third.judge(wanted)] == [j.verdict for j in found] and third.num_run == 1
+    assert memory.read_bytes().count(b"\n") == 2
+    other = Judge(memory, Limits(timeout_s=31))
+    other.judge(wanted[:1])
+    assert other.num_run == 1  # under other limits it may be another verdict
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judging, "adapter", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Judge(memory, QUICK).judge([*wanted, (bug(), "def f(x):\n    return 5\n")])
+    assert memory.read_bytes().count(b"\n") == 3
+
+
+def project(folder: Path) -> Path:
+    (folder / "src" / "pkg").mkdir(parents=True)
+    (folder / "tests").mkdir()
+    (folder / "src" / "pkg" / "__init__.py").write_text(f"import os\n\n\n{WRONG}")
+    (folder / "tests" / "test_f.py").write_text(
+        "import pkg\n\n\ndef test_f():\n    assert pkg.f(1) == 2\n\n\ndef test_other():\n    pass\n"
+    )
+    return folder
+
+
+def test_a_project_with_pytest(tmp_path: Path) -> None:
+    tests = {"type": "pytest", "paths": ["tests"], "import_from": ["src"]}
+    target = bug(tree=str(project(tmp_path / "p")), path="src/pkg/__init__.py", tests=tests)
+    judge = Judge(tmp_path / "memory", QUICK)
+    proof = judge.prove([target])["b"]
+    assert proof.reason == "" and proof.tests == ("tests.test_f::test_f",)
+    tamper = "open('tests/test_f.py', 'w').write('def test_f(): pass')\n" + WRONG
+    (good, bad, cheat) = judge.judge([(target, text) for text in (RIGHT, "def f(x):\n    return 1 / 0\n", tamper)])
+    assert good.verdict == "passed" and good.tests == {"tests.test_f::test_f": True, "tests.test_f::test_other": True}
+    assert bad.verdict == "test-failed" and bad.failing == "tests.test_f::test_f" and "ZeroDivisionError" in bad.message
+    assert cheat.verdict == "test-failed" and "it changed tests/test_f.py" in cheat.message
+    assert (tmp_path / "p" / "tests" / "test_f.py").read_text().startswith("import pkg")
+
+
+def test_any_command(tmp_path: Path) -> None:
+    tests = {"type": "command", "compile": "grep -q ok a.txt", "test": "grep -q right a.txt; s=$?; cp r.xml out.xml; exit $s",
+             "results": ["out.xml"], "environment": {"X": "1"}}  # fmt: skip
+    xml = "<testsuite><testcase classname='A' name='b'/><testcase name='c'><skipped/></testcase></testsuite>"
+    target = bug(before="wrong ok", after="right ok", language="c", path="a.txt", files={"a.txt": "wrong ok", "r.xml": xml}, tests=tests)
+    assert verdicts(target, ["right ok", "other ok", "right"], tmp_path) == ["passed", "test-failed", "compile-error"]
+    (found,) = Judge(tmp_path / "memory", QUICK).judge([(target, "right ok")])
+    assert found.tests == {"A::b": True}
+    assert junit_cases("no xml") == {} and junit_cases("<a><testcase name='x'><error/></testcase></a>") == {"x": False}
+
+
+STAND_IN = """#!/bin/sh
+# The command interface of Defects4J, on a folder with one Python file.
+case "$1" in
+  compile) exec /bin/sh -c 'grep -q "def f(x):" A.java' ;;
+  test) [ "$2" = "-r" ] || exit 9
+        if grep -q "x + 1" A.java; then echo "Failing tests: 0"; else echo "Failing tests: 1"; echo "  - org.A::testF"; fi ;;
+esac
+"""
+
+
+def test_defects4j_by_its_command_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "bin" / "defects4j"
+    tool.parent.mkdir()
+    tool.write_text(STAND_IN)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    checkout = tmp_path / "Lang-1"
+    checkout.mkdir()
+    (checkout / "A.java").write_text(WRONG)
+    target = bug("Lang-1", tree=str(checkout), path="A.java", tests={"type": "defects4j"})
+    judge = Judge(tmp_path / "memory", QUICK)
+    proof = judge.prove([target])["Lang-1"]
+    assert (proof.reason, proof.failing) == ("", "org.A::testF")
+    assert [j.verdict for j in judge.judge([(target, RIGHT), (target, "x"), (target, WRONG + "y")])] == [
+        "passed", "compile-error", "test-failed",
+    ]  # fmt: skip
+
+
+JAVA_WRONG = "    static int f(int x) { return x - 1; }\n"
+MAIN = "public class Main { public static void main(String[] a) { if (A.f(1) != 2) throw new AssertionError(); } }\n"
+
+
+@needs_java
+def test_java_with_a_main_class(tmp_path: Path) -> None:
+    files = {"A.java": f"class A {{\n{JAVA_WRONG}}}\n", "Main.java": MAIN}
+    target = bug(before=JAVA_WRONG, after=JAVA_WRONG.replace("-", "+"), language="java", path="A.java", files=files,
+                 tests={"type": "java", "main": "Main", "heap_mib": 64})  # fmt: skip
+    functions = [target.fixed, JAVA_WRONG.replace("1", "2"), "static int f() {", JAVA_WRONG.replace("return", "System.exit(0); return")]
+    found = Judge(tmp_path / "memory", Limits(timeout_s=30)).judge([(target, text) for text in functions])
+    assert [j.verdict for j in found] == ["passed", "test-failed", "compile-error", "test-failed"]
+    assert "A.java:" in found[2].message
+
+
+@needs_java
+@pytest.mark.skipif(not all(Path(jar).is_file() for jar in JUNIT), reason="needs Debian's junit4")
+def test_java_with_junit(tmp_path: Path) -> None:
+    test = "import org.junit.*; public class ATest { @Test public void one() { Assert.assertEquals(2, A.f(1)); } @Test public void two() { } }\n"
+    files = {"A.java": f"class A {{\n{JAVA_WRONG}}}\n", "ATest.java": test}
+    target = bug(before=JAVA_WRONG, after=JAVA_WRONG.replace("-", "+"), language="java", path="A.java", files=files,
+                 tests={"type": "java", "junit": ["ATest"], "heap_mib": 64})  # fmt: skip
+    good, bad = Judge(tmp_path / "memory", Limits(timeout_s=30)).judge([(target, target.fixed), (target, JAVA_WRONG.replace("1", "3"))])
+    assert good.verdict == "passed" and (bad.verdict, bad.failing) == ("test-failed", "one(ATest)")
+
+
+def test_a_wrong_way_to_test_is_said() -> None:
+    for tests, words in (({"type": "junit5"}, "no way to test called 'junit5'"), ({"type": "java"}, "one of main and junit"),
+                         ({"type": "pytest"}, "paths"), ({"type": "asserts", "code": "", "x": 1}, "x")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            adapter(bug(tests=tests))

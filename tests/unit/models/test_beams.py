@@ -1,0 +1,108 @@
+"""Beams, diverse beams and samples of many prompts at once."""
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tests.fixtures.tiny_model import make_model, make_tokenizer
+
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.models.beams import Search, can_share, continuations, likeliest, one_at_a_time
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer(make_tokenizer())
+
+
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(3, 300, int(draw.integers(1, 30))).tolist() for _ in range(count)]
+
+
+def found(model, tokenizer, asked, search):
+    return dict(continuations(model, tokenizer, asked, search))
+
+
+@pytest.mark.parametrize("settings", [{}, {"length_penalty": 0.0}, {"num_beams": 3, "max_new_tokens": 1}, {"num_beams": 1}])
+def test_beams_are_those_of_transformers_one_prompt_at_a_time(settings, tokenizer: TextTokenizer) -> None:
+    # A bias towards stop tokens, so that beams end at different steps.
+    model = make_model(initializer_range=0.3)
+    search = Search(**{"num_beams": 4, "max_new_tokens": 12, "rows_at_once": 12, **settings})
+    with torch.no_grad():
+        model.lm_head.weight[2] *= 3
+    asked = prompts(7)
+    together = found(model, tokenizer, asked, search)
+    assert sorted(together) == list(range(7))
+    ended = set()
+    for index, prompt in enumerate(asked):
+        alone = one_at_a_time(model, tokenizer, prompt, search)
+        assert [c.ids for c in together[index]] == [c.ids for c in alone]
+        assert [c.ended for c in together[index]] == [c.ended for c in alone]
+        for ours, theirs in zip(together[index], alone, strict=True):
+            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4) and ours.num_tokens == theirs.num_tokens
+        ended |= {c.ended for c in alone}
+    if search.max_new_tokens > 1 and search.num_beams > 1:
+        assert ended == {True, False} or search.length_penalty == 0.0
+
+
+def test_the_company_of_a_prompt_changes_nothing(tokenizer: TextTokenizer) -> None:
+    model, asked = make_model(initializer_range=0.3), prompts(6, 1)
+    for method in ("beam", "diverse-beam", "sample"):
+        search = Search(method=method, num_beams=4, num_groups=2, max_new_tokens=6, temperature=0.7, top_p=0.9)
+        whole = found(model, tokenizer, asked, search)
+        few = found(model, tokenizer, asked, Search(**{**{k: getattr(search, k) for k in search.__slots__}, "rows_at_once": 4}))
+        assert {i: [c.ids for c in cs] for i, cs in whole.items()} == {i: [c.ids for c in cs] for i, cs in few.items()}
+
+
+def test_an_adapter_counts_and_the_model_is_left_as_it_was(tokenizer: TextTokenizer) -> None:
+    model = get_peft_model(make_model(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    model.train()
+    search, asked = Search(num_beams=3, max_new_tokens=5), prompts(3, 2)
+    ours = found(model, tokenizer, asked, search)
+    assert model.training and model.get_base_model().config._attn_implementation == "sdpa"
+    model.eval()
+    assert not any("forward" in vars(m) for m in model.modules())
+    for index, prompt in enumerate(asked):
+        assert [c.ids for c in ours[index]] == [c.ids for c in one_at_a_time(model, tokenizer, prompt, search)]
+
+
+def test_groups_avoid_each_others_tokens(tokenizer: TextTokenizer) -> None:
+    model, asked = make_model(), prompts(1, 3)
+    search = Search(method="diverse-beam", num_beams=4, num_groups=4, diversity_penalty=1e6, max_new_tokens=3)
+    outputs = found(model, tokenizer, asked, search)[0]
+    assert len({c.ids[0] for c in outputs}) == 4
+    scores = [c.score for c in outputs]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_samples_follow_the_distribution(tokenizer: TextTokenizer) -> None:
+    model, prompt = make_model(initializer_range=0.5), [5, 6, 7]
+    search = Search(method="sample", num_beams=400, max_new_tokens=1, rows_at_once=400)
+    drawn = found(model, tokenizer, [prompt], search)[0]
+    with torch.no_grad():
+        shares = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    first = [c.ids[0] if c.ids else 2 for c in drawn]
+    best = int(shares.argmax())
+    assert abs(first.count(best) / 400 - float(shares[best])) < 0.1
+    assert drawn[0].logprob == pytest.approx(float(shares[first[0]].log()), abs=1e-4)
+    cold = Search(method="sample", num_beams=5, max_new_tokens=1, top_p=1e-6)
+    assert {tuple(c.ids) for c in found(model, tokenizer, [prompt], cold)[0]} == {(best,)}
+
+
+def test_the_likeliest_are_found_without_sorting_all() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, 6000)
+    values, tokens = likeliest(logits, 20)
+    expected = logits.log_softmax(-1).topk(20)
+    assert torch.equal(tokens, expected.indices) and torch.allclose(values, expected.values, atol=1e-5)
+
+
+def test_a_window_is_left_to_transformers() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+    model = MistralForCausalLM(MistralConfig(**small, num_key_value_heads=1, sliding_window=4))
+    assert "window" in str(can_share(model))

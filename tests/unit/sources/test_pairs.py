@@ -1,0 +1,132 @@
+"""Fixes from rows, diffs and histories: what is kept, how it is grouped, what is left out."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import UserError
+from luthier.records import Dropped, Record
+from luthier.sources.diffs import Diffs
+from luthier.sources.git_fixes import GitFixes
+from luthier.sources.pairs import Components, RepairPairs
+
+
+def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def method(body: str) -> str:
+    return f"  int f() {{\n    {body}\n  }}\n"
+
+
+def test_chains_of_fixes_are_one_group(tmp_path: Path) -> None:
+    bodies = [("return 1;", "return 2;"), ("return 2 ; // now", "return 3;"), ("return 8;", "return 9;"), ("a();", "a();")]
+    path = jsonl(tmp_path / "a.jsonl", [{"b": method(b), "a": method(a)} for b, a in bodies])
+    source = RepairPairs(path=path, before="b", after="a")
+    found = list(source.records())
+    records = [item for item in found if isinstance(item, Record)]
+    assert len(records) == 3 and records[0].group == records[1].group != records[2].group
+    assert [item.reason for item in found if isinstance(item, Dropped)] == ["unchanged"]
+    assert records[0].fields == {"before": method("return 1;"), "after": method("return 2;"), "language": "java"}
+
+
+def test_functions_of_a_benchmark_are_left_out_on_either_side(tmp_path: Path) -> None:
+    pairs = [("return 1;", "return 2;"), ("return 3;", "return  7;"), ("return 5;", "return 6;")]
+    path = jsonl(tmp_path / "a.jsonl", [{"before": method(b), "after": method(a)} for b, a in pairs])
+    bench = jsonl(tmp_path / "b.jsonl", [{"before": method("return 0;"), "after": method("return 1 ;")},
+                                         {"before": method("return 7;"), "after": method("return 77;")}])  # fmt: skip
+    source = RepairPairs(path=path, benchmarks=[{"type": "repair-pairs", "path": bench}])
+    found = list(source.records())
+    assert [type(item).__name__ for item in found] == ["Dropped", "Dropped", "Record"]
+    assert {item.reason for item in found if isinstance(item, Dropped)} == {"in-benchmark"}
+    assert source.fingerprint() != RepairPairs(path=path).fingerprint()
+    empty = jsonl(tmp_path / "c.jsonl", [{"text": "x"}])
+    with pytest.raises(UserError, match="no record with before and after"):
+        list(RepairPairs(path=path, benchmarks=[{"type": "files", "path": empty}]).records())
+
+
+def test_the_language_may_go_by_the_file(tmp_path: Path) -> None:
+    rows = [{"before": "x = 1\n", "after": "x = 2\n", "file_name": name} for name in ("a/b.py", "c.cpp", "d.txt")]
+    found = list(RepairPairs(path=jsonl(tmp_path / "a.jsonl", rows), language="path", path_column="file_name").records())
+    assert [r.fields["language"] if isinstance(r, Record) else r.reason for r in found] == ["python", "c", "unknown-language"]
+
+
+def test_the_smallest_number_names_a_component() -> None:
+    parts = Components()
+    for pair in ((9, 5), (7, 3), (5, 7)):
+        parts.join(*pair)
+    assert {parts.root(n) for n in (9, 5, 7, 3)} == {3} and parts.root(4) == 4
+
+
+DIFF = """diff --git a/A.java b/A.java
+--- a/A.java\t2020
++++ b/A.java\t2021
+@@ -1,7 +1,8 @@
+ class A {
+   int f() {
+--- x;
+-    return 1;
++++ y;
++    y--;
++    return 2;
+   }
+   int g;
+ }
+"""
+
+
+def test_diffs_are_read_by_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "one.diff").write_text(DIFF.replace("-1,7", "-1,7"))
+    (found,) = Diffs(path=str(tmp_path / "one.diff")).records()
+    assert isinstance(found, Record)
+    assert found.fields["before"] == "  int f() {\n-- x;\n    return 1;\n  }\n"
+    assert found.fields["after"] == "  int f() {\n++ y;\n    y--;\n    return 2;\n  }\n"
+
+
+def test_diffs_that_hold_no_whole_function_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.diff").write_text(DIFF + "@@ -90,1 +91,1 @@\n-a\n+b\n")
+    (tmp_path / "b.diff").write_text(DIFF.replace("A.java", "A.txt"))
+    (tmp_path / "c.diff").write_text("nothing\n")
+    (tmp_path / "d.diff").write_bytes(b"\xff")
+    found = list(Diffs(path=str(tmp_path / "*.diff")).records())
+    assert [item.reason for item in found if isinstance(item, Dropped)] == [
+        "several-hunks", "unknown-language", "no-diff", "not-utf8",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="no file matches"):
+        list(Diffs(path=str(tmp_path / "*.patch")).records())
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
+
+
+def test_fixes_are_found_in_a_history(tmp_path: Path) -> None:
+    code, test = tmp_path / "a.py", tmp_path / "test_a.py"
+    git(tmp_path, "init", "-q")
+
+    def commit(message: str, text: str) -> None:
+        code.write_text(text)
+        test.write_text(f"# {message}\n")
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "-q", "-m", message)
+
+    first = "import os\n\n\ndef f(x):\n    return x\n\n\ndef g(x):\n    def h():\n        return 1\n    return h\n"
+    commit("Fix the first", first)
+    commit("Fixed f: off by one", first.replace("return x", "return x + 1"))
+    commit("Add a feature", first)
+    commit("bug in h", first.replace("return 1", "return 2"))
+    commit("fix much", first + "y = 1\n" * 50)
+    commit("fix the import", (first + "y = 1\n" * 50).replace("os", "sys"))
+    found = list(GitFixes(path=str(tmp_path)).records())
+    assert [(r.fields["name"], r.fields["context"]) for r in found if isinstance(r, Record)] == [
+        ("f", "import os\n"), ("g.h", "import os\n"),
+    ]  # fmt: skip
+    assert [r.fields["after"] for r in found if isinstance(r, Record)][1] == "    def h():\n        return 2\n"
+    reasons = [r.reason for r in found if isinstance(r, Dropped)]
+    assert reasons == ["new-or-deleted", "too-large-a-fix", "no-function-changed"]
+    with pytest.raises(UserError, match="git says"):
+        list(GitFixes(path=str(tmp_path), revision="nowhere").records())

@@ -247,28 +247,23 @@ def _tile_gradients(
 
     Source: Dao 2023, arXiv:2307.08691, algorithm 2, with all keys of a tile at once.
     """
-    (queries, heads, width), (keys, num_keys, _) = q_QHD.shape, k_TKD.shape
-    # Heads that share keys stand below each other, so that a product is G times as tall.
-    q, dout = (
-        t.reshape(queries, num_keys, -1, width).permute(1, 2, 0, 3).reshape(num_keys, -1, width)
-        for t in (q_QHD, dout_QHD)
-    )
-    total, mean = (t.reshape(queries, num_keys, -1).permute(1, 2, 0)[..., None] for t in (total_QH, mean_QH))
-    k, v = k_TKD.transpose(0, 1), v_TKD.transpose(0, 1)
-    scores, dweights = (
-        (a @ b.transpose(1, 2)).view(num_keys, -1, queries, keys).float() for a, b in ((q, k), (dout, v))
-    )
+    queries, heads, _ = q_QHD.shape
+    keys, num_keys, width = k_TKD.shape
+    shared = (num_keys, heads // num_keys, keys, width)
+    q, dout = q_QHD.transpose(0, 1), dout_QHD.transpose(0, 1)
+    # Keys and values once for every head: as tall products of the heads that share them it is slower for long rows.
+    k, v = (t.transpose(0, 1)[:, None].expand(shared).reshape(heads, keys, width) for t in (k_TKD, v_TKD))
+    scores, dweights = (a @ b.transpose(1, 2) for a, b in ((q, k), (dout, v)))
     key_T = torch.arange(keys, device=q.device)
     last_Q = torch.arange(queries, device=q.device) + offset
     hidden_QT = (key_T > last_Q[:, None]) | (key_T < first_Q[:, None])
-    weights = (scores * scaling - total).exp().masked_fill(hidden_QT, 0.0)
-    dscores = (weights * (dweights - mean) * scaling).to(q.dtype).view(num_keys, -1, keys)
-    weights = weights.to(q.dtype).view(num_keys, -1, keys)
-    dq_QHD = (dscores @ k).view(num_keys, -1, queries, width).permute(2, 0, 1, 3)
+    weights = (scores.float() * scaling - total_QH.t()[..., None]).exp().masked_fill(hidden_QT, 0.0)
+    dscores = (weights * (dweights.float() - mean_QH.t()[..., None]) * scaling).to(q.dtype)
+    dk, dv = (a.transpose(1, 2) @ b for a, b in ((dscores, q), (weights.to(q.dtype), dout)))
     return (
-        dq_QHD.reshape(queries, heads, width),
-        (dscores.transpose(1, 2) @ q).transpose(0, 1),
-        (weights.transpose(1, 2) @ dout).transpose(0, 1),
+        (dscores @ k).transpose(0, 1),
+        dk.view(shared).sum(1, dtype=torch.float32).transpose(0, 1),
+        dv.view(shared).sum(1, dtype=torch.float32).transpose(0, 1),
     )
 
 

@@ -1,9 +1,9 @@
 """BiGS, Mamba-2 and a Transformer of the same size, pretrained and tuned on the same code: line completion compared.
 
-    python studies/line-completion/run.py                    # all of it; two hours on one core
-    python studies/line-completion/run.py --part pretrain    # one part; none takes more than 45 minutes
+    python studies/line-completion/run.py                    # all of it; two hours on two cores
+    python studies/line-completion/run.py --part choose    # one part; none takes more than 45 minutes
 
-Parts: data, truncation, pretrain, choose (a learning rate for each), tune (the other seeds), reference (the embedded model),
+Parts: data, truncation, pretrain-MODEL, choose (a learning rate for each), tune (the other seeds), reference (the embedded model),
 naive (rows cut off at the right), compare. What is finished is not done again, and a run that was cut off goes on from its
 last checkpoint. Every figure of results.json is of a run folder below build/line-completion.
 """
@@ -55,7 +55,16 @@ METRICS = (
     "perplexity",
     "token_accuracy",
 )
-PARTS = ("data", "truncation", "pretrain", "choose", "tune", "reference", "naive", "compare")
+PARTS = (
+    "data",
+    "truncation",
+    *(f"pretrain-{name}" for name in MODELS),
+    "choose",
+    "tune",
+    "reference",
+    "naive",
+    "compare",
+)
 
 
 def main() -> None:
@@ -72,7 +81,8 @@ def main() -> None:
         parser.error("key=value changes the study: name another --work for it")
     study = Study(options.work, options.settings)
     for part in [options.part] if options.part else PARTS:
-        getattr(study, part)()
+        action, _, model = part.partition("-")
+        getattr(study, action)(*[model] * bool(model))
 
 
 class Study:
@@ -93,11 +103,10 @@ class Study:
         if not (self.work / "truncation.json").is_file():
             write_json(self.work / "truncation.json", truncation.shares(self.data_folder / "train.txt"))
 
-    def pretrain(self) -> None:
-        """The three models from random weights."""
-        for name, config in MODELS.items():
-            text = json.dumps(config).replace('"', "")
-            self.run("pretrain", f"pretrain-{name}", f"model.scratch.config={text}")
+    def pretrain(self, name: str) -> None:
+        """One of the models from random weights."""
+        text = json.dumps(MODELS[name]).replace('"', "")
+        self.run("pretrain", f"pretrain-{name}", f"model.scratch.config={text}")
 
     def choose(self) -> None:
         """Each model's learning rate: the lower validation loss of seed 0."""
@@ -118,7 +127,7 @@ class Study:
             "model.adapter={rank: 16, alpha: 32}",
             "train.learning_rate=2e-4",
         )
-        self.run("tune", "tune-embedded", *own, "train.epochs=1")
+        self.run("tune", "tune-embedded", *own)
 
     def naive(self) -> None:
         """BiGS on the same rows, cut off at the right."""

@@ -39,8 +39,8 @@ the test. No project is in two of them. Lines are cut at a token inside them, as
 not compare with published ones.
 
 **Models.** Random weights around one byte-level BPE of 4,096 tokens. BiGS is the causal form with a short convolution. Pretraining: 3 million tokens, half of the windows with a gap.
-Tuning: 1,600 lines of at most 256 tokens, two epochs, three seeds, of two learning rates the one with the lower validation loss at seed 0. The embedded model (135 million
-parameters, pretrained by its authors on far more) is a point of reference, tuned with LoRA for one epoch, one seed. Its tokens are others: of its figures
+Tuning: 1,600 lines of at most 256 tokens, one epoch, three seeds, of two learning rates the one with the lower validation loss at seed 0. The embedded model (135 million
+parameters, pretrained by its authors on far more) is a point of reference, tuned with LoRA on the same rows, one seed. Its tokens are others: of its figures
 only exact match, edit similarity and bits per byte compare.
 
 **What a larger run would settle.** Models this small, trained for minutes, say nothing of how these architectures compare at size. The study shows that the whole path works, what the

@@ -183,7 +183,7 @@ def _judge(stage: _Stage, system: str) -> dict[str, Any]:
         "pruned": shape(pruned.ontology),
         "removed": dict(Counter(reason for _, reason in pruned.removed)),
         "num_attached": pruned.num_attached,
-        "written": facts,
+        "written": {split: written for split, written in facts.items() if written},
     }
 
 

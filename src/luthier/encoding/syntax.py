@@ -25,12 +25,7 @@ _OWNERS = {
     },
 }  # fmt: skip
 _OUTSIDE = {
-    "python": {
-        "import_statement",
-        "import_from_statement",
-        "future_import_statement",
-        "expression_statement",
-    },
+    "python": {"import_statement", "import_from_statement", "future_import_statement", "expression_statement"},
     "java": {"package_declaration", "import_declaration", "field_declaration", "constant_declaration"},
 }
 # Nodes that change no meaning: brackets round an expression.
@@ -164,3 +159,4 @@ def _parse(text: bytes, language: Parsed) -> tree_sitter.Tree:
 def _parser(language: Parsed) -> tree_sitter.Parser:
     grammar = tree_sitter_python if language == "python" else tree_sitter_java
     return tree_sitter.Parser(tree_sitter.Language(grammar.language()))
+

@@ -99,7 +99,8 @@ def figures(folder: Path) -> dict[str, Any]:
     by_count: dict[str, Any] = {}
     for loss in LOSSES:
         for kind in ("head", "tail", "unseen"):
-            entries = [scores[loss, seed]["edge_losses"]["tuned"].get(kind) for seed in SEEDS]
+            split = "test" if kind == "unseen" else "train"  # the test split has next to no seen edges
+            entries = [scores[loss, seed]["edge_losses"][split]["tuned"].get(kind) for seed in SEEDS]
             if all(entries):
                 by_count.setdefault(loss, {})[kind] = {
                     name: summary([entry[name] for entry in entries]) for name in ("nats", "accuracy")

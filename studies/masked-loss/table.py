@@ -44,10 +44,10 @@ def page() -> str:
         "",
         "## Frequent and rare edges",
         "",
-        "Loss of a whole node in nats given the true path before it, on test documents, by how often training has seen the edge; in",
-        "brackets the share of nodes that are the most likely ones.",
+        "Loss of a whole node in nats given the true path before it, by how often training has seen the edge: seen ones on training",
+        "documents, others on test documents; in brackets the share of nodes whose tokens are all the most likely ones.",
         "",
-        "| | more often than the mean | rarer | never |",
+        "| | more often than the mean | rarer | never (test) |",
         "|---|--:|--:|--:|",
     ]
     for loss, kinds in figures["edge_losses"].items():
@@ -81,6 +81,7 @@ def claim(systems: dict[str, Any]) -> str:
     for metric in CLAIM:
         masked, plain = systems["masked"][metric], systems["plain"][metric]
         ahead = sum(m > p for m, p in zip(masked["values"], plain["values"], strict=True))
-        verb = "ahead" if masked["mean"] > plain["mean"] else "behind"
+        difference = masked["mean"] - plain["mean"]
+        verb = "ahead" if difference > 0 else "behind" if difference < 0 else "level"
         parts.append(f"{METRICS[metric]} {verb} ({ahead} of {len(plain['values'])} seeds ahead)")
     return "Masked against plain loss: " + ", ".join(parts) + "."

@@ -179,10 +179,18 @@ def test_what_was_written_is_not_written_again(place, recipe: Path) -> None:
 
 def test_edge_losses_cover_every_node_once(place) -> None:
     losses = read_json(place.ontology / "scores.json")["edge_losses"]
-    num_nodes = sum(len(path) - 1 for row in Rows(place.rows("test")) for path in row.meta["paths"])
-    for which in ("base", "tuned"):
-        assert sum(entry["num_edges"] for entry in losses[which].values()) == num_nodes
-        assert all(entry["nats"] > 0 for entry in losses[which].values())
+    for split in ("train", "test"):
+        rows = Rows(place.rows(split))
+        num_nodes = sum(len(path) - 1 for row in rows for path in row.meta["paths"])
+        for which in ("base", "tuned"):
+            kinds = losses[split][which]
+            assert sum(entry["num_edges"] for entry in kinds.values()) == num_nodes
+            assert all(entry["nats"] > 0 for entry in kinds.values())
+            assert split == "test" or set(kinds) == {"head", "tail"}
+            total = sum(entry["num_edges"] * entry["nats"] for entry in kinds.values())
+            if split == "test":  # less than the loss of the whole response
+                scored = sum(line[which]["loss_nats"] for line in read_jsonl(place.predictions))
+                assert 0.3 * scored < total < scored
 
 
 def test_an_encoder_that_is_not_there(recipe: Path, place) -> None:

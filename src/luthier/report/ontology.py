@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,9 +109,7 @@ def _kinds(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Frequent, rare and unseen edges: losses of both models, and how many were found."""
     rows = []
     for kind, label in _KINDS:
-        losses: defaultdict[str, Mapping[str, Any]] = defaultdict(dict)
-        for which in ("base", "tuned"):
-            losses[which] = scores["edge_losses"].get(which, {}).get(kind, {})
+        losses = {which: scores["edge_losses"]["test"][which].get(kind, {}) for which in ("base", "tuned")}
         found = scores["systems"]["tuned"]["recall_by_count"][kind]
         rows.append(
             {
@@ -120,6 +117,7 @@ def _kinds(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "num": losses["tuned"].get("num_edges", 0),
                 "base": losses["base"].get("nats"),
                 "tuned": losses["tuned"].get("nats"),
+                "train": scores["edge_losses"]["train"]["tuned"].get(kind, {}).get("nats"),
                 "accuracy": losses["tuned"].get("accuracy"),
                 "num_true": found["num_edges"],
                 "recall": found["recall"],

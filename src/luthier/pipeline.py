@@ -279,7 +279,6 @@ def evaluate(
         )
     tokenizer = load_tokenizer(recipe.model)
     tuned = load_trained(recipe.model, place, len(tokenizer))
-    task = recipes.build("task", recipe.task)
     if isinstance(task, Classification):
         with user_disk_errors(place.path):
             classify.evaluate(recipe, place, task, tokenizer, tuned, progress)

@@ -5,31 +5,24 @@ import random
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
-from tests.fixtures import tokenizers
+from tests.fixtures.tiny_encoder import write_encoder
 from tests.fixtures.tiny_run import write_recipe
-from transformers import BertConfig, BertModel
 
 from luthier import pipeline
 from luthier.errors import UserError
 from luthier.evaluate import ontology as stage
+from luthier.recipe import GraphEvaluation, Options
 from luthier.rows import Rows
 from luthier.run_folder import read_json, read_jsonl
+from luthier.sources.paths import Paths
+from luthier.tasks.ontology import Ontology
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
-
-
-def write_encoder(folder: Path) -> Path:
-    hf = tokenizers.wordpiece().hf
-    config = BertConfig(
-        vocab_size=len(hf), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(config).save_pretrained(folder)
-    hf.save_pretrained(folder)
-    return folder
 
 
 def write_documents(path: Path, num_documents: int = 60) -> Path:
@@ -73,9 +66,31 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+READ: set[tuple[type, str]] = set()
+
+
 @pytest.fixture(scope="module")
 def place(recipe: Path):
-    return pipeline.run(recipe, folder=recipe.parent / "run")
+    usual = Options.__getattribute__
+
+    def recording(self: Options, name: str) -> Any:
+        if name in type(self).model_fields:
+            READ.add((type(self), name))
+        return usual(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Options, "__getattribute__", recording)
+        return pipeline.run(recipe, folder=recipe.parent / "run")
+
+
+def test_every_option_is_read(place) -> None:
+    assert [
+        f"{section.__name__}.{name}"
+        for section in (GraphEvaluation, Ontology, Paths)
+        for name in section.model_fields
+        if (section, name) not in READ
+        and name not in ("bad_titles", "part_seed")  # of bad titles, and of parts
+    ] == []
 
 
 def test_a_scored_dag_with_provenance_comes_out(place) -> None:
@@ -164,10 +179,18 @@ def test_what_was_written_is_not_written_again(place, recipe: Path) -> None:
 
 def test_edge_losses_cover_every_node_once(place) -> None:
     losses = read_json(place.ontology / "scores.json")["edge_losses"]
-    num_nodes = sum(len(path) - 1 for row in Rows(place.rows("test")) for path in row.meta["paths"])
-    for which in ("base", "tuned"):
-        assert sum(entry["num_edges"] for entry in losses[which].values()) == num_nodes
-        assert all(entry["nats"] > 0 for entry in losses[which].values())
+    for split in ("train", "test"):
+        rows = Rows(place.rows(split))
+        num_nodes = sum(len(path) - 1 for row in rows for path in row.meta["paths"])
+        for which in ("base", "tuned"):
+            kinds = losses[split][which]
+            assert sum(entry["num_edges"] for entry in kinds.values()) == num_nodes
+            assert all(entry["nats"] > 0 for entry in kinds.values())
+            assert split == "test" or set(kinds) == {"head", "tail"}
+            total = sum(entry["num_edges"] * entry["nats"] for entry in kinds.values())
+            if split == "test":  # less than the loss of the whole response
+                scored = sum(line[which]["loss_nats"] for line in read_jsonl(place.predictions))
+                assert 0.3 * scored < total < scored
 
 
 def test_an_encoder_that_is_not_there(recipe: Path, place) -> None:

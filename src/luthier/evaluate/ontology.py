@@ -45,6 +45,8 @@ from luthier.tasks.ontology import Ontology as OntologyTask
 _SPLITS: tuple[Split, ...] = ("eval", "test")
 # Documents that are given to the model in an order of their own, before the next ones are read.
 _AT_ONCE = 1024
+# Training rows whose losses are looked at, for edges that the test split does not have.
+_MOST_TRAIN_ROWS = 512
 # Cells up to which each of the 441 points of the sweep gets its best matching; beyond, a greedy one.
 _SWEEP_CELLS = 2000 * 2000
 
@@ -114,7 +116,8 @@ def evaluate_graph(
         "truth": {split: shape(truth) for split, truth in stage.truths.items()},
         "overlap": _overlap(stage.truths["train"], stage.truths["test"]),
         "systems": systems,
-        "edge_losses": _edge_losses(stage),
+        "mean_count": stage.counts.mean,
+        "edge_losses": {split: _edge_losses(stage, split) for split in ("train", "test")},
         "masks": _masks(stage),
     }
     write_json(run.ontology / "scores.json", scores)
@@ -183,7 +186,7 @@ def _judge(stage: _Stage, system: str) -> dict[str, Any]:
         "pruned": shape(pruned.ontology),
         "removed": dict(Counter(reason for _, reason in pruned.removed)),
         "num_attached": pruned.num_attached,
-        "written": facts,
+        "written": {split: written for split, written in facts.items() if written},
     }
 
 
@@ -380,14 +383,14 @@ def _recall_by_count(stage: _Stage, predicted: Ontology) -> dict[str, dict[str, 
     }
 
 
-def _edge_losses(stage: _Stage) -> dict[str, Any]:
-    """Loss of the test split's nodes given the true path before them, by how often training has seen the edge.
+def _edge_losses(stage: _Stage, split: Split) -> dict[str, Any]:
+    """Loss of nodes given the true path before them, by how often training has seen the edge.
 
     ``nats`` is the mean over edges of the sum over a node's tokens; ``accuracy`` the share of nodes whose tokens are all the
-    most likely ones.
+    most likely ones. Of the training split, the first rows are enough.
     """
-    rows = list(stage.rows["test"])
-    result: dict[str, Any] = {"mean_count": stage.counts.mean}
+    rows = stage.rows[split][: _MOST_TRAIN_ROWS if split == "train" else len(stage.rows[split])]
+    result: dict[str, Any] = {}
     for which, lend in stage.models.items():
         sums: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0, 0.0])
         with lend() as model:
@@ -400,7 +403,7 @@ def _edge_losses(stage: _Stage) -> dict[str, Any]:
                     own = owners == place
                     _add_edges(stage, rows[index], nats[own], right[own], sums)
                 done += len(indices)
-                stage.progress(f"{which}: losses of edges", done, len(rows))
+                stage.progress(f"{which}: losses of edges, {split}", done, len(rows))
         result[which] = {
             kind: {"num_edges": int(n), "num_tokens": int(t), "nats": loss / n, "accuracy": hits / n}
             for kind, (n, loss, t, hits) in sorted(sums.items())

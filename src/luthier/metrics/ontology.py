@@ -27,7 +27,7 @@ THRESHOLD = 0.436
 NUM_CONVOLUTIONS = 2
 # Rows of a similarity matrix held at once.
 _BLOCK = 512
-# Cells of a matrix up to which the best assignment is computed: 800 MB, and minutes at worst.
+# Cells of a matrix up to which the best assignment is computed: 800 MB (twice that for a matrix that is taller than wide).
 MOST_CELLS = 10_000 * 10_000
 _NO_MOTIF = ("003", "012", "102")  # triads that are not connected
 
@@ -202,8 +202,8 @@ def best_matching(
     if shape[0] * shape[1] <= most_cells:
         whole = np.empty(shape, np.float64)
         for rows, values in blocks():
-            whole[rows] = values
-        best = float(whole[linear_sum_assignment(whole, maximize=True)].sum())
+            whole[rows] = -values  # to be minimised: maximising would copy the matrix
+        best = -float(whole[linear_sum_assignment(whole)].sum())
         return best, best
     best_of_rows, best_of_columns = np.empty(shape[0]), np.full(shape[1], -np.inf)
     free = np.ones(shape[1], bool)

@@ -19,7 +19,7 @@ from luthier.display import pages
 from luthier.errors import UserError
 from luthier.recipe import Recipe
 from luthier.records import Row
-from luthier.report import classes, history, sections, words
+from luthier.report import classes, history, ontology, sections, words
 from luthier.report.safe import code, json_for_script
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_text
 
@@ -84,6 +84,11 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
             return []
 
     ledger, findings, scores, environment = map(load, (run.ledger, run.findings, run.scores, run.environment))
+    try:
+        graph = ontology.view(run)
+    except UserError as error:
+        graph = None
+        problems.append(error.what)
     past = history.from_rows(load_lines(run.history))
     smoothed = history.smooth(past.series("loss"), recipe.report.smoothing_window)
     predictions = load_lines(run.predictions)
@@ -115,6 +120,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "watched": [{**found, "waived": False} for found in past.findings],
         "predictions": sections.predictions(predictions, recipe.report.num_predictions),
         "num_predictions": len(predictions),
+        "ontology": graph,
         "samples": sections.samples(past),
         "rows": [_row(row) for row in rows_shown],
         "environment": environment or {},

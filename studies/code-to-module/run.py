@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--out", type=Path, default=HERE / "results.json", help="where the figures go")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, for a try on something small")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, for a try on something small"
+    )
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for way in arguments.ways:
@@ -106,13 +108,17 @@ def main() -> None:
         own = ["train.best_metric=loss", "train.best_direction=min"] if way == "words" else []
         overrides = [f"task.way={way}", *own, *arguments.overrides]
         began = time.perf_counter()
-        place = pipeline.run(recipe_file.shipped_recipes()["classification"], *overrides, folder=arguments.work / way)
+        place = pipeline.run(
+            recipe_file.shipped_recipes()["classification"], *overrides, folder=arguments.work / way
+        )
         results[way] = {**figures(place), "seconds": round(time.perf_counter() - began, 1)}
         if way == "words":
             settings = pipeline.settled(recipe_file.load(place.recipe), place)
             results[way]["cost_of_words"] = cost_of_words(place, settings)
         if "head" in results:  # the figures that the study is asked for
-            results |= {key: results["head"][key] for key in ("macro_f1_model", "macro_f1_baseline", "interval")}
+            results |= {
+                key: results["head"][key] for key in ("macro_f1_model", "macro_f1_baseline", "interval")
+            }
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

@@ -68,7 +68,9 @@ def make_model(folder: Path, num_classes: int = NUM_CLASSES) -> Path:
     return folder
 
 
-def make_rows(count: int, num_classes: int = NUM_CLASSES, *, ends_in_eos: bool = False) -> list[dict[str, Any]]:
+def make_rows(
+    count: int, num_classes: int = NUM_CLASSES, *, ends_in_eos: bool = False
+) -> list[dict[str, Any]]:
     """Rows of random words, 20 to 60 of them, whose class is told by the first."""
     draw = np.random.default_rng(0)
     rows = []
@@ -107,7 +109,9 @@ def trainer_step(
             "per_device_eval_batch_size": 16, "seed": 0, "log_level": "error",
         }  # fmt: skip
         arguments = TrainingArguments(output_dir=out, **{**settings, **changes})
-        trainer = Trainer(model, arguments, train_dataset=list(rows), eval_dataset=make_rows(64), data_collator=collate)
+        trainer = Trainer(
+            model, arguments, train_dataset=list(rows), eval_dataset=make_rows(64), data_collator=collate
+        )
         trainer.train()
         first = next(entry for entry in trainer.state.log_history if "loss" in entry)
         return {
@@ -214,8 +218,12 @@ def two_processes(folder: Path) -> dict[str, float]:
     """The first step of two processes with two micro-batches each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__,
                "--as-process", str(folder)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    found: dict[str, float] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"loss"')))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    found: dict[str, float] = json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith('{"loss"'))
+    )
     return found
 
 

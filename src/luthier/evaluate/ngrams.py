@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,12 @@ from luthier.records import Row
 Floats = NDArray[np.float32]
 
 LONGEST = 3
-NUM_FEATURES = 1 << 17
+NUM_BUCKETS = 1 << 22
+# Those that the most training rows have; what a single one has says nothing about others.
+MOST_FEATURES = 1 << 17
+LEAST_ROWS = 2
 # More rows than this add little to so plain a model, and hours to its training.
-MOST_ROWS = 200_000
+MOST_ROWS = 100_000
 _BATCH_ROWS = 256
 _MOST_EPOCHS = 20
 _PATIENCE = 2
@@ -27,19 +30,18 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np
 DESCRIPTION = f"logistic regression over hashed 1- to {LONGEST}-grams of tokens"
 
 
-def features(rows: Sequence[Row]) -> csr_array:
-    """The n-grams of each row's prompt: 1 + ln(count), each row of length 1; shape (num_rows, NUM_FEATURES)."""
-    starts, columns, values = [0], [], []
+def features(rows: Iterable[Row]) -> csr_array:
+    """The n-grams of each row's prompt: 1 + ln(count), each row of length 1; shape (num_rows, NUM_BUCKETS)."""
+    starts, columns, values = [0], [np.empty(0, np.int32)], [np.empty(0, np.float32)]
     for row in rows:
-        found, counts = np.unique(
-            _hashes(np.asarray(row.input_ids[: row.num_prompt_tokens])), return_counts=True
-        )
+        ids = np.asarray(row.input_ids[: row.num_prompt_tokens])
+        found, counts = np.unique(_hashes(ids), return_counts=True)
         weights = 1 + np.log(counts)
-        columns.append(found)
+        columns.append(found.astype(np.int32))
         values.append((weights / np.sqrt((weights**2).sum())).astype(np.float32))
         starts.append(starts[-1] + len(found))
     parts = (np.concatenate(values), np.concatenate(columns), np.array(starts))
-    return csr_array(parts, shape=(len(rows), NUM_FEATURES))
+    return csr_array(parts, shape=(len(starts) - 1, NUM_BUCKETS))
 
 
 def _hashes(ids: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -49,7 +51,7 @@ def _hashes(ids: NDArray[np.int32]) -> NDArray[np.int64]:
         total = np.full(len(ids) - length + 1, np.uint64(length))
         for place in range(length):
             total = (total ^ (wide[place : len(ids) - length + 1 + place] * _MIX[place])) * _MIX[0]
-        found.append((total >> np.uint64(47)).astype(np.int64))  # 17 bits
+        found.append((total >> np.uint64(42)).astype(np.int64))  # 22 bits
     return np.concatenate(found)
 
 
@@ -63,7 +65,8 @@ class NGrams:
 
     def __init__(self, num_classes: int, *, several: bool) -> None:
         self._several = several
-        self._weights_FC = np.zeros((NUM_FEATURES, num_classes), np.float32)
+        self._kept_F = np.empty(0, np.int64)
+        self._weights_FC = np.empty((0, num_classes), np.float32)
         self._bias_C = np.zeros(num_classes, np.float32)
         self.num_rows = self.epochs = 0
 
@@ -89,8 +92,15 @@ class NGrams:
         Source: Duchi, Hazan and Singer 2011, Journal of Machine Learning Research 12.
         """
         order = np.random.default_rng(seed).permutation(len(rows))[:MOST_ROWS]
-        train, targets = features([rows[int(i)] for i in np.sort(order)]), labels[np.sort(order)]
-        held, held_targets = (features(eval_rows), eval_labels) if len(eval_rows) else (train, targets)
+        whole, targets = features(rows[int(i)] for i in np.sort(order)), labels[np.sort(order)]
+        having = np.bincount(whole.indices, minlength=NUM_BUCKETS)
+        most = np.argsort(-having, kind="stable")[:MOST_FEATURES]
+        self._kept_F = np.sort(most[having[most] >= min(LEAST_ROWS, len(order))])
+        self._weights_FC = np.zeros((len(self._kept_F), len(self._bias_C)), np.float32)
+        train = self._select(whole)
+        held, held_targets = (
+            (self._select(features(eval_rows)), eval_labels) if len(eval_rows) else (train, targets)
+        )
         self.num_rows = len(order)
         squares_FC, squares_C = np.full_like(self._weights_FC, 1e-3), np.full_like(self._bias_C, 1e-3)
         best, kept, without_better = np.inf, (self._weights_FC.copy(), self._bias_C.copy()), 0
@@ -124,9 +134,19 @@ class NGrams:
     def logits(self, rows: Sequence[Row]) -> Floats:
         """What it says of rows, shape (num_rows, C)."""
         parts = [
-            self._logits(features([rows[int(i)] for i in batch])) for batch in _batches(np.arange(len(rows)))
+            self._logits(self._select(features(rows[int(i)] for i in batch)))
+            for batch in _batches(np.arange(len(rows)))
         ]
         return np.concatenate([np.empty((0, len(self._bias_C)), np.float32), *parts])
+
+    def _select(self, found: csr_array) -> csr_array:
+        """The columns that are kept."""
+        place_of = np.full(NUM_BUCKETS, -1, np.int32)
+        place_of[self._kept_F] = np.arange(len(self._kept_F))
+        places = place_of[found.indices]
+        ends = np.concatenate([[0], np.cumsum(places >= 0)])[found.indptr]
+        parts = (found.data[places >= 0], places[places >= 0], ends)
+        return csr_array(parts, shape=(found.shape[0], len(self._kept_F)))
 
     def _logits(self, found: csr_array) -> Floats:
         logits: Floats = found @ self._weights_FC + self._bias_C

@@ -1,0 +1,127 @@
+"""From which of 240 modules does a function come? The embedded model, by a head and by words, against hashed n-grams.
+
+    python studies/code-to-module/run.py --work build/code-to-module     # two runs of the recipe, and the cost of label words
+
+Writes results.json beside this file: macro F1 of model and baseline with the interval of the difference, for each way, and
+what it costs to score all labels as words, as a multiple of one forward pass over the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier import pipeline, recipe_file
+from luthier.encoding.batches import collate, micro_batches
+from luthier.models.forward import base_model, forward_inputs
+from luthier.models.label_words import LabelTree, label_scores
+from luthier.models.load import load_tokenizer, load_trained
+from luthier.rows import Rows
+from luthier.run_folder import RunFolder, read_json
+
+HERE = Path(__file__).parent
+WAYS = ("head", "words")
+TIMED_ROWS = 64
+CHECKED_ROWS = 4
+
+
+def figures(place: RunFolder) -> dict[str, Any]:
+    """What a finished run says of model and baseline."""
+    scores = read_json(place.scores)
+    found, entry = scores["classification"], scores["metrics"]["macro_f1"]
+    history = [json.loads(line) for line in place.history.read_text().splitlines()]
+    return {
+        "num_classes": len(found["classes"]),
+        "num_train_rows": sum(c["train_rows"] for c in found["classes"]),
+        "num_test_rows": scores["num_rows"],
+        "num_groups": scores["num_groups"],
+        "macro_f1_model": entry["tuned"],
+        "macro_f1_baseline": entry["base"],
+        "difference": entry["difference"],
+        "interval": entry["interval"],
+        "accuracy": scores["metrics"]["accuracy"],
+        "figures": found["figures"],
+        "loss_at_step_0": history[0]["eval"]["loss"],
+        "uniform_loss": found["uniform_loss"],
+        "train_seconds": history[-1].get("seconds"),
+    }
+
+
+def cost_of_words(place: RunFolder, settings: Any) -> dict[str, float]:
+    """Seconds of scoring all labels over those of one forward pass over the same texts, and the difference to exhaustive scoring."""
+    tokenizer = load_tokenizer(settings.model)
+    model = load_trained(settings.model, place, len(tokenizer)).eval()
+    names = read_json(place.labels)["names"]
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    tree = LabelTree.of([[*tokenizer.encode(f" {name}"), *end] for name in names])
+    rows = Rows(place.rows("test"))
+    chosen = [rows.row(i) for i in range(0, len(rows), max(1, len(rows) // TIMED_ROWS))][:TIMED_ROWS]
+    groups = micro_batches([len(row.input_ids) + len(tree.nodes) for row in chosen], 4096)
+
+    def one_pass(part: Sequence[Any]) -> None:
+        base = base_model(model)
+        with torch.no_grad():
+            base.base_model(**forward_inputs(base.base_model, collate(part, 0), None))
+
+    def seconds(work: Callable[[Sequence[Any]], Any]) -> float:
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            for group in groups:
+                work([chosen[i] for i in group])
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    plain = seconds(one_pass)
+    scored = seconds(lambda part: label_scores(model, tree, part))
+    few = chosen[:CHECKED_ROWS]
+    difference = label_scores(model, tree, few) - label_scores(model, tree, few, exhaustive=True)
+    return {
+        "num_labels": len(names),
+        "tokens_in_tree": len(tree.nodes),
+        "mean_text_tokens": sum(row.num_prompt_tokens for row in chosen) / len(chosen),
+        "seconds_one_pass": plain,
+        "seconds_all_labels": scored,
+        "cost": scored / plain,
+        "most_difference_to_exhaustive_nats": float(difference.abs().max()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=HERE / "results.json", help="where the figures go")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, for a try on something small"
+    )
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for way in arguments.ways:
+        # Words have no eval F1 while training; their loss chooses the checkpoint.
+        own = ["train.best_metric=loss", "train.best_direction=min"] if way == "words" else []
+        overrides = [f"task.way={way}", *own, *arguments.overrides]
+        began = time.perf_counter()
+        place = pipeline.run(
+            recipe_file.shipped_recipes()["classification"], *overrides, folder=arguments.work / way
+        )
+        results[way] = {**figures(place), "seconds": round(time.perf_counter() - began, 1)}
+        if way == "words":
+            settings = pipeline.settled(recipe_file.load(place.recipe), place)
+            results[way]["cost_of_words"] = cost_of_words(place, settings)
+        if "head" in results:  # the figures that the study is asked for
+            results |= {
+                key: results["head"][key] for key in ("macro_f1_model", "macro_f1_baseline", "interval")
+            }
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -54,5 +54,10 @@ class BM25:
     def best(self, query: Sequence[str], count: int) -> list[int]:
         """Numbers of the best documents, best first; ties by number, and none that shares no word with the query."""
         scores = self.scores(query)
-        order = np.lexsort((np.arange(len(scores)), -scores))[:count]
+        if len(scores) > count:  # sorted are only those that can be among the best
+            least = np.partition(scores, -count)[-count] if count else np.inf
+            places = np.flatnonzero(scores >= max(least, 0))
+        else:
+            places = np.arange(len(scores))
+        order = places[np.lexsort((places, -scores[places]))][:count]
         return [int(number) for number in order if scores[number] > 0]

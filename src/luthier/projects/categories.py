@@ -75,7 +75,8 @@ class LineCategories:
             return "inproject"
         if telling & self._infile:
             return "infile"
-        if names & COMMON & (self._committed | self._inproject | self._infile):
+        common = names & COMMON
+        if common & self._committed or common & self._inproject or common & self._infile:
             return "common"
         return "non_informative" if uninformative(self._lines[line]) else "random"
 

@@ -7,10 +7,11 @@ what stands behind the target's beginning.
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from luthier.projects.project import File, Project, path_distance, words
+from luthier.projects.project import File, Project, words
 
 _QUERY_LINES = 60
 _MOST_RETRIEVED = 60
@@ -65,15 +66,12 @@ def alphabetical(project: Project, target: Target, draw: random.Random) -> list[
 
 def nearest_path(project: Project, target: Target, draw: random.Random) -> list[Piece]:
     """All files, those fewest folders away nearest; of the same distance by path."""
-    files = project.without(target.path, target.text)
-    return _whole(sorted(files, key=lambda file: -path_distance(target.path, file.path)))
+    return _whole(project.by_distance(target.path, target.text))
 
 
 def imports_first(project: Project, target: Target, draw: random.Random) -> list[Piece]:
     """Files that the target imports, in so far as that stands before the target, nearest; then by path distance."""
-    files = sorted(
-        project.without(target.path, target.text), key=lambda file: -path_distance(target.path, file.path)
-    )
+    files = project.by_distance(target.path, target.text)
     wanted = _imported(project, target)
     return _whole([f for f in files if f.path not in wanted] + [f for f in files if f.path in wanted])
 
@@ -99,10 +97,9 @@ def retrieved(project: Project, target: Target, draw: random.Random) -> list[Pie
     allowed = {file.path for file in project.without(target.path, target.text)}
     found = []
     for number in project.index.best(query, _MOST_RETRIEVED):
-        file, start, end = project.chunks[number]
-        text = "\n".join(file.text.split("\n")[start:end]).strip("\n")
-        if file.path in allowed and text.strip():
-            found.append(Piece(file.path, text + "\n", "chunk", file))
+        file, text = project.chunks[number]
+        if file.path in allowed:
+            found.append(Piece(file.path, text, "chunk", file))
     taken = {piece.path for piece in found}
     return [piece for piece in nearest_path(project, target, draw) if piece.path not in taken] + found[::-1]
 
@@ -111,9 +108,7 @@ def skeletons(project: Project, target: Target, draw: random.Random) -> list[Pie
     """Files that are imported or in the same folder whole, all others as skeletons, by path distance."""
     folder, wanted = target.path.rpartition("/")[0], _imported(project, target)
     pieces = []
-    for file in sorted(
-        project.without(target.path, target.text), key=lambda file: -path_distance(target.path, file.path)
-    ):
+    for file in project.by_distance(target.path, target.text):
         if file.path in wanted or file.folder == folder:
             pieces.append(Piece(file.path, file.text, "file", file))
         elif file.skeleton:
@@ -174,10 +169,11 @@ class Kept:
 
 _MISFITS = 12
 _LEAST = 64  # tokens below which there is no room for a part
+_MOST_CHARS = 16  # characters a token at most, for what is tried: longer texts than that cannot be code that fits
 
 
 def fit(
-    pieces: Sequence[Piece], room: int, count: Callable[[str], int], title: Callable[[str], str]
+    pieces: Sequence[Piece], room: int, tokens: Callable[[str], Sequence[int]], title: Callable[[str], str]
 ) -> list[Kept]:
     """The pieces that have room, in order: whole files go before their skeletons, far ones before near ones.
 
@@ -187,45 +183,39 @@ def fit(
     Args:
         pieces: From a composer; the last is the nearest.
         room: Tokens that there are.
-        count: Tokens of a text.
+        tokens: Of a text, up to the end of each of its lines.
         title: The line that names a file.
     """
     kept: list[Kept] = []
     left, misfits = room, 0
-
-    def whole(piece: Piece, text: str) -> str:
-        return title(piece.path) + text.rstrip("\n") + "\n\n"
-
-    def take(piece: Piece, text: str, kind: str, most: int) -> bool:
-        # No known vocabulary has tokens of 100 characters of code: what is longer than that is not counted.
-        if not text.strip() or len(text) > 100 * most or (size := count(whole(piece, text))) > most:
-            return False
-        kept.append(Kept(whole(piece, text), size, kind, piece.path))
-        return True
-
     for piece in reversed(pieces):
+        head = title(piece.path)
+        own = tokens(head)[-1] + 1  # and the blank line behind it
         shorter = piece.file.skeleton if piece.kind in ("file", "half") else ""
         outline = piece.text if piece.kind in ("skeleton", "chunk") else shorter
-        if not take(piece, piece.text, piece.kind, left) and not take(piece, shorter, "skeleton", left):
-            head = _head(outline, left // 2, lambda text: count(whole(piece, text)))  # noqa: B023  # called at once
-            if left < _LEAST or not take(piece, head, "outline", left // 2):
-                misfits += 1
-                if misfits >= _MISFITS:
-                    break
+        for text, kind, most in (
+            (piece.text, piece.kind, left),
+            (shorter, "skeleton", left),
+            (outline, "outline", left // 2 if left >= _LEAST else 0),
+        ):
+            room_for = most - own
+            if not text.strip() or room_for <= 0:
                 continue
-        left -= kept[-1].num_tokens
-        misfits = 0
+            if kind == "outline":
+                num_lines = bisect_right(tokens(text), room_for)
+                text = "".join(text.splitlines(keepends=True)[:num_lines])
+            elif len(text) > _MOST_CHARS * room_for:
+                continue
+            if text.strip() and (size := tokens(text)[-1]) <= room_for:
+                kept.append(Kept(head + text.rstrip("\n") + "\n\n", size + own, kind, piece.path))
+                left -= size + own
+                misfits = 0
+                break
+        else:
+            misfits += 1
+            if misfits >= _MISFITS:
+                break
     return kept[::-1]
-
-
-def _head(text: str, room: int, count: Callable[[str], int]) -> str:
-    """As many first lines as have room."""
-    lines = text[: 100 * room].splitlines(keepends=True)
-    low, high = 0, len(lines)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if count("".join(lines[:middle])) <= room else (low, middle - 1)
-    return "".join(lines[:low])
 
 
 def _whole(files: Sequence[File]) -> list[Piece]:

@@ -36,8 +36,8 @@ def split_example(text: str) -> tuple[str, str] | None:
 def without_comments(program: str) -> str:
     """A program without comments and docstrings; of blank lines one in a row stays."""
     source, root = syntax.parse(program, "python")
-    cuts = [(node.start_byte, node.end_byte) for node in syntax.nodes(root, {"comment"})]
-    for node in syntax.nodes(root, {"expression_statement"}):
+    cuts = [(node.start_byte, node.end_byte) for node in syntax.nodes(root, "python", {"comment"})]
+    for node in syntax.nodes(root, "python", {"expression_statement"}):
         alone = len(node.parent.named_children) == 1 and node.parent.type == "block"
         if [child.type for child in node.named_children] == ["string"] and not alone:
             cuts.append((node.start_byte, node.end_byte))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from luthier.projects import syntax
 from luthier.projects.bm25 import BM25
 
 _WORD = re.compile(r"[^\W\d]\w*")
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
 _PACKAGE = re.compile(r"^\s*package\s+([\w.]+)\s*;", re.MULTILINE)
 
 
@@ -64,11 +66,27 @@ class Project:
         self.name, self.changed = name, list(changed)
         self.files = sorted(files, key=lambda file: file.path)
         self.by_path = {file.path: file for file in self.files}
+        self._by_distance: dict[str, list[File]] = {}
 
     def without(self, path: str, text: str) -> list[File]:
-        """The files that may stand beside a file: neither itself nor a copy of it."""
-        plain = text.strip()
-        return [file for file in self.files if file.path != path and file.text.strip() != plain]
+        """The files that may stand beside a file: neither itself nor a copy of it; by path."""
+        left_out = {path, *self._by_text.get(text.strip(), ())}
+        return [file for file in self.files if file.path not in left_out]
+
+    def by_distance(self, path: str, text: str) -> list[File]:
+        """The same, those fewest folders away last; of the same distance by path."""
+        folder = path.rpartition("/")[0]
+        if folder not in self._by_distance:
+            self._by_distance[folder] = sorted(self.files, key=lambda file: -path_distance(path, file.path))
+        left_out = {path, *self._by_text.get(text.strip(), ())}
+        return [file for file in self._by_distance[folder] if file.path not in left_out]
+
+    @cached_property
+    def _by_text(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for file in self.files:
+            found[file.text.strip()].append(file.path)
+        return found
 
     @cached_property
     def _num_declaring(self) -> Counter[str]:
@@ -84,21 +102,20 @@ class Project:
         return frozenset().union(*(file.declared for file in self.changed if file.path != without))
 
     @cached_property
-    def chunks(self) -> list[tuple[File, int, int]]:
-        """Parts of all files that are retrieved by themselves: file, first line, line behind the last."""
-        return [
-            (file, start, end)
-            for file in self.files
-            for start, end in syntax.blocks(file.text, file.language)
-        ]
+    def chunks(self) -> list[tuple[File, str]]:
+        """Parts of all files that are retrieved by themselves."""
+        found = []
+        for file in self.files:
+            lines = file.text.split("\n")
+            for start, end in syntax.blocks(file.text, file.language):
+                if text := "\n".join(lines[start:end]).strip("\n"):
+                    found.append((file, text + "\n"))
+        return found
 
     @cached_property
     def index(self) -> BM25:
         """The chunks by the words in their identifiers."""
-        texts = []
-        for file, start, end in self.chunks:
-            texts.append(words(" ".join(file.text.split("\n")[start:end])))
-        return BM25(texts)
+        return BM25([words(text) for _, text in self.chunks])
 
     @cached_property
     def _modules(self) -> dict[str, str]:
@@ -166,9 +183,10 @@ def words(text: str) -> list[str]:
     return found
 
 
-def split_identifier(name: str) -> list[str]:
+@functools.lru_cache(maxsize=1 << 18)
+def split_identifier(name: str) -> tuple[str, ...]:
     """The words of an identifier, small, cut at underscores, capitals and digits, which are left out."""
-    return [part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+", name)]
+    return tuple(part.lower() for part in _PART.findall(name))
 
 
 def path_distance(first: str, second: str) -> int:

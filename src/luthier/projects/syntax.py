@@ -78,7 +78,7 @@ def declared_names(text: str, language: str) -> frozenset[str]:
     source, root = parse(text, language)
     return frozenset(
         _text(name, source)
-        for node in nodes(root, _KINDS[language]["declares"])
+        for node in nodes(root, language, _KINDS[language]["declares"])
         if (name := node.child_by_field_name("name")) is not None
     )
 
@@ -89,9 +89,11 @@ def imports(text: str, language: str) -> list[Import]:
         return []
     source, root = parse(text, language)
     if language == "java":
-        return [found for node in nodes(root, {"import_declaration"}) for found in _java_import(node, source)]
+        return [
+            found for node in nodes(root, language, {"import_declaration"}) for found in _java_import(node, source)
+        ]
     found = []
-    for node in nodes(root, {"import_statement", "import_from_statement"}):
+    for node in nodes(root, language, {"import_statement", "import_from_statement"}):
         module = node.child_by_field_name("module_name")
         if module is None:
             for name in node.children_by_field_name("name"):
@@ -113,7 +115,7 @@ def identifiers(text: str, language: str) -> list[Identifier]:
         return []
     source, root = parse(text, language)
     found = []
-    for node in nodes(root, _KINDS[language]["identifiers"]):
+    for node in nodes(root, language, _KINDS[language]["identifiers"]):
         parent = node.parent
         if parent is not None and parent.type == "keyword_argument" and _is(parent, "name", node):
             continue
@@ -136,7 +138,7 @@ def called_names(text: str, language: str = "python") -> list[tuple[str, str]]:
         return []
     source, root = parse(text, language)
     found = []
-    for node in nodes(root, {"call", "method_invocation", "object_creation_expression"}):
+    for node in nodes(root, language, {"call", "method_invocation", "object_creation_expression"}):
         target = (
             node.child_by_field_name("function")
             or node.child_by_field_name("name")
@@ -166,13 +168,13 @@ def skeleton(text: str, language: str) -> str:
     source, root = parse(text, language)
     cuts: list[tuple[int, int, bytes]] = []
     declares = 0
-    for node in nodes(root, _KINDS[language]["declares"], inside=False):
+    for node in nodes(root, language, _KINDS[language]["declares"], inside=False):
         declares += 1
         cuts += _body_cuts(node, language)
     if not declares:
         return ""
     cuts += _docstring_cuts(root, source) if language == "python" else []
-    for node in nodes(root, {"comment", "line_comment", "block_comment"}):
+    for node in nodes(root, language, {"comment", "line_comment", "block_comment"}):
         cuts.append((node.start_byte, node.end_byte, b""))
     pieces, place = [], 0
     for start, end, new in sorted(cuts):
@@ -227,16 +229,31 @@ def parse(text: str, language: str) -> tuple[bytes, Any]:
     return source, _parser(language).parse(source).root_node
 
 
-def nodes(root: Any, kinds: set[str], *, inside: bool = True) -> Iterator[Any]:
-    """The nodes of some kinds, in order; with ``inside=False`` not those within a function that was given."""
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node.type in kinds:
-            yield node
-            if not inside and node.type in _PYTHON["bodies"] | _JAVA["bodies"]:
-                continue
-        waiting += reversed(node.named_children)
+def nodes(root: Any, language: str, kinds: frozenset[str] | set[str], *, inside: bool = True) -> list[Any]:
+    """The nodes of some kinds, in order; with ``inside=False`` not those within a function that is among them."""
+    from tree_sitter import QueryCursor
+
+    captured = QueryCursor(_query(language, frozenset(kinds))).captures(root)
+    found = sorted(captured.get("node", []), key=lambda node: (node.start_byte, -node.end_byte))
+    if inside:
+        return found
+    outer, end = [], -1
+    for node in found:
+        if node.start_byte >= end:
+            outer.append(node)
+            if node.type in _KINDS[language]["bodies"]:
+                end = node.end_byte
+    return outer
+
+
+@functools.cache
+def _query(language: str, kinds: frozenset[str]) -> Any:
+    """The query for nodes of some kinds; those that the grammar does not have are left out."""
+    from tree_sitter import Query
+
+    grammar = _parser(language).language
+    known = sorted(kind for kind in kinds if grammar.id_for_node_kind(kind, True))
+    return Query(grammar, " ".join(f"({kind}) @node" for kind in known))
 
 
 def _text(node: Any, source: bytes) -> str:
@@ -312,7 +329,7 @@ def _docstring_cuts(root: Any, source: bytes) -> Iterator[tuple[int, int, bytes]
     """What is behind the first line of the docstrings of a module and its classes."""
     for node in [
         root,
-        *(n.child_by_field_name("body") for n in nodes(root, {"class_definition"}, inside=True)),
+        *(n.child_by_field_name("body") for n in nodes(root, "python", {"class_definition"})),
     ]:
         first = (
             next((child for child in node.named_children if child.type != "comment"), None) if node else None

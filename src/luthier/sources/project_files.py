@@ -85,7 +85,7 @@ class ProjectFiles(Source):
 
     def _project(self, folder: Path, project: str, name: str) -> Iterator[Record | Dropped]:
         """The files of a project on disk; ``name`` is what their ids begin with."""
-        top = _top(folder)
+        top = top_of(folder)
         licence = licence_of(top)
         if self.licences and licence not in self.licences:
             yield Dropped(name, "licence", f"its licence is {licence}", budgeted=False)
@@ -155,7 +155,7 @@ def hash_of(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _top(folder: Path) -> Path:
+def top_of(folder: Path) -> Path:
     """The project's top: the one folder that an archive holds, or the folder itself."""
     entries = [entry for entry in folder.iterdir() if entry.name != "pax_global_header"]
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder

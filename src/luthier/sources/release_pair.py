@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -88,7 +89,10 @@ class ReleasePair(ProjectFiles):
                 yield item
             new = list(self._project(fetch(pair.new, pair.new_sha256), key, pair.new))
             paths = {item.fields["path"] for item in new if isinstance(item, Record)}
-            gone = [_lines(text) for path, text in old.items() if path not in paths]
+            gone: dict[str, list[int]] = {}
+            for number, text in enumerate(text for path, text in old.items() if path not in paths):
+                for line in _lines(text):
+                    gone.setdefault(line, []).append(number)
             for item in new:
                 if isinstance(item, Dropped):
                     yield item
@@ -97,9 +101,11 @@ class ReleasePair(ProjectFiles):
                 elif item.fields["text"] != old[item.fields["path"]]:
                     yield _with(item, role="changed")
 
-    def _added(self, item: Record, gone: list[set[str]]) -> Record | Dropped:
+    def _added(self, item: Record, gone: dict[str, list[int]]) -> Record | Dropped:
+        """A new file; ``gone`` has the files that are no longer there by each of their lines."""
         own = _lines(item.fields["text"])
-        if own and any(len(own & other) >= _MOVED * len(own) for other in gone):
+        shared = Counter(number for line in own for number in gone.get(line, ()))
+        if shared and max(shared.values()) >= _MOVED * len(own):
             return Dropped(item.id, "moved", "most of its lines stood in a file that is gone", budgeted=False)
         num_lines = item.fields["text"].count("\n") + 1
         fits = item.fields["role"] == "complete" and self.min_lines <= num_lines <= self.max_lines

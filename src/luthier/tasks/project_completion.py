@@ -101,7 +101,7 @@ class ProjectCompletion(Task):
 
     _project: tuple[Sequence[Record], Project] | None = PrivateAttr(None)
     _other: tuple[Sequence[Record], Project] | None = PrivateAttr(None)
-    _counts: dict[str, int] = PrivateAttr(default_factory=dict)
+    _counts: dict[str, list[int]] = PrivateAttr(default_factory=dict)
 
     def neighbourhood(self, record: Record) -> str | None:
         """The record's project."""
@@ -153,12 +153,13 @@ class ProjectCompletion(Task):
                 stretches = [stretches[i] for i in sorted(chosen)]
             asked: dict[_Stretch, dict[int, str]] = {stretch: {} for stretch in stretches}
         else:
-            asked = self._asked(file, stretches, draw)
+            labels = LineCategories(self._own(record), file.path, text, file.language)
+            asked = self._asked(file, labels, stretches, draw)
         if not asked:
             detail = "every line is blank, a comment, too short or too long, or of another category"
             yield Dropped(record.id, "no-eligible-line", detail, budgeted=False)
             return
-        project, own = self._shown(record), self._own(record)
+        project = self._shown(record)
         for stretch, wanted in asked.items():
             before = self._before(file, stretch, project, max_length, seed)
             if split == "train":
@@ -167,10 +168,14 @@ class ProjectCompletion(Task):
                 number = file.number(stretch.first)
                 yield Example(f"{record.id}#{number}", spans, record.group, {"line": number + 1})
             else:
-                yield from self._cuts(file, stretch, before, wanted, own)
+                yield from self._cuts(file, labels, before, wanted)
 
     def _asked(
-        self, file: _Completed, stretches: Sequence[_Stretch], draw: random.Random
+        self,
+        file: _Completed,
+        labels: LineCategories,
+        stretches: Sequence[_Stretch],
+        draw: random.Random,
     ) -> dict[_Stretch, dict[int, str]]:
         """The lines to complete, by stretch and index, with their categories: given ones, or some that are drawn."""
         given = file.record.fields.get("completion_lines")
@@ -180,7 +185,6 @@ class ProjectCompletion(Task):
             wanted = {numbers[n]: name for n, name in categories.items() if n in numbers}
             order, most = list(stretches), len(wanted)
         else:
-            labels = LineCategories(self._own(file.record), file.path, file.text, file.language)
             wanted = {
                 i: labels.by_name(file.number(i))
                 for i, line in enumerate(file.lines)
@@ -205,13 +209,13 @@ class ProjectCompletion(Task):
         """Context and prefix of a stretch within the budget: what is sure of its room first, then the project, then the rest."""
         budget = max_length - len(file.tokenizer.prefix_ids) - _SLACK
         title = _title(file.language)
-        used = self._count(title(file.path), file.tokenizer) + file.tokens(stretch.first, stretch.end)
+        used = self._tokens(title(file.path), file.tokenizer)[-1] + file.tokens(stretch.first, stretch.end)
         near = file.line_before(stretch.first, int(self.prefix_share * max_length))
         used += file.tokens(near, stretch.first)
         target = Target(file.path, file.text[: file.lines[stretch.first].start], file.text, file.language)
         draw = random.Random(f"{seed} {file.record.id} {stretch.first}")
         pieces = COMPOSERS[self.composer](project, target, draw)
-        kept = fit(pieces, budget - used, lambda text: self._count(text, file.tokenizer), title)
+        kept = fit(pieces, budget - used, lambda text: self._tokens(text, file.tokenizer), title)
         left = budget - used - sum(piece.num_tokens for piece in kept)
         far = file.line_within(near, left)
         spans = [
@@ -223,10 +227,9 @@ class ProjectCompletion(Task):
         return _Before(spans, near, kept)
 
     def _cuts(
-        self, file: _Completed, stretch: _Stretch, before: _Before, wanted: dict[int, str], own: Project
+        self, file: _Completed, labels: LineCategories, before: _Before, wanted: dict[int, str]
     ) -> Iterator[Example]:
         """One row for each line that is asked for."""
-        labels = LineCategories(own, file.path, file.text, file.language)
         shown = {line.strip() for piece in before.kept for line in piece.text.split("\n")}
         for index, category in wanted.items():
             line, number = file.lines[index], file.number(index)
@@ -242,7 +245,7 @@ class ProjectCompletion(Task):
                 "path": file.path,
                 "context": [[piece.kind, piece.path] for piece in before.kept],
                 "strata": {
-                    "project": own.name,
+                    "project": str(self.neighbourhood(file.record)),
                     "category": category,
                     "category by import": labels.by_import(number),
                     "verbatim in context": "yes" if visible in shown else "no",
@@ -276,9 +279,14 @@ class ProjectCompletion(Task):
             self._other = (records, _project(other, records))
         return self._other[1]
 
-    def _count(self, text: str, tokenizer: TextTokenizer) -> int:
+    def _tokens(self, text: str, tokenizer: TextTokenizer) -> list[int]:
+        """Tokens of a text up to the end of each of its lines, the last of them all."""
         if text not in self._counts:
-            self._counts[text] = len(tokenizer.encode(text))
+            starts = tokenizer.encode_with_starts(text, first=False, control=False)[1]
+            ends = np.cumsum([len(line) for line in text.splitlines(keepends=True)])
+            found = np.searchsorted(starts, ends)
+            found[-1:] = len(starts)
+            self._counts[text] = found.tolist()
         return self._counts[text]
 
 

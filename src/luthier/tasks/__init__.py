@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.recipe import Options
 from luthier.records import Dropped, Example, Record, Row, Span, Split
@@ -75,6 +75,14 @@ class Task(Options):
     def answer_to(self, row: Row, text: str) -> str:
         """The part of the text generated for a row that metrics compare, where that depends on the row."""
         return self.answer(text)
+
+    def identity(self, tokenizer: TextTokenizer) -> dict[str, Any]:
+        """What of the task's form has to be the same in training and inference; kept beside the trained weights.
+
+        Args:
+            tokenizer: The model's.
+        """
+        return {}
 
     def duplicate_text(self, record: Record) -> str:
         """The text by which near and exact copies of a record are found: its text columns, by name."""

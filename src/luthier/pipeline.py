@@ -350,24 +350,47 @@ def _repair_by_checkpoint(recipe: Recipe, place: RunFolder, progress: Progress |
     from luthier.train import checkpoint
 
     recipe = settled(recipe, place)
-    losses = {row["step"]: row["eval_loss"] for row in read_jsonl(place.history) if row.get("eval_loss") is not None}
+    losses = {
+        row["step"]: row["eval_loss"] for row in read_jsonl(place.history) if row.get("eval_loss") is not None
+    }
     entries = []
     for step in checkpoint.steps(place):
         path = place.checkpoints / f"step-{step}"
 
         def lend(path: Path = path) -> Any:
-            model = load_model(recipe.model, len(load_tokenizer(recipe.model)), training=True, seed=recipe.seed)
+            model = load_model(
+                recipe.model, len(load_tokenizer(recipe.model)), training=True, seed=recipe.seed
+            )
             checkpoint.load_weights(path, model)
             return model
 
-        found = patches.repair(recipe, place, path.name, lend=lend, weights=hash_folder(path), progress=progress)
+        found = patches.repair(
+            recipe, place, path.name, lend=lend, weights=hash_folder(path), progress=progress
+        )
         scores = {name: one for name, one in found["metrics"].items() if name.startswith("plausible")}
-        entries.append({"step": step, "eval_loss": losses.get(step), **scores, "compile_rate": found["metrics"]["compile_rate"]})
+        entries.append(
+            {
+                "step": step,
+                "eval_loss": losses.get(step),
+                **scores,
+                "compile_rate": found["metrics"]["compile_rate"],
+            }
+        )
     if not entries:
-        raise UserError("the run has no checkpoints", str(place.checkpoints), "train with train.keep_checkpoints as high as wanted")
-    last = max(name for name in entries[0] if name.startswith("plausible@")) if len(entries[0]) > 3 else "plausible@1"
+        raise UserError(
+            "the run has no checkpoints",
+            str(place.checkpoints),
+            "train with train.keep_checkpoints as high as wanted",
+        )
+    last = (
+        max(name for name in entries[0] if name.startswith("plausible@"))
+        if len(entries[0]) > 3
+        else "plausible@1"
+    )
     best = max(entries, key=lambda entry: (entry[last]["value"] or 0.0, -entry["step"]))
-    write_json(place.repair / "checkpoints.json", {"by": last, "best_step": best["step"], "checkpoints": entries})
+    write_json(
+        place.repair / "checkpoints.json", {"by": last, "best_step": best["step"], "checkpoints": entries}
+    )
     return place.repair
 
 

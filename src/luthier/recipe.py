@@ -347,7 +347,9 @@ class Repair(Options):
     @model_validator(mode="after")
     def _enough(self) -> Repair:
         if self.beams < self.num_candidates:
-            raise ValueError(f"num_beams={self.beams} cannot give num_candidates={self.num_candidates}; take as many at least")
+            raise ValueError(
+                f"num_beams={self.beams} cannot give num_candidates={self.num_candidates}; take as many at least"
+            )
         if self.method == "diverse-beam" and self.beams % self.num_groups:
             raise ValueError(f"num_groups={self.num_groups} does not divide the {self.beams} beams")
         return self

@@ -479,11 +479,17 @@ def repair(
     ] = False,
     candidates: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Judge these candidates (JSONL: bug, function) instead.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Judge these candidates (JSONL: bug, function) instead.", show_default=False
+        ),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Another result to compare with, such as runs/a/repair/base.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Another result to compare with, such as runs/a/repair/base.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Generate patches for the bugs of `repair.bugs`, and judge them by their tests in a sandbox.
@@ -500,7 +506,12 @@ def repair(
     read, place = _opened(recipe, overrides, run)
     with screen.progress() as progress:
         folder = pipeline.repair(
-            read, folder=place.path, base=base, checkpoints=checkpoints, candidates=candidates, progress=progress
+            read,
+            folder=place.path,
+            base=base,
+            checkpoints=checkpoints,
+            candidates=candidates,
+            progress=progress,
         )
     repairs.show(folder, against, screen.out())
 

@@ -22,9 +22,21 @@ def show(folder: Path, against: Path | None, console: Console) -> None:
     results = read_json(folder / "repair.json")
     console.print(Text(f"{results['num_judged']} of {results['num_bugs']} bugs judged", "bold"))
     for reason, names in results["left_out"].items():
-        console.print(Text(safe(f"left out, {reason}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")))
+        console.print(
+            Text(
+                safe(
+                    f"left out, {reason}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+                )
+            )
+        )
     ranks = range(1, results["num_candidates"] + 1)
-    verdicts = table(console, "verdict", *(f"#{rank}" for rank in ranks), title="candidates by rank", right=range(1, len(ranks) + 1))
+    verdicts = table(
+        console,
+        "verdict",
+        *(f"#{rank}" for rank in ranks),
+        title="candidates by rank",
+        right=range(1, len(ranks) + 1),
+    )
     for verdict, counts in results["verdicts_by_rank"].items():
         if any(counts):
             verdicts.add_row(*cells(verdict, *counts))
@@ -41,7 +53,14 @@ def show(folder: Path, against: Path | None, console: Console) -> None:
 
 
 def _compared(found: Mapping[str, Any], one: Path, other: Path, console: Console) -> None:
-    sides = table(console, "repaired by", "bugs", "names", title=f"{found['num_bugs']} bugs that both judged", right=(1,))
+    sides = table(
+        console,
+        "repaired by",
+        "bugs",
+        "names",
+        title=f"{found['num_bugs']} bugs that both judged",
+        right=(1,),
+    )
     for label, key in (("both", "common"), (f"only {one}", "only_first"), (f"only {other}", "only_second")):
         sides.add_row(*cells(label, len(found[key]), ", ".join(found[key])))
     console.print(sides)
@@ -54,7 +73,13 @@ def _checkpoints(found: Mapping[str, Any], console: Console) -> None:
     for entry in found["checkpoints"]:
         loss = "-" if entry["eval_loss"] is None else f"{entry['eval_loss']:.4f}"
         mark = " *" if entry["step"] == found["best_step"] else ""
-        steps.add_row(*cells(f"{entry['step']}{mark}", loss, *(f"{_share(entry[n]['value'])} {_interval(entry[n])}" for n in names)))
+        steps.add_row(
+            *cells(
+                f"{entry['step']}{mark}",
+                loss,
+                *(f"{_share(entry[n]['value'])} {_interval(entry[n])}" for n in names),
+            )
+        )
     console.print(steps)
     console.print(Text(f"* most bugs repaired ({found['by']})", "dim"))
 

@@ -45,7 +45,9 @@ class Asked:
     trimmed: int
 
 
-def ask(records: Sequence[Record | Dropped], task: Repair, tokenizer: TextTokenizer, recipe: Recipe) -> tuple[list[Asked], list[Dropped]]:
+def ask(
+    records: Sequence[Record | Dropped], task: Repair, tokenizer: TextTokenizer, recipe: Recipe
+) -> tuple[list[Asked], list[Dropped]]:
     """The prompts of bugs, on the path of training rows; and the bugs that cannot be asked about, with the reason.
 
     The buggy lines are those that the fix changes: fault localisation is given.
@@ -147,7 +149,9 @@ def search_of(recipe: Recipe) -> Search:
     )
 
 
-def chosen(asked: Asked, outputs: Sequence[Continuation], task: Repair, recipe: Recipe) -> list[dict[str, Any]]:
+def chosen(
+    asked: Asked, outputs: Sequence[Continuation], task: Repair, recipe: Recipe
+) -> list[dict[str, Any]]:
     """The candidates out of a search's outputs: ranked, and with ``refill`` those first that say something new.
 
     ``duplicate_of`` is the rank (from 1) of the candidate that says the same, ``unchanged`` whether it is the buggy

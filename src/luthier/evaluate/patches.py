@@ -76,15 +76,31 @@ def judge_candidates(
             }
         )
     write_text(folder / "verdicts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    missing = [*left_out, *(Dropped(name, proof.reason, proof.detail) for name, proof in proofs.items() if proof.reason)]
-    results = summary(rows, [each.bug.id for each in proven], {each.bug.id: each.bug.group for each in proven}, missing, recipe)
-    results["bugs"] = {each.bug.id: _shown(each, proofs[each.bug.id], results["table"].get(each.bug.id, [])) for each in proven}
+    missing = [
+        *left_out,
+        *(Dropped(name, proof.reason, proof.detail) for name, proof in proofs.items() if proof.reason),
+    ]
+    results = summary(
+        rows,
+        [each.bug.id for each in proven],
+        {each.bug.id: each.bug.group for each in proven},
+        missing,
+        recipe,
+    )
+    results["bugs"] = {
+        each.bug.id: _shown(each, proofs[each.bug.id], results["table"].get(each.bug.id, []))
+        for each in proven
+    }
     write_json(folder / "repair.json", results)
     return results
 
 
 def summary(
-    rows: Sequence[Mapping[str, Any]], bugs: Sequence[str], groups: Mapping[str, str], left_out: Sequence[Dropped], recipe: Recipe
+    rows: Sequence[Mapping[str, Any]],
+    bugs: Sequence[str],
+    groups: Mapping[str, str],
+    left_out: Sequence[Dropped],
+    recipe: Recipe,
 ) -> dict[str, Any]:
     """What the verdicts come to. Candidates are ranked, so plausible@k is whether any of a bug's first k passes.
 
@@ -94,7 +110,11 @@ def summary(
     of = {name: sorted((r for r in rows if r["bug"] == name), key=lambda r: r["rank"]) for name in bugs}
     scores: dict[str, list[float]] = {}
     for k in sorted({k for k in (*_RANKS, most) if k <= most}):
-        for name, good in (("plausible", _passes), ("exact", lambda r: r["exact"]), ("ast", lambda r: r["ast"])):
+        for name, good in (
+            ("plausible", _passes),
+            ("exact", lambda r: r["exact"]),
+            ("ast", lambda r: r["ast"]),
+        ):
             scores[f"{name}@{k}"] = [float(any(good(r) for r in of[bug][:k])) for bug in bugs]
     shares: dict[str, Callable[[Mapping[str, Any]], bool]] = {
         "compile_rate": lambda r: r["verdict"] not in ("compile-error", "not-judged"),
@@ -103,14 +123,18 @@ def summary(
     }
     pairs = {name: Ratio.mean(values) for name, values in scores.items()}
     for name, good in shares.items():
-        pairs[name] = Ratio([sum(good(r) for r in of[bug]) for bug in bugs], [float(len(of[bug])) for bug in bugs])
+        pairs[name] = Ratio(
+            [sum(good(r) for r in of[bug]) for bug in bugs], [float(len(of[bug])) for bug in bugs]
+        )
     found = paired_bootstrap(
         [Pair(Ratio([0.0] * len(bugs), [1.0] * len(bugs)), ratio) for ratio in pairs.values()],
         [groups[bug] for bug in bugs],
         num_resamples=recipe.evaluate.num_bootstrap,
         seed=recipe.seed,
     )
-    metrics = {name: {"value": one.tuned, "interval": one.interval} for name, one in zip(pairs, found, strict=True)}
+    metrics = {
+        name: {"value": one.tuned, "interval": one.interval} for name, one in zip(pairs, found, strict=True)
+    }
     reasons: dict[str, list[str]] = {}
     for dropped in left_out:
         reasons.setdefault(dropped.reason, []).append(dropped.id)
@@ -122,11 +146,14 @@ def summary(
         "num_candidates": most,
         "metrics": metrics,
         "verdicts_by_rank": {
-            verdict: [sum(1 for r in rows if r["rank"] == k and r["verdict"] == verdict) for k in range(1, most + 1)]
+            verdict: [
+                sum(1 for r in rows if r["rank"] == k and r["verdict"] == verdict) for k in range(1, most + 1)
+            ]
             for verdict in VERDICTS
         },
         "plausible_at_1_by_order": {
-            order: _mean([float(bool(of[b]) and _passes(min(of[b], key=by))) for b in bugs]) for order, by in _ORDERS.items()
+            order: _mean([float(bool(of[b]) and _passes(min(of[b], key=by))) for b in bugs])
+            for order, by in _ORDERS.items()
         },
         "fences": sorted({r["fence"] for r in rows if r["fence"]}),
         "table": {bug: [r["verdict"] for r in of[bug]] for bug in bugs},

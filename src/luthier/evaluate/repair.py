@@ -48,18 +48,30 @@ def repair(
     task = recipes.build("task", recipe.task, "recipe key task")
     if not isinstance(task, Repair):
         raise UserError(
-            f"the task {recipe.task['type']!r} repairs nothing", "recipe key task.type", "set task.type=repair, and train with it"
+            f"the task {recipe.task['type']!r} repairs nothing",
+            "recipe key task.type",
+            "set task.type=repair, and train with it",
         )
     if recipe.repair.bugs is None:
-        raise UserError("there are no bugs to repair", "recipe key repair.bugs", "name a source: {type: bugs, path: bugs.jsonl}")
+        raise UserError(
+            "there are no bugs to repair",
+            "recipe key repair.bugs",
+            "name a source: {type: bugs, path: bugs.jsonl}",
+        )
     tokenizer = load_tokenizer(recipe.model)
     if which != "base" and given is None:
         _same_form(task.identity(tokenizer), run, recipe)
     records = list(recipes.build("source", recipe.repair.bugs, "recipe key repair.bugs").records())
     asked, left_out = ask(records, task, tokenizer, recipe)
     if not asked:
-        why = "; ".join(f"{d.id}: {d.reason} {d.detail}" for d in left_out[:3]) or "the source gave no records"
-        raise UserError(f"nothing can be asked about any of the bugs: {why}", "recipe key repair.bugs", "mend the bugs, or name others")
+        why = (
+            "; ".join(f"{d.id}: {d.reason} {d.detail}" for d in left_out[:3]) or "the source gave no records"
+        )
+        raise UserError(
+            f"nothing can be asked about any of the bugs: {why}",
+            "recipe key repair.bugs",
+            "mend the bugs, or name others",
+        )
     folder = run.repair / which
     if given is not None:
         candidates = given_candidates(given, asked, recipe)
@@ -68,11 +80,17 @@ def repair(
         if lend is None:
             trained = which == "tuned" and result is not None
             weights = hash_folder(result) if trained and result is not None else resolve(recipe.model)
-            lend = _tuned(recipe, run, len(tokenizer)) if trained else lambda: load_untrained(recipe.model, len(tokenizer))
+            lend = (
+                _tuned(recipe, run, len(tokenizer))
+                if trained
+                else lambda: load_untrained(recipe.model, len(tokenizer))
+            )
         identity = [weights, task.identity(tokenizer)]
         path = folder / "candidates.jsonl"
         candidates = generate_candidates(asked, task, tokenizer, lend, recipe, path, identity, progress)
-    return judge_candidates(asked, left_out, candidates, recipe, folder, run.repair / "judged.jsonl", progress)
+    return judge_candidates(
+        asked, left_out, candidates, recipe, folder, run.repair / "judged.jsonl", progress
+    )
 
 
 def _tuned(recipe: Recipe, run: RunFolder, size: int) -> Callable[[], PreTrainedModel | PeftModel]:
@@ -83,10 +101,16 @@ def _same_form(form: dict[str, Any], run: RunFolder, recipe: Recipe) -> None:
     """Whether rows are now as they were in training: an adapter that learned another form repairs less, and says nothing."""
     if not run.form().is_file():
         raise UserError(
-            "nothing says in what form the rows of training were", str(run.form()), "train with the task repair, or judge --base"
+            "nothing says in what form the rows of training were",
+            str(run.form()),
+            "train with the task repair, or judge --base",
         )
     before = read_json(run.form())
-    differing = [f"{key}: {before.get(key)!r} in training, {form.get(key)!r} now" for key in form if before.get(key) != form[key]]
+    differing = [
+        f"{key}: {before.get(key)!r} in training, {form.get(key)!r} now"
+        for key in form
+        if before.get(key) != form[key]
+    ]
     if not differing:
         return
     if recipe.repair.other_format == "warn":

@@ -77,7 +77,11 @@ class HumanEvalPack(Source):
             except (KeyError, TypeError) as error:
                 yield Dropped(item.id, "no-row-of-humaneval-pack", f"it lacks {error}")
                 continue
-            yield self._python(name, sides, test) if self.language == "python" else self._java(name, sides, test)
+            yield (
+                self._python(name, sides, test)
+                if self.language == "python"
+                else self._java(name, sides, test)
+            )
 
     def fingerprint(self) -> str:
         """Hash of the file."""
@@ -95,7 +99,9 @@ class HumanEvalPack(Source):
         tests = {"type": "java", "main": "Main"}
         return self._inside(name, sides, "Solution.java", {"Main.java": imports + test}, tests)
 
-    def _inside(self, name: str, sides: list[str], path: str, files: dict[str, str], tests: dict[str, Any]) -> Record | Dropped:
+    def _inside(
+        self, name: str, sides: list[str], path: str, files: dict[str, str], tests: dict[str, Any]
+    ) -> Record | Dropped:
         """The one function that differs, in its file."""
         language: Parsed = self.language
         found = list(changed_functions(name, sides[0].encode(), sides[1].encode(), language))
@@ -120,7 +126,11 @@ class Defects4JBugs(Source):
         for name in self.bugs:
             project, _, number = name.rpartition("-")
             if not project or not number.isdigit():
-                raise UserError(f"{name!r} is no bug of Defects4J", "recipe key repair.bugs.bugs", "write Project-Number: Lang-1")
+                raise UserError(
+                    f"{name!r} is no bug of Defects4J",
+                    "recipe key repair.bugs.bugs",
+                    "write Project-Number: Lang-1",
+                )
             buggy, fixed = (self._checkout(project, f"{number}{side}") for side in "bf")
             folder = self._ask(fixed, "export", "-p", "dir.src.classes")
             found: list[Record | Dropped] = []
@@ -129,9 +139,16 @@ class Defects4JBugs(Source):
                 if not (buggy / path).is_file() or not (fixed / path).is_file():
                     found.append(Dropped(name, "new-or-deleted", path))
                     continue
-                for item in changed_functions(name, (buggy / path).read_bytes(), (fixed / path).read_bytes(), "java"):
+                for item in changed_functions(
+                    name, (buggy / path).read_bytes(), (fixed / path).read_bytes(), "java"
+                ):
                     if isinstance(item, Record):
-                        fields = {**item.fields, "path": path, "tree": str(buggy), "tests": {"type": "defects4j", "timeout_s": 600}}
+                        fields = {
+                            **item.fields,
+                            "path": path,
+                            "tree": str(buggy),
+                            "tests": {"type": "defects4j", "timeout_s": 600},
+                        }
                         item = Record(name, fields, project)
                     found.append(item)
             if len(found) == 1:
@@ -156,9 +173,15 @@ class Defects4JBugs(Source):
     def _run(self, *arguments: str) -> str:
         tool = shutil.which("defects4j")
         if tool is None:
-            raise UserError("there is no command defects4j", "PATH", "install Defects4J and put its framework/bin on the PATH")
+            raise UserError(
+                "there is no command defects4j",
+                "PATH",
+                "install Defects4J and put its framework/bin on the PATH",
+            )
         done = subprocess.run([tool, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [""]
-            raise UserError(f"defects4j {arguments[0]} failed: {said[0]}", " ".join(arguments), "run that command by hand")
+            raise UserError(
+                f"defects4j {arguments[0]} failed: {said[0]}", " ".join(arguments), "run that command by hand"
+            )
         return done.stdout

@@ -26,7 +26,9 @@ def found(model, tokenizer, asked, search):
     return dict(continuations(model, tokenizer, asked, search))
 
 
-@pytest.mark.parametrize("settings", [{}, {"length_penalty": 0.0}, {"num_beams": 3, "max_new_tokens": 1}, {"num_beams": 1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"length_penalty": 0.0}, {"num_beams": 3, "max_new_tokens": 1}, {"num_beams": 1}]
+)
 def test_beams_are_those_of_transformers_one_prompt_at_a_time(settings, tokenizer: TextTokenizer) -> None:
     # A bias towards stop tokens, so that beams end at different steps.
     model = make_model(initializer_range=0.3)
@@ -42,7 +44,10 @@ def test_beams_are_those_of_transformers_one_prompt_at_a_time(settings, tokenize
         assert [c.ids for c in together[index]] == [c.ids for c in alone]
         assert [c.ended for c in together[index]] == [c.ended for c in alone]
         for ours, theirs in zip(together[index], alone, strict=True):
-            assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4) and ours.num_tokens == theirs.num_tokens
+            assert (
+                ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+                and ours.num_tokens == theirs.num_tokens
+            )
         ended |= {c.ended for c in alone}
     if search.max_new_tokens > 1 and search.num_beams > 1:
         assert ended == {True, False} or search.length_penalty == 0.0
@@ -51,14 +56,25 @@ def test_beams_are_those_of_transformers_one_prompt_at_a_time(settings, tokenize
 def test_the_company_of_a_prompt_changes_nothing(tokenizer: TextTokenizer) -> None:
     model, asked = make_model(initializer_range=0.3), prompts(6, 1)
     for method in ("beam", "diverse-beam", "sample"):
-        search = Search(method=method, num_beams=4, num_groups=2, max_new_tokens=6, temperature=0.7, top_p=0.9)
+        search = Search(
+            method=method, num_beams=4, num_groups=2, max_new_tokens=6, temperature=0.7, top_p=0.9
+        )
         whole = found(model, tokenizer, asked, search)
-        few = found(model, tokenizer, asked, Search(**{**{k: getattr(search, k) for k in search.__slots__}, "rows_at_once": 4}))
-        assert {i: [c.ids for c in cs] for i, cs in whole.items()} == {i: [c.ids for c in cs] for i, cs in few.items()}
+        few = found(
+            model,
+            tokenizer,
+            asked,
+            Search(**{**{k: getattr(search, k) for k in search.__slots__}, "rows_at_once": 4}),
+        )
+        assert {i: [c.ids for c in cs] for i, cs in whole.items()} == {
+            i: [c.ids for c in cs] for i, cs in few.items()
+        }
 
 
 def test_an_adapter_counts_and_the_model_is_left_as_it_was(tokenizer: TextTokenizer) -> None:
-    model = get_peft_model(make_model(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    model = get_peft_model(
+        make_model(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
     model.train()
     search, asked = Search(num_beams=3, max_new_tokens=5), prompts(3, 2)
     ours = found(model, tokenizer, asked, search)
@@ -66,7 +82,9 @@ def test_an_adapter_counts_and_the_model_is_left_as_it_was(tokenizer: TextTokeni
     model.eval()
     assert not any("forward" in vars(m) for m in model.modules())
     for index, prompt in enumerate(asked):
-        assert [c.ids for c in ours[index]] == [c.ids for c in one_at_a_time(model, tokenizer, prompt, search)]
+        assert [c.ids for c in ours[index]] == [
+            c.ids for c in one_at_a_time(model, tokenizer, prompt, search)
+        ]
 
 
 def test_groups_avoid_each_others_tokens(tokenizer: TextTokenizer) -> None:
@@ -103,6 +121,12 @@ def test_the_likeliest_are_found_without_sorting_all() -> None:
 def test_a_window_is_left_to_transformers() -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 40,
+    }
     model = MistralForCausalLM(MistralConfig(**small, num_key_value_heads=1, sliding_window=4))
     assert "window" in str(can_share(model))

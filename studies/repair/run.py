@@ -80,7 +80,12 @@ def name_of(form: tuple[str, str], epochs: int) -> str:
 
 def recipe(form: tuple[str, str], epochs: int, options: argparse.Namespace) -> list[str]:
     """Settings of one training, over the shipped recipe."""
-    source: dict[str, Any] = {"type": "mutations", "code": {"type": "stdlib"}, "max_lines": 30}
+    source: dict[str, Any] = {
+        "type": "mutations",
+        "code": {"type": "stdlib"},
+        "max_lines": 30,
+        "functions_per_file": 4,
+    }
     if options.codrep:
         source = {"type": "repair-pairs", "path": str(options.codrep.resolve()), "before": "buggy_function", "after": "fixed_function",
                   "language": "java", "id_column": "id"}  # fmt: skip

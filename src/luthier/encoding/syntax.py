@@ -33,6 +33,14 @@ _OUTSIDE = {
     },
     "java": {"package_declaration", "import_declaration", "field_declaration", "constant_declaration"},
 }
+# What holds those, beside functions, whose insides are nobody else's.
+_HOLDERS = {
+    "python": {"module", "class_definition", "block", "decorated_definition"},
+    "java": {
+        "program", "class_declaration", "class_body", "interface_declaration", "interface_body", "enum_declaration",
+        "enum_body", "enum_body_declarations", "record_declaration",
+    },
+}  # fmt: skip
 # Nodes that change no meaning: brackets round an expression.
 _TRANSPARENT = {"parenthesized_expression"}
 
@@ -87,7 +95,7 @@ def outside(text: bytes, language: Parsed, function: Function) -> str:
             piece = text[node.start_byte : node.end_byte].decode("utf-8", "replace")
             if node.type != "expression_statement" or node.named_children[0].type == "assignment":
                 lines.append(f"{piece}\n")
-        elif node.type not in _FUNCTIONS[language]:
+        elif node.type in _HOLDERS[language]:
             walk += reversed(node.named_children)
     return "".join(lines)
 
@@ -156,6 +164,7 @@ def _whole_lines(text: bytes, start: int, end: int) -> tuple[int, int]:
     return line, stop
 
 
+@functools.lru_cache(maxsize=8)  # one file is looked at for each of its functions
 def tree(text: bytes, language: Parsed) -> tree_sitter.Tree:
     """The syntax tree of a text, errors included."""
     return _parser(language).parse(text)

@@ -180,7 +180,8 @@ def chosen(
         rows.sort(key=lambda row: -counts[row["same"]] if row["same"] is not None else 0)
     buggy = normalised(asked.place.text, language)
     seen: set[Any] = set()
-    new, rest = [], []
+    new: list[dict[str, Any]] = []
+    rest: list[dict[str, Any]] = []
     for row in rows:
         row["agreement"] = counts[row["same"]]
         row["unchanged"] = row["same"] == buggy

@@ -33,7 +33,7 @@ def ast_match(
             int(meta.get("end", 0)),
         )
         sides = [patched(place, text, meta.get("output", "OR1")) for text in (output, target)]
-        scores.append(float(same_tree(*sides, str(meta.get("language", "")))))
+        scores.append(float(same_tree(sides[0], sides[1], str(meta.get("language", "")))))
     return scores
 
 
@@ -41,5 +41,5 @@ def same_tree(one: str | None, other: str | None, language: str) -> bool:
     """Whether two functions parse to the same tree."""
     if one is None or other is None or language not in PARSED:
         return False
-    first = shape(one, language)  # type: ignore[arg-type] # one of PARSED
-    return first is not None and first == shape(other, language)  # type: ignore[arg-type]
+    first = shape(one, language)
+    return first is not None and first == shape(other, language)

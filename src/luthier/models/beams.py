@@ -124,7 +124,7 @@ class _Beams:
         self.finished.sort(key=lambda entry: -entry[0])
         del self.finished[self.width :]
         going = np.argsort(-(logprobs + ended * _OUT), kind="stable")[: self.width]
-        self.running = logprobs[going] + ended[going] * _OUT
+        self.running = (logprobs[going] + ended[going] * _OUT).astype(np.float32)
         self.sequences = [sequences[place] for place in going.tolist()]
         hopeless = len(self.finished) == self.width and self.running[0] / penalty <= self.finished[-1][0]
         self.done = full or hopeless or bool(ended.all())
@@ -493,7 +493,8 @@ def _read(
     hidden_1TD = base.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     prompt = _Prompt(index, ids.shape[1], search, stop_ids)
     parents = prompt.advance(_logits(base, hidden_1TD[:, -1]))
-    return prompt, [(layer.keys, layer.values) for layer in cache.layers], parents
+    held: list[Any] = list(cache.layers)
+    return prompt, [(layer.keys, layer.values) for layer in held], parents
 
 
 def _step(
@@ -566,13 +567,14 @@ def one_at_a_time(
     if search.method == "sample":
         torch.manual_seed(search.seed)
         how = {"do_sample": True, "temperature": search.temperature, "top_p": search.top_p, "top_k": 0}
-    outputs: Any = model.generate(
+    asked: Any = model
+    outputs = asked.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=search.max_new_tokens,
         num_return_sequences=search.num_beams, return_dict_in_generate=True, output_logits=True,
         eos_token_id=stops, pad_token_id=stops[0], **how,
     )  # fmt: skip
     new = outputs.sequences[:, ids.shape[1] :]
-    steps = model.compute_transition_scores(  # type: ignore[operator] # of transformers' mixin
+    steps = asked.compute_transition_scores(
         outputs.sequences, outputs.logits, getattr(outputs, "beam_indices", None), normalize_logits=True
     )
     found = []

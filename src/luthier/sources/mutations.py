@@ -29,6 +29,8 @@ class Mutations(Pairs):
     """Kinds of bugs."""
     bugs_per_function: int = Field(1, ge=1)
     """Bugs planted in one function at most, each a fix of its own."""
+    functions_per_file: int | None = Field(None, ge=1)
+    """Functions taken of one file at most, drawn by the seed."""
     max_lines: int = Field(60, ge=1)
     """Longer functions are left out."""
     seed: int = 0
@@ -60,6 +62,9 @@ class Mutations(Pairs):
         found = functions(text, language)
         if not found:
             yield Dropped(item.id, "no-function", "the file has none", budgeted=False)
+        if self.functions_per_file is not None and len(found) > self.functions_per_file:
+            draw = random.Random(f"{self.seed} {item.id}")
+            found = sorted(draw.sample(found, self.functions_per_file), key=lambda f: f.start)
         for function in found:
             name = f"{item.id}:{function.name}"
             good = text[function.start : function.end]
@@ -76,8 +81,10 @@ class Mutations(Pairs):
                 bad = mutation.applied(text)[
                     function.start : function.end + len(mutation.text) - (mutation.end - mutation.start)
                 ]
-                sides = (side.decode("utf-8", "replace") for side in (bad, good))
-                yield fix(f"{name}#{number}", *sides, language, context=context, operator=mutation.operator)
+                before, after = (side.decode("utf-8", "replace") for side in (bad, good))
+                yield fix(
+                    f"{name}#{number}", before, after, language, context=context, operator=mutation.operator
+                )
                 number += 1
             if not number:
                 yield Dropped(name, "nothing-to-plant", "", budgeted=False)

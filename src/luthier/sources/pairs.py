@@ -139,7 +139,12 @@ def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> 
                 break
         else:
             yield fix(
-                f"{name}:{key}", *sides, language, context=outside(old, language, before[key]), name=key
+                f"{name}:{key}",
+                sides[0],
+                sides[1],
+                language,
+                context=outside(old, language, before[key]),
+                name=key,
             )
 
 

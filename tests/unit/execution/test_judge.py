@@ -129,8 +129,6 @@ def test_a_project_with_pytest(tmp_path: Path) -> None:
     tests = {"type": "pytest", "paths": ["tests"], "import_from": ["src"]}
     target = bug(tree=str(project(tmp_path / "p")), path="src/pkg/__init__.py", tests=tests)
     judge = Judge(tmp_path / "memory", QUICK)
-    proof = judge.prove([target])["b"]
-    assert proof.reason == "" and proof.tests == ("tests.test_f::test_f",)
     tamper = "open('tests/test_f.py', 'w').write('def test_f(): pass')\n" + WRONG
     (good, bad, cheat) = judge.judge(
         [(target, text) for text in (RIGHT, "def f(x):\n    return 1 / 0\n", tamper)]
@@ -139,6 +137,7 @@ def test_a_project_with_pytest(tmp_path: Path) -> None:
         "tests.test_f::test_f": True,
         "tests.test_f::test_other": True,
     }
+    assert not bad.tests["tests.test_f::test_f"]
     assert (
         bad.verdict == "test-failed"
         and bad.failing == "tests.test_f::test_f"

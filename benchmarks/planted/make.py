@@ -28,7 +28,7 @@ from luthier.run_folder import cache_folder, write_json
 from luthier.sources.planted import planted_record, program_folder
 
 HERE = Path(__file__).parent
-LIMITS = Limits(timeout_s=30, memory_mib=1024, disk_mib=64)
+LIMITS = Limits(timeout_s=12, memory_mib=1024, disk_mib=64)  # many mutants of loops hang
 MAX_LINES = 40
 LEAST_LINES = 3
 
@@ -111,7 +111,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("language", choices=["python", "java"])
-    parser.add_argument("--per-program", type=int, help="bugs of each program; then nothing is written")
+    parser.add_argument(
+        "--per-program", type=int, help="bugs of each program; then nothing is written without --out"
+    )
+    parser.add_argument("--out", type=Path, help="where the list is written, if not beside this file")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -128,8 +131,8 @@ def main() -> None:
     print(
         f"{len(bugs)} bugs in {time.perf_counter() - began:.0f} s: {dict(operators)}; not kept: {dict(reasons)}"
     )
-    if options.per_program is None:
-        path = HERE / f"{options.language}.json"
+    path = options.out or (HERE / f"{options.language}.json" if options.per_program is None else None)
+    if path is not None:
         write_json(path, {"programs": programs, "bugs": bugs})
         print(f"written to {path}")
 
@@ -182,7 +185,7 @@ def plant(
         proofs = judge.prove([bug for bug, _ in batch])
         for bug, entry in batch:
             proof = proofs[bug.id]
-            reasons[proof.reason] += bool(proof.reason)
+            reasons.update([proof.reason] if proof.reason else [])
             if not proof.reason and len(kept) < wanted:
                 kept.append({**entry, "failing": list(proof.tests[:3])})
     return kept

@@ -196,6 +196,8 @@ def train(
         state = whole_state(model, keep=ranks.is_first) if is_sharded(model) else None
         if ranks.is_first:
             save_trained(model, tokenizer, place, recipe.model, state)
+            if form := recipes.build("task", recipe.task).identity(tokenizer):
+                write_json(place.form(), form)
             _note_done(place, "train", key)
         ranks.wait()
     logger.info("train: %d steps, best at step %s", end.step, end.best_step)
@@ -324,6 +326,96 @@ def report(
             shown = [page.ShownRow(row, load_tokenizer(recipe.model).pieces(row.input_ids))]
         page.write(place, recipe, rows_shown=shown)
     return place
+
+
+def repair(
+    recipe: AnyRecipe,
+    *overrides: str,
+    folder: str | Path | None = None,
+    base: bool = False,
+    checkpoints: bool = False,
+    candidates: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Candidate patches for the bugs of ``repair.bugs``, judged by their tests; trains first if nothing was.
+
+    Args:
+        recipe: A recipe, its file or shipped name, or its tree.
+        overrides: ``key=value``; keys of ``task`` may differ from training, which is refused or warned of.
+        folder: The run folder; ``runs/NAME`` if not given.
+        base: By the model as it was before training.
+        checkpoints: By each checkpoint of the run, beside its eval loss.
+        candidates: A file of candidates that are judged instead of the model's.
+        progress: Called with a label, what is done and the total (or None).
+
+    Returns:
+        The folder of the results, with ``verdicts.jsonl`` and ``repair.json``, or with ``checkpoints.json``.
+    """
+    from luthier.evaluate import repair as patches
+
+    own = read(recipe, *overrides)
+    place = RunFolder(folder or Path("runs") / own.name)
+    if place.result() is None and not base and candidates is None:
+        train(own, folder=folder, progress=progress)
+    place.create()
+    with user_disk_errors(place.path):
+        if checkpoints:
+            return _repair_by_checkpoint(own, place, progress)
+        which = "given" if candidates is not None else "base" if base else "tuned"
+        patches.repair(settled(own, place), place, which, given=candidates, progress=progress)
+    return place.repair / which
+
+
+def _repair_by_checkpoint(recipe: Recipe, place: RunFolder, progress: Progress | None) -> Path:
+    """Judges by each checkpoint; writes which passes most, with the losses beside it."""
+    from luthier.evaluate import repair as patches
+    from luthier.models.load import load_model, load_tokenizer
+    from luthier.run_folder import hash_folder, read_jsonl
+    from luthier.train import checkpoint
+
+    recipe = settled(recipe, place)
+    losses = {
+        row["step"]: row["eval_loss"] for row in read_jsonl(place.history) if row.get("eval_loss") is not None
+    }
+    entries = []
+    for step in checkpoint.steps(place):
+        path = place.checkpoints / f"step-{step}"
+
+        def lend(path: Path = path) -> Any:
+            model = load_model(
+                recipe.model, len(load_tokenizer(recipe.model)), training=True, seed=recipe.seed
+            )
+            checkpoint.load_weights(path, model)
+            return model
+
+        found = patches.repair(
+            recipe, place, path.name, lend=lend, weights=hash_folder(path), progress=progress
+        )
+        scores = {name: one for name, one in found["metrics"].items() if name.startswith("plausible")}
+        entries.append(
+            {
+                "step": step,
+                "eval_loss": losses.get(step),
+                **scores,
+                "compile_rate": found["metrics"]["compile_rate"],
+            }
+        )
+    if not entries:
+        raise UserError(
+            "the run has no checkpoints",
+            str(place.checkpoints),
+            "train with train.keep_checkpoints as high as wanted",
+        )
+    last = (
+        max(name for name in entries[0] if name.startswith("plausible@"))
+        if len(entries[0]) > 3
+        else "plausible@1"
+    )
+    best = max(entries, key=lambda entry: (entry[last]["value"] or 0.0, -entry["step"]))
+    write_json(
+        place.repair / "checkpoints.json", {"by": last, "best_step": best["step"], "checkpoints": entries}
+    )
+    return place.repair
 
 
 def read(recipe: AnyRecipe, *overrides: str) -> Recipe:

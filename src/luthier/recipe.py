@@ -369,6 +369,62 @@ class Evaluate(Options):
     """Of the task ``ontology`` alone: the graph of all test documents."""
 
 
+class Repair(Options):
+    """Candidate patches for bugs with tests, and how they are judged (`luthier repair`)."""
+
+    bugs: dict[str, Any] | None = None
+    """``type`` and options of the source of the bugs: a record is a fix with the file it belongs in and its tests."""
+    num_candidates: int = Field(10, ge=1)
+    """Patches judged for each bug."""
+    method: Literal["beam", "diverse-beam", "sample"] = "beam"
+    """Beam search; beams in groups that avoid each other's tokens; or samples."""
+    num_beams: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Beams or samples of each bug; ``auto`` is as many as candidates. More of them are a reserve for ``refill``."""
+    refill: bool = True
+    """Put further beams in the place of those that repeat another or change nothing, white space and comments apart."""
+    rank_by: Literal["score", "mean-logprob", "agreement"] = "score"
+    """Order of the candidates: the search's own score, the mean log-probability of their tokens, or how many beams wrote the same."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Tokens of a candidate at most."""
+    length_penalty: float = 1.0
+    """A beam's score is its log-probability divided by its number of tokens to this power."""
+    num_groups: int = Field(5, ge=1)
+    """Groups of diverse beams; divides the number of beams."""
+    diversity_penalty: float = Field(1.0, ge=0)
+    """Taken off a token's log-probability for each beam of an earlier group that took it at this step."""
+    temperature: float = Field(0.8, gt=0)
+    """Of samples."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Samples are drawn from the likeliest tokens that add up to this."""
+    rows_at_once: int = Field(80, ge=1)
+    """Beams of all bugs that are computed at once; changes speed and memory only."""
+    other_format: Literal["refuse", "warn"] = "refuse"
+    """What happens where rows were written in another way in training than the recipe says now: representation, comments, tokens."""
+    timeout_s: float = Field(60.0, gt=0)
+    """Seconds that compiling may take, and testing."""
+    memory_mib: int = Field(2048, ge=16)
+    """Memory of all processes of a test run."""
+    disk_mib: int = Field(256, ge=1)
+    """Room for files of a test run, the copied project included."""
+    num_workers: Annotated[int, Field(ge=1)] | Auto = "auto"
+    """Test runs at once; ``auto`` is the number of cores."""
+
+    @property
+    def beams(self) -> int:
+        """``num_beams``, whatever was given."""
+        return self.num_candidates if self.num_beams == "auto" else self.num_beams
+
+    @model_validator(mode="after")
+    def _enough(self) -> Repair:
+        if self.beams < self.num_candidates:
+            raise ValueError(
+                f"num_beams={self.beams} cannot give num_candidates={self.num_candidates}; take as many at least"
+            )
+        if self.method == "diverse-beam" and self.beams % self.num_groups:
+            raise ValueError(f"num_groups={self.num_groups} does not divide the {self.beams} beams")
+        return self
+
+
 class Report(Options):
     """The page."""
 
@@ -399,6 +455,8 @@ class Recipe(Options):
     """The training loop."""
     evaluate: Evaluate = Evaluate()
     """The comparison of base and tuned model."""
+    repair: Repair = Repair()
+    """Candidate patches and their judging."""
     report: Report = Report()
     """The page."""
 
@@ -427,6 +485,7 @@ _TYPED = {
     ("data", "source"): "source",
     ("data", "eval_source"): "source",
     ("data", "test_source"): "source",
+    ("repair", "bugs"): "source",
 }
 
 
@@ -614,8 +673,8 @@ def schema() -> dict[str, Any]:
             variant["required"] = ["type", *variant.get("required", [])]
             variant["title"] = name
             variants.append(variant)
-        place = result if len(path) == 1 else result["$defs"]["Data"]
+        place = result if len(path) == 1 else result["$defs"][path[0].capitalize()]
         described = place["properties"][path[-1]].get("description", "")
-        empty = [{"type": "null"}] if path[-1] in ("eval_source", "test_source") else []
+        empty = [{"type": "null"}] if path[-1] in ("eval_source", "test_source", "bugs") else []
         place["properties"][path[-1]] = {"anyOf": variants + empty, "description": described}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **result}

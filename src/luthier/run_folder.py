@@ -45,6 +45,7 @@ class RunFolder:
         self.predictions = self.path / "predictions.jsonl"
         self.scores = self.path / "scores.json"
         self.ontology = self.path / "ontology"
+        self.repair = self.path / "repair"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
         self.log = self.path / "run.log"
@@ -59,6 +60,10 @@ class RunFolder:
     def result(self) -> Path | None:
         """The trained adapter or model, if there is one."""
         return next((p for p in (self.adapter, self.model) if p.is_dir()), None)
+
+    def form(self) -> Path:
+        """What of the rows' form has to be the same in inference; lies beside the trained weights where a task says so."""
+        return (self.result() or self.adapter) / "luthier_form.json"
 
     def note_stopped(self, kind: str, exit_code: int, what: str, where: str, fix: str) -> None:
         """Writes ``stopped.json``, unless another process of the run has said before why it ended.

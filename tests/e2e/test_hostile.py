@@ -33,7 +33,14 @@ def bug(language: str) -> Bug:
         main = "public class Main { public static void main(String[] a) throws Exception { if (A.f(1) != 2) throw new AssertionError(); } }\n"
         files = {"A.java": f"class A {{\n{wrong}}}\n", "Main.java": main}
         path, tests = "A.java", {"type": "java", "main": "Main", "heap_mib": 64}
-    fields = {"before": wrong, "after": right, "language": language, "path": path, "files": files, "tests": tests}
+    fields = {
+        "before": wrong,
+        "after": right,
+        "language": language,
+        "path": path,
+        "files": files,
+        "tests": tests,
+    }
     found = bug_of(Record("b", fields, "g"))
     assert isinstance(found, Bug)
     return found

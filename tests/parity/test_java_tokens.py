@@ -11,7 +11,10 @@ import pytest
 from luthier.encoding.lexer import NotCode, tokens
 
 PROGRAM = Path(__file__).parent / "java" / "JavacTokens.java"
-OPENED = [f"--add-exports=jdk.compiler/com.sun.tools.javac.{part}=ALL-UNNAMED" for part in ("parser", "util", "file")]
+OPENED = [
+    f"--add-exports=jdk.compiler/com.sun.tools.javac.{part}=ALL-UNNAMED"
+    for part in ("parser", "util", "file")
+]
 CODREP = Path(__file__).parents[3] / "shared" / "data" / "repair" / "codrep-java.jsonl.gz"
 TEXTS = [
     "long a = 0x1F_FL + 0b10 + 017, b = 1_000; double c = 1e-5f + .5 + 5. + 0x1.8p3 + 1.e3 + 3d, d = f(1..2);",

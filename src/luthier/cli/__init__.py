@@ -468,6 +468,54 @@ def generate(
         screen.err().print(Text("(cut off: --max-new-tokens)", "dim"))
 
 
+@app.command(rich_help_panel=_LOOK)
+def repair(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: RunOption = None,
+    base: Annotated[bool, typer.Option("--base", help="By the model as it was before training.")] = False,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="By each checkpoint that was kept, beside its loss.")
+    ] = False,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Judge these candidates (JSONL: bug, function) instead.", show_default=False
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Another result to compare with, such as runs/a/repair/base.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Generate patches for the bugs of `repair.bugs`, and judge them by their tests in a sandbox.
+
+    [dim]$[/] luthier repair runs/repair
+
+    [dim]$[/] luthier repair runs/repair --base
+
+    [dim]$[/] luthier repair runs/repair --against runs/repair/repair/base
+    """
+    from luthier import pipeline
+    from luthier.cli import repairs
+
+    read, place = _opened(recipe, overrides, run)
+    with screen.progress() as progress:
+        folder = pipeline.repair(
+            read,
+            folder=place.path,
+            base=base,
+            checkpoints=checkpoints,
+            candidates=candidates,
+            progress=progress,
+        )
+    repairs.show(folder, against, screen.out())
+
+
 def _given(what: str, text: str | None, file: Path | None) -> str:
     """A prompt or suffix: an option's value, a file's content or standard input."""
     if text is not None and file is not None:

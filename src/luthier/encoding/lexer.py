@@ -62,7 +62,7 @@ class Token:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text with their ends; only ``\\n`` ends a line, so that they are the text again when joined."""
+    r"""The lines of a text with their ends; only ``\\n`` ends a line, so that they are the text again when joined."""
     return _LINE.findall(text)
 
 
@@ -173,7 +173,12 @@ def _by_rules(text: str, language: Language) -> Iterator[Token]:
 
 _STARTS = {getattr(tokenize, f"{kind}STRING_START", -1) for kind in "FT"} - {-1}  # since Python 3.12 and 3.14
 _ENDS = {getattr(tokenize, f"{kind}STRING_END", -1) for kind in "FT"} - {-1}
-_KINDS = {tokenize.COMMENT: "comment", tokenize.STRING: "string", tokenize.NUMBER: "number", tokenize.NAME: "word"}
+_KINDS = {
+    tokenize.COMMENT: "comment",
+    tokenize.STRING: "string",
+    tokenize.NUMBER: "number",
+    tokenize.NAME: "word",
+}
 
 
 def _python(text: str) -> Iterator[Token]:
@@ -182,7 +187,9 @@ def _python(text: str) -> Iterator[Token]:
     starts = [0, *accumulate(map(len, lines))]
     depth, begun = 0, 0
     try:
-        for kind, piece, (row, column), (last, end), _ in tokenize.generate_tokens(iter([*lines, ""]).__next__):
+        for kind, piece, (row, column), (last, end), _ in tokenize.generate_tokens(
+            iter([*lines, ""]).__next__
+        ):
             if kind in _PYTHON_BLANKS:
                 continue
             first, behind = starts[row - 1] + column, starts[last - 1] + end

@@ -103,7 +103,9 @@ def place_of(buggy: str, fixed: str) -> tuple[Place, str]:
 def single_chunks(buggy: str, fixed: str) -> list[tuple[str, str]]:
     """A pair for each stretch of changed lines: the fixed function with this one change undone, and the fixed function."""
     old, new = split_lines(buggy), split_lines(fixed)
-    changes = [c for c in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if c[0] != "equal"]
+    changes = [
+        c for c in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if c[0] != "equal"
+    ]
     return [("".join([*new[:j], *old[i:k], *new[m:]]), fixed) for _, i, k, j, m in changes]
 
 

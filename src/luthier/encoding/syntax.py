@@ -25,9 +25,22 @@ _OWNERS = {
     },
 }  # fmt: skip
 _OUTSIDE = {
-    "python": {"import_statement", "import_from_statement", "future_import_statement", "expression_statement"},
+    "python": {
+        "import_statement",
+        "import_from_statement",
+        "future_import_statement",
+        "expression_statement",
+    },
     "java": {"package_declaration", "import_declaration", "field_declaration", "constant_declaration"},
 }
+# What holds those, beside functions, whose insides are nobody else's.
+_HOLDERS = {
+    "python": {"module", "class_definition", "block", "decorated_definition"},
+    "java": {
+        "program", "class_declaration", "class_body", "interface_declaration", "interface_body", "enum_declaration",
+        "enum_body", "enum_body_declarations", "record_declaration",
+    },
+}  # fmt: skip
 # Nodes that change no meaning: brackets round an expression.
 _TRANSPARENT = {"parenthesized_expression"}
 
@@ -50,7 +63,7 @@ def functions(text: bytes, language: Parsed) -> list[Function]:
     """The functions of a file in order, nested ones after those that hold them."""
     found: list[Function] = []
     seen: dict[str, int] = {}
-    walk: list[tuple[tree_sitter.Node, str]] = [(_parse(text, language).root_node, "")]
+    walk: list[tuple[tree_sitter.Node, str]] = [(tree(text, language).root_node, "")]
     while walk:
         node, owner = walk.pop()
         if node.type in _FUNCTIONS[language]:
@@ -73,7 +86,7 @@ def enclosing(text: bytes, language: Parsed, start: int, end: int) -> Function |
 def outside(text: bytes, language: Parsed, function: Function) -> str:
     """Imports, fields and values of the module that stand before a function: what it may use, a line each."""
     lines: list[str] = []
-    walk = [_parse(text, language).root_node]
+    walk = [tree(text, language).root_node]
     while walk:
         node = walk.pop()
         if node.start_byte >= function.start:
@@ -82,7 +95,7 @@ def outside(text: bytes, language: Parsed, function: Function) -> str:
             piece = text[node.start_byte : node.end_byte].decode("utf-8", "replace")
             if node.type != "expression_statement" or node.named_children[0].type == "assignment":
                 lines.append(f"{piece}\n")
-        elif node.type not in _FUNCTIONS[language]:
+        elif node.type in _HOLDERS[language]:
             walk += reversed(node.named_children)
     return "".join(lines)
 
@@ -122,9 +135,9 @@ def _shape(root: tree_sitter.Node) -> tuple[object, ...]:
 
 
 def _root(text: str, language: Parsed) -> tree_sitter.Node | None:
-    root = _parse(_dedented(text).encode("utf-8", "surrogatepass"), language).root_node
+    root = tree(_dedented(text).encode("utf-8", "surrogatepass"), language).root_node
     if root.has_error and language == "java":  # a method outside of a class is none to the grammar
-        root = _parse(f"class X {{\n{text}\n}}".encode("utf-8", "surrogatepass"), language).root_node
+        root = tree(f"class X {{\n{text}\n}}".encode("utf-8", "surrogatepass"), language).root_node
     return None if root.has_error else root
 
 
@@ -151,7 +164,9 @@ def _whole_lines(text: bytes, start: int, end: int) -> tuple[int, int]:
     return line, stop
 
 
-def _parse(text: bytes, language: Parsed) -> tree_sitter.Tree:
+@functools.lru_cache(maxsize=8)  # one file is looked at for each of its functions
+def tree(text: bytes, language: Parsed) -> tree_sitter.Tree:
+    """The syntax tree of a text, errors included."""
     return _parser(language).parse(text)
 
 
@@ -159,4 +174,3 @@ def _parse(text: bytes, language: Parsed) -> tree_sitter.Tree:
 def _parser(language: Parsed) -> tree_sitter.Parser:
     grammar = tree_sitter_python if language == "python" else tree_sitter_java
     return tree_sitter.Parser(tree_sitter.Language(grammar.language()))
-

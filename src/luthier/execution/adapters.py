@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 from xml.etree import ElementTree
 
 from pydantic import Field, ValidationError, model_validator
@@ -24,7 +24,9 @@ from luthier.execution.bugs import Bug
 from luthier.execution.sandbox import Limits, Outcome, Step, run_steps
 from luthier.recipe import Options
 
-Verdict = Literal["passed", "test-failed", "compile-error", "timeout", "out-of-memory", "no-change", "not-judged"]
+Verdict = Literal[
+    "passed", "test-failed", "compile-error", "timeout", "out-of-memory", "no-change", "not-judged"
+]
 VERDICTS: tuple[Verdict, ...] = (
     "passed", "test-failed", "compile-error", "timeout", "out-of-memory", "no-change", "not-judged",
 )  # fmt: skip
@@ -73,7 +75,9 @@ class Adapter(Options):
 
     def judge(self, bug: Bug, function: str, limits: Limits) -> Judgement:
         """The verdict on a function in its place: compiled and tested in a sandbox of its own."""
-        limits = replace(limits, address_space=self.address_space, timeout_s=self.timeout_s or limits.timeout_s)
+        limits = replace(
+            limits, address_space=self.address_space, timeout_s=self.timeout_s or limits.timeout_s
+        )
         if not self.address_space:  # a Java VM has dozens of threads of its own
             limits = replace(limits, processes=max(limits.processes, _JAVA_THREADS))
         files = {**bug.files, **self.files(bug, function)}
@@ -95,7 +99,9 @@ class Adapter(Options):
 
     def test_cases(self, outcome: Outcome) -> dict[str, bool]:
         """Test cases that the step ``test`` names."""
-        return {name: good for content in outcome.files.values() for name, good in junit_cases(content).items()}
+        return {
+            name: good for content in outcome.files.values() for name, good in junit_cases(content).items()
+        }
 
     def passed(self, outcome: Outcome, cases: Mapping[str, bool]) -> bool:
         """Whether all is well after the step ``test`` ended without an error."""
@@ -122,7 +128,9 @@ class Adapter(Options):
             verdict = "test-failed"
             message = message if last.status == "exited" else f"{last.status}; {message}"
         seconds = round(sum(outcome.seconds for outcome in outcomes), 3)
-        return Judgement(verdict=verdict, tests=cases, failing=failing, message=message, seconds=seconds, fence=last.fence)
+        return Judgement(
+            verdict=verdict, tests=cases, failing=failing, message=message, seconds=seconds, fence=last.fence
+        )
 
 
 class Asserts(Adapter):
@@ -173,7 +181,17 @@ class Pytest(Adapter):
         """Syntax of the changed file; then the tests."""
         python = self.python or sys.executable
         own = [] if self.config else ["-c", "/dev/null", "--rootdir", "."]
-        command = [python, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={_RESULTS}", *own]
+        command = [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={_RESULTS}",
+            *own,
+        ]
         environment = {
             "PYTHONPATH": os.pathsep.join(self.import_from),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -231,7 +249,18 @@ class Java(Adapter):
         flags = [f"-Xmx{self.heap_mib}m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
         path = os.pathsep.join(["out", *self.class_path, *(_junit() if self.junit else [])])
         sources = [*self._sources(bug), *(["LuthierRun.java"] if self.main is not None else [])]
-        compiled = [javac, *(f"-J{flag}" for flag in flags), "-proc:none", "-nowarn", "-encoding", "UTF-8", "-d", "out", "-cp", path]
+        compiled = [
+            javac,
+            *(f"-J{flag}" for flag in flags),
+            "-proc:none",
+            "-nowarn",
+            "-encoding",
+            "UTF-8",
+            "-d",
+            "out",
+            "-cp",
+            path,
+        ]
         tests = ["org.junit.runner.JUnitCore", *self.junit] if self.junit else ["LuthierRun"]
         return [
             Step("compile", [*compiled, *sources]),
@@ -240,7 +269,11 @@ class Java(Adapter):
 
     def test_cases(self, outcome: Outcome) -> dict[str, bool]:
         """The failing ones, which is all that JUnit 4 names."""
-        return {name: False for name in re.findall(r"^\d+\) (\S+)$", outcome.output, re.MULTILINE)} if self.junit else {}
+        return (
+            {name: False for name in re.findall(r"^\d+\) (\S+)$", outcome.output, re.MULTILINE)}
+            if self.junit
+            else {}
+        )
 
     def passed(self, outcome: Outcome, cases: Mapping[str, bool]) -> bool:
         """JUnit counted its tests, or our main class came to its end."""
@@ -287,7 +320,9 @@ class Defects4J(Adapter):
         """Its own commands in the copied checkout."""
         return [
             Step("compile", ["defects4j", "compile"]),
-            Step("test", ["defects4j", "test", *(["-r"] if self.relevant else [])], collect=["failing_tests"]),
+            Step(
+                "test", ["defects4j", "test", *(["-r"] if self.relevant else [])], collect=["failing_tests"]
+            ),
         ]
 
     def test_cases(self, outcome: Outcome) -> dict[str, bool]:
@@ -318,7 +353,9 @@ def adapter(bug: Bug) -> Adapter:
     kind = ADAPTERS.get(str(options.pop("type", "")))
     if kind is None:
         raise UserError(
-            f"there is no way to test called {bug.tests.get('type')!r}", f"tests of the bug {bug.id}", f"one of: {', '.join(ADAPTERS)}"
+            f"there is no way to test called {bug.tests.get('type')!r}",
+            f"tests of the bug {bug.id}",
+            f"one of: {', '.join(ADAPTERS)}",
         )
     try:
         return kind(**options)
@@ -340,7 +377,9 @@ def junit_cases(text: str) -> dict[str, bool]:
     for case in root.iter("testcase"):
         if case.find("skipped") is None:
             name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
-            cases[name] = cases.get(name, True) and case.find("failure") is None and case.find("error") is None
+            cases[name] = (
+                cases.get(name, True) and case.find("failure") is None and case.find("error") is None
+            )
     return cases
 
 
@@ -354,12 +393,18 @@ def _lines(text: str, *, first: bool) -> str:
 def _java_tool(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise UserError(f"there is no {name}", "PATH", "install a JDK, such as Debian's openjdk-17-jdk-headless")
+        raise UserError(
+            f"there is no {name}", "PATH", "install a JDK, such as Debian's openjdk-17-jdk-headless"
+        )
     return found
 
 
 def _junit() -> tuple[str, ...]:
     missing = [jar for jar in JUNIT if not Path(jar).is_file()]
     if missing:
-        raise UserError(f"there is no {missing[0]}", "tests of type java with junit", "install Debian's junit4 and libhamcrest-java")
+        raise UserError(
+            f"there is no {missing[0]}",
+            "tests of type java with junit",
+            "install Debian's junit4 and libhamcrest-java",
+        )
     return JUNIT

@@ -50,7 +50,9 @@ class Bug:
     def patched(self, function: str) -> str:
         """The file with another function in the place of the buggy one: by its bytes, whatever else looks like it."""
         middle = function.encode("utf-8", "surrogateescape")
-        return (self.source[: self.start] + middle + self.source[self.end :]).decode("utf-8", "surrogateescape")
+        return (self.source[: self.start] + middle + self.source[self.end :]).decode(
+            "utf-8", "surrogateescape"
+        )
 
 
 def bug_of(record: Record) -> Bug | Dropped:
@@ -79,7 +81,11 @@ def bug_of(record: Record) -> Bug | Dropped:
     start = fields.get("start")
     if start is None:
         if source.count(before) != 1:
-            return Dropped(record.id, "place-unknown", f"the function stands {source.count(before)} times in {path}; give start")
+            return Dropped(
+                record.id,
+                "place-unknown",
+                f"the function stands {source.count(before)} times in {path}; give start",
+            )
         start = source.index(before)
     if source[start : start + len(before)] != before:
         return Dropped(record.id, "not-in-file", f"byte {start} of {path} begins another text")

@@ -57,7 +57,9 @@ def main() -> None:
     guarded = _hashes(order["guard"])
     for step in order["steps"]:
         result = _run(step, order, alone=fence != "limits")
-        result["tampered"] = sorted(name for name, value in _hashes(order["guard"]).items() if value != guarded[name])
+        result["tampered"] = sorted(
+            name for name, value in _hashes(order["guard"]).items() if value != guarded[name]
+        )
         _say(order["report"], result)
         if result["status"] != "exited" or result["exit_code"] or result["tampered"]:
             break
@@ -114,7 +116,11 @@ def _run(step: dict[str, Any], order: dict[str, Any], *, alone: bool) -> dict[st
         "exit_code": code,
         "output": text,
         "seconds": round(time.monotonic() - began, 3),
-        "files": {name: content for name in step["collect"] if (content := _read(name, order["keep_bytes"])) is not None},
+        "files": {
+            name: content
+            for name in step["collect"]
+            if (content := _read(name, order["keep_bytes"])) is not None
+        },
     }
 
 
@@ -172,7 +178,12 @@ def _hashes(names: list[str]) -> dict[str, str]:
 
     found = {}
     for name in names:
-        inner = [os.path.join(at, file) for at, _, files in os.walk(name) for file in files if not file.endswith(".pyc")]
+        inner = [
+            os.path.join(at, file)
+            for at, _, files in os.walk(name)
+            for file in files
+            if not file.endswith(".pyc")
+        ]
         for path in inner if os.path.isdir(name) else [name]:
             try:
                 with open(path, "rb") as file:

@@ -61,11 +61,18 @@ class Judge:
 
     def prove(self, bugs: Sequence[Bug], progress: Progress | None = None) -> dict[str, Proof]:
         """Which bugs can be judged on, by id: through the same path and limits as candidates, and twice, against chance."""
-        wanted = [(bug, text, number) for bug in bugs for text in (bug.buggy, bug.fixed) for number in range(_PROOFS)]
+        wanted = [
+            (bug, text, number)
+            for bug in bugs
+            for text in (bug.buggy, bug.fixed)
+            for number in range(_PROOFS)
+        ]
         found = self._all(wanted, "proving bugs", progress)
         proofs = {}
         for bug in bugs:
-            buggy, fixed = ([found[self._key(bug, text, n)] for n in range(_PROOFS)] for text in (bug.buggy, bug.fixed))
+            buggy, fixed = (
+                [found[self._key(bug, text, n)] for n in range(_PROOFS)] for text in (bug.buggy, bug.fixed)
+            )
             proofs[bug.id] = _proof(buggy, fixed)
         return proofs
 
@@ -122,7 +129,7 @@ class Judge:
         return adapter(bug).judge(bug, function, self._limits)
 
     def _key(self, bug: Bug, function: str, number: int) -> str:
-        return hash_value([_identity(bug), function, number, asdict(self._limits), _surroundings()])
+        return hash_value([_program(bug, function), number, asdict(self._limits), _surroundings()])
 
 
 def is_unchanged(bug: Bug, function: str) -> bool:
@@ -132,7 +139,10 @@ def is_unchanged(bug: Bug, function: str) -> bool:
 
 def _proof(buggy: Sequence[Judgement], fixed: Sequence[Judgement]) -> Proof:
     for side, runs in (("buggy", buggy), ("fixed", fixed)):
-        if len({run.verdict for run in runs}) > 1 or len({str(sorted(run.tests.items())) for run in runs}) > 1:
+        if (
+            len({run.verdict for run in runs}) > 1
+            or len({str(sorted(run.tests.items())) for run in runs}) > 1
+        ):
             return Proof("flaky", f"the {side} function: {' and '.join(run.verdict for run in runs)}")
     if fixed[0].verdict != "passed":
         return Proof(f"fixed-{fixed[0].verdict}", fixed[0].failing or fixed[0].message)
@@ -142,9 +152,10 @@ def _proof(buggy: Sequence[Judgement], fixed: Sequence[Judgement]) -> Proof:
     return Proof("", f"{buggy[0].verdict}: {buggy[0].message}", buggy[0].failing, failing)
 
 
-def _identity(bug: Bug) -> list[Any]:
-    tree = _tree_hash(bug.tree) if bug.tree else ""
-    return [bug.path, bug.source.decode("utf-8", "surrogateescape"), bug.start, bug.end, dict(bug.files), tree, dict(bug.tests)]
+def _program(bug: Bug, function: str) -> list[Any]:
+    """All that is run: bugs of one program have its fixed version in common."""
+    files = {**bug.files, bug.path: bug.patched(function)}
+    return [files, bug.path, _tree_hash(bug.tree) if bug.tree else "", dict(bug.tests)]
 
 
 @functools.cache

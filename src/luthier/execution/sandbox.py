@@ -189,7 +189,9 @@ def run_steps(
         with process.stderr as stream:
             said = stream.read().decode("utf-8", "replace")[-2000:]
         report.seek(0)
-        about, *results = [json.loads(line) for line in report.read().splitlines() if line.endswith(b"}")] or [{}]
+        about, *results = [
+            json.loads(line) for line in report.read().splitlines() if line.endswith(b"}")
+        ] or [{}]
     held: Fence = about.get("fence", "limits")
     if held == "limits":
         _say_open()

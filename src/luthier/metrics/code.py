@@ -12,7 +12,9 @@ from luthier.registry import metric
 
 
 @metric("ast_match")
-def ast_match(outputs: Sequence[str], targets: Sequence[str], *, metas: Sequence[Mapping[str, Any]]) -> list[float]:
+def ast_match(
+    outputs: Sequence[str], targets: Sequence[str], *, metas: Sequence[Mapping[str, Any]]
+) -> list[float]:
     """1 where the function with the output in it has the syntax tree of the fixed one; white space and comments are none of it.
 
     Args:
@@ -25,9 +27,13 @@ def ast_match(outputs: Sequence[str], targets: Sequence[str], *, metas: Sequence
     """
     scores = []
     for output, target, meta in zip(outputs, targets, metas, strict=True):
-        place = Place(tuple(split_lines(str(meta.get("before", "")))), int(meta.get("start", 0)), int(meta.get("end", 0)))
+        place = Place(
+            tuple(split_lines(str(meta.get("before", "")))),
+            int(meta.get("start", 0)),
+            int(meta.get("end", 0)),
+        )
         sides = [patched(place, text, meta.get("output", "OR1")) for text in (output, target)]
-        scores.append(float(same_tree(*sides, str(meta.get("language", "")))))
+        scores.append(float(same_tree(sides[0], sides[1], str(meta.get("language", "")))))
     return scores
 
 
@@ -35,5 +41,5 @@ def same_tree(one: str | None, other: str | None, language: str) -> bool:
     """Whether two functions parse to the same tree."""
     if one is None or other is None or language not in PARSED:
         return False
-    first = shape(one, language)  # type: ignore[arg-type] # one of PARSED
-    return first is not None and first == shape(other, language)  # type: ignore[arg-type]
+    first = shape(one, language)
+    return first is not None and first == shape(other, language)

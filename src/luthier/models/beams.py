@@ -95,7 +95,9 @@ class _Beams:
         self.running = np.full(width, _OUT, np.float32)
         self.running[0] = 0
         self.sequences: list[list[int]] = [[] for _ in range(width)]
-        self.finished: list[tuple[np.float32, list[int], np.float32, bool]] = []  # score, ids, logprob, by a stop token
+        self.finished: list[
+            tuple[np.float32, list[int], np.float32, bool]
+        ] = []  # score, ids, logprob, by a stop token
         self.done = False
         self.length = 0
 
@@ -122,7 +124,7 @@ class _Beams:
         self.finished.sort(key=lambda entry: -entry[0])
         del self.finished[self.width :]
         going = np.argsort(-(logprobs + ended * _OUT), kind="stable")[: self.width]
-        self.running = logprobs[going] + ended[going] * _OUT
+        self.running = (logprobs[going] + ended[going] * _OUT).astype(np.float32)
         self.sequences = [sequences[place] for place in going.tolist()]
         hopeless = len(self.finished) == self.width and self.running[0] / penalty <= self.finished[-1][0]
         self.done = full or hopeless or bool(ended.all())
@@ -130,7 +132,9 @@ class _Beams:
 
     def results(self) -> list[tuple[float, list[int], float, bool]]:
         """Score, ids, log-probability and whether by a stop token, best first."""
-        return [(float(score), ids, float(logprob), stopped) for score, ids, logprob, stopped in self.finished]
+        return [
+            (float(score), ids, float(logprob), stopped) for score, ids, logprob, stopped in self.finished
+        ]
 
 
 class _Samples:
@@ -160,7 +164,9 @@ class _Samples:
                 sums = np.cumsum(shares[order])
                 shares[order[int(np.searchsorted(sums, self.search.top_p)) + 1 :]] = 0
                 shares /= shares.sum()
-            token = int(np.searchsorted(np.cumsum(shares), self.draw.random(), side="right").clip(max=len(shares) - 1))
+            token = int(
+                np.searchsorted(np.cumsum(shares), self.draw.random(), side="right").clip(max=len(shares) - 1)
+            )
             self.logprobs[row] += plain[token]
             self.sequences[row].append(token)
             self.stopped[row] = token in self.stop_ids
@@ -203,7 +209,9 @@ class _Prompt:
             return self.searches[0].advance(logits_BV.float().cpu().numpy())
         width = self.searches[0].width
         # Penalties only lower tokens: the best ones are among so many more of the likeliest.
-        most = min(self.searches[0].keep + self.search.num_beams * (len(self.searches) > 1), logits_BV.shape[1])
+        most = min(
+            self.searches[0].keep + self.search.num_beams * (len(self.searches) > 1), logits_BV.shape[1]
+        )
         values_BL, tokens_BL = (t.cpu().numpy() for t in likeliest(logits_BV, most))
         if len(values_BL) == 1:  # of the prompt itself
             values_BL, tokens_BL = (np.repeat(a, self.search.num_beams, 0) for a in (values_BL, tokens_BL))
@@ -221,7 +229,10 @@ class _Prompt:
                 values = values - np.float32(self.search.diversity_penalty) * counts.reshape(values.shape)
                 order = np.argsort(-values, axis=1, kind="stable")
                 values = np.take_along_axis(values, order, 1)
-                parents += [rows.start + p for p in each.advance(values, np.take_along_axis(tokens_BL[rows], order, 1))]
+                parents += [
+                    rows.start + p
+                    for p in each.advance(values, np.take_along_axis(tokens_BL[rows], order, 1))
+                ]
             else:
                 parents += [rows.start + p for p in each.advance(values, tokens_BL[rows])]
             taken += [ids[-1] for ids in each.sequences]
@@ -233,7 +244,9 @@ class _Memory:
 
     def __init__(self, num_layers: int, search: Search) -> None:
         self.width = search.num_beams
-        self.prompts: list[list[Tensor]] = [[] for _ in range(num_layers)]  # keys and values, (P, K, T, D) each
+        self.prompts: list[list[Tensor]] = [
+            [] for _ in range(num_layers)
+        ]  # keys and values, (P, K, T, D) each
         self.written: list[list[Tensor]] = [[] for _ in range(num_layers)]  # ... (R, K, S, D) each
         self.hidden_PT = torch.empty(0, 0, dtype=torch.bool)
         self.hidden_RS = torch.empty(0, 0, dtype=torch.bool)
@@ -246,7 +259,9 @@ class _Memory:
         room = max(length, self.hidden_PT.shape[1])
         hidden = torch.ones(1, room, dtype=torch.bool, device=layers[0][0].device)
         hidden[:, :length] = False
-        self.hidden_PT = functional.pad(self.hidden_PT.to(hidden.device), (0, room - self.hidden_PT.shape[1]), value=True)
+        self.hidden_PT = functional.pad(
+            self.hidden_PT.to(hidden.device), (0, room - self.hidden_PT.shape[1]), value=True
+        )
         if new:
             self.hidden_PT = torch.cat([self.hidden_PT, hidden])
         else:
@@ -289,7 +304,9 @@ class _Memory:
             for prompt in prompts:
                 prompt.first -= spare
             columns -= spare
-        firsts_R = torch.tensor([p.first for p in prompts for _ in range(self.width)], device=self.hidden_PT.device)
+        firsts_R = torch.tensor(
+            [p.first for p in prompts for _ in range(self.width)], device=self.hidden_PT.device
+        )
         self.hidden_RS = torch.arange(columns + 1, device=firsts_R.device) < firsts_R[:, None]
         own = parents is None or list(parents) == list(range(len(parents)))
         self.parents_R = None if own else torch.tensor(parents, device=firsts_R.device)
@@ -368,12 +385,19 @@ def can_share(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "attention has a window, which would have to be moved along"
-    return packed.can_pack(model) if model.device.type == "cpu" or model.device.type == "cuda" else "the device is untried"
+    return (
+        packed.can_pack(model)
+        if model.device.type == "cpu" or model.device.type == "cuda"
+        else "the device is untried"
+    )
 
 
 @torch.inference_mode()
 def continuations(
-    model: PreTrainedModel | PeftModel, tokenizer: TextTokenizer, prompts: Sequence[Sequence[int]], search: Search
+    model: PreTrainedModel | PeftModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[Sequence[int]],
+    search: Search,
 ) -> Iterator[tuple[int, list[Continuation]]]:
     """The continuations of each prompt, best first, as each is found.
 
@@ -403,7 +427,10 @@ def continuations(
 
 
 def _shared(
-    model: PreTrainedModel | PeftModel, tokenizer: TextTokenizer, prompts: Sequence[Sequence[int]], search: Search
+    model: PreTrainedModel | PeftModel,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[Sequence[int]],
+    search: Search,
 ) -> Iterator[tuple[int, list[Continuation]]]:
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest is taken first
     most = max(1, search.rows_at_once // search.num_beams)
@@ -453,7 +480,11 @@ def _shared(
 
 
 def _read(
-    model: PreTrainedModel | PeftModel, prompts: Sequence[Sequence[int]], index: int, search: Search, stop_ids: frozenset[int]
+    model: PreTrainedModel | PeftModel,
+    prompts: Sequence[Sequence[int]],
+    index: int,
+    search: Search,
+    stop_ids: frozenset[int],
 ) -> tuple[_Prompt, list[tuple[Tensor, Tensor]], list[int]]:
     """A prompt that was read, with its first tokens chosen; its keys and values a layer; the rows that rows go on from."""
     base = base_model(model)
@@ -462,7 +493,8 @@ def _read(
     hidden_1TD = base.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     prompt = _Prompt(index, ids.shape[1], search, stop_ids)
     parents = prompt.advance(_logits(base, hidden_1TD[:, -1]))
-    return prompt, [(layer.keys, layer.values) for layer in cache.layers], parents
+    held: list[Any] = list(cache.layers)
+    return prompt, [(layer.keys, layer.values) for layer in held], parents
 
 
 def _step(
@@ -527,17 +559,22 @@ def one_at_a_time(
     base = base_model(model)
     ids = torch.tensor([list(prompt)], device=base.device)
     stops = sorted(tokenizer.stop_ids)
-    how: dict[str, Any] = {"num_beams": search.num_beams, "length_penalty": search.length_penalty, "do_sample": False}
+    how: dict[str, Any] = {
+        "num_beams": search.num_beams,
+        "length_penalty": search.length_penalty,
+        "do_sample": False,
+    }
     if search.method == "sample":
         torch.manual_seed(search.seed)
         how = {"do_sample": True, "temperature": search.temperature, "top_p": search.top_p, "top_k": 0}
-    outputs: Any = model.generate(
+    asked: Any = model
+    outputs = asked.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=search.max_new_tokens,
         num_return_sequences=search.num_beams, return_dict_in_generate=True, output_logits=True,
         eos_token_id=stops, pad_token_id=stops[0], **how,
     )  # fmt: skip
     new = outputs.sequences[:, ids.shape[1] :]
-    steps = model.compute_transition_scores(  # type: ignore[operator] # of transformers' mixin
+    steps = asked.compute_transition_scores(
         outputs.sequences, outputs.logits, getattr(outputs, "beam_indices", None), normalize_logits=True
     )
     found = []
@@ -546,7 +583,16 @@ def one_at_a_time(
         stopped = bool(end) and tokens[end - 1] in tokenizer.stop_ids
         kept = tokens[: end - 1] if stopped else tokens[:end]
         logprob = float(sum(scores[:end]))
-        found.append(Continuation(kept, tokenizer.decode(kept), logprob, end, logprob / max(1, end) ** search.length_penalty, stopped))
+        found.append(
+            Continuation(
+                kept,
+                tokenizer.decode(kept),
+                logprob,
+                end,
+                logprob / max(1, end) ** search.length_penalty,
+                stopped,
+            )
+        )
     return found
 
 

@@ -19,7 +19,7 @@ from luthier.display import pages
 from luthier.errors import UserError
 from luthier.recipe import Recipe
 from luthier.records import Row
-from luthier.report import classes, history, ontology, sections, words
+from luthier.report import classes, history, ontology, repairs, sections, words
 from luthier.report.safe import code, json_for_script
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_text
 
@@ -121,6 +121,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "predictions": sections.predictions(predictions, recipe.report.num_predictions),
         "num_predictions": len(predictions),
         "ontology": graph,
+        "repairs": repairs.view(run, recipe.report.num_predictions, load, load_lines),
         "samples": sections.samples(past),
         "rows": [_row(row) for row in rows_shown],
         "environment": environment or {},

@@ -76,7 +76,9 @@ def _functions(name: str, file: str, found: list[Hunk]) -> Iterator[Record | Dro
     if language is None:
         yield Dropped(name, "unknown-language", f"the suffix of {file!r}", budgeted=False)
     elif len(found) > 1:
-        yield Dropped(name, "several-hunks", f"{len(found)} in {file}; write diffs with more context (-U1000)")
+        yield Dropped(
+            name, "several-hunks", f"{len(found)} in {file}; write diffs with more context (-U1000)"
+        )
     else:
         old, new = ("".join(side).encode() for side in (found[0].old, found[0].new))
         yield from changed_functions(name, old, new, language)

@@ -47,7 +47,16 @@ class GitFixes(Pairs):
     def pairs(self) -> Iterator[Record | Dropped]:
         """One for each function that a fix changed, oldest commit first."""
         # A line a commit, then a line a file: added, deleted, path; all ended by NUL.
-        log = self._git("log", "--no-merges", "--no-renames", "--reverse", "-z", "--numstat", "--format=%x01%H %s", self.revision)
+        log = self._git(
+            "log",
+            "--no-merges",
+            "--no-renames",
+            "--reverse",
+            "-z",
+            "--numstat",
+            "--format=%x01%H %s",
+            self.revision,
+        )
         for entry in log.split("\x01")[1:]:
             head, *files = (part.lstrip("\n") for part in entry.split("\0"))
             commit, _, subject = head.partition(" ")
@@ -60,14 +69,18 @@ class GitFixes(Pairs):
                 continue
             lines = sum(int(n) for added, gone, _ in known for n in (added, gone) if n != "-")
             if len(known) > self.max_files or lines > self.max_lines:
-                yield Dropped(commit[:12], "too-large-a-fix", f"{len(known)} files, {lines} lines", budgeted=False)
+                yield Dropped(
+                    commit[:12], "too-large-a-fix", f"{len(known)} files, {lines} lines", budgeted=False
+                )
                 continue
             for _, _, path in known:
                 old, new = (self._show(f"{commit}{side}:{path}") for side in ("^", ""))
                 if old is None or new is None:
                     yield Dropped(f"{commit[:12]}:{path}", "new-or-deleted", "", budgeted=False)
                     continue
-                yield from changed_functions(f"{commit[:12]}:{path}", old, new, SUFFIXES[Path(path).suffix.lower()])
+                yield from changed_functions(
+                    f"{commit[:12]}:{path}", old, new, SUFFIXES[Path(path).suffix.lower()]
+                )
 
     def own_fingerprint(self) -> str:
         """The commits that the revision names."""
@@ -76,15 +89,22 @@ class GitFixes(Pairs):
     def _git(self, *arguments: str) -> str:
         try:
             done = subprocess.run(
-                ["git", "-C", self.path, *arguments], capture_output=True, check=True, stdin=subprocess.DEVNULL
+                ["git", "-C", self.path, *arguments],
+                capture_output=True,
+                check=True,
+                stdin=subprocess.DEVNULL,
             )
         except FileNotFoundError as error:
             raise UserError("git is not installed", self.path, "install git") from error
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
-            raise UserError(f"git says: {said}", self.path, "name a repository, and a revision of it") from error
+            raise UserError(
+                f"git says: {said}", self.path, "name a repository, and a revision of it"
+            ) from error
         return done.stdout.decode("utf-8", "surrogateescape")
 
     def _show(self, name: str) -> bytes | None:
-        done = subprocess.run(["git", "-C", self.path, "show", name], capture_output=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            ["git", "-C", self.path, "show", name], capture_output=True, stdin=subprocess.DEVNULL
+        )
         return done.stdout if done.returncode == 0 else None

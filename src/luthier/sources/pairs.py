@@ -8,8 +8,6 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, Literal, cast
 
-from pydantic import Field
-
 from luthier.encoding.lexer import LANGUAGES, Language, normalised
 from luthier.encoding.syntax import PARSED, functions, outside
 from luthier.errors import UserError
@@ -57,14 +55,19 @@ class Pairs(Source):
                 inside = not kept[place]
                 place += 1
                 if inside:
-                    yield Dropped(item.id, "in-benchmark", "a function of it is one of the benchmarks'", budgeted=False)
+                    yield Dropped(
+                        item.id, "in-benchmark", "a function of it is one of the benchmarks'", budgeted=False
+                    )
                     continue
                 item = Record(item.id, item.fields, group)
             yield item
 
     def fingerprint(self) -> str:
         """Hash of the fixes and of the benchmarks."""
-        prints = [build("source", options, "recipe key data.source.benchmarks").fingerprint() for options in self.benchmarks]
+        prints = [
+            build("source", options, "recipe key data.source.benchmarks").fingerprint()
+            for options in self.benchmarks
+        ]
         return hashlib.sha256("\n".join([self.own_fingerprint(), *prints]).encode()).hexdigest()
 
     @abstractmethod
@@ -95,7 +98,9 @@ class Components:
 def fix(record_id: str, before: Any, after: Any, language: Any, **others: Any) -> Record | Dropped:
     """A fix as a record, or why it is none."""
     if not isinstance(before, str) or not isinstance(after, str):
-        return Dropped(record_id, "no-text", f"before is {type(before).__name__}, after {type(after).__name__}")
+        return Dropped(
+            record_id, "no-text", f"before is {type(before).__name__}, after {type(after).__name__}"
+        )
     if language not in LANGUAGES:
         return Dropped(record_id, "unknown-language", f"{language!r} is none of {', '.join(LANGUAGES)}")
     if before == after:
@@ -106,7 +111,9 @@ def fix(record_id: str, before: Any, after: Any, language: Any, **others: Any) -
 def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> Iterator[Record | Dropped]:
     """The functions that stand in both versions of a file and differ, innermost ones only."""
     if language not in PARSED:
-        yield Dropped(name, "no-functions", f"functions of {language} are not found in files; give them as pairs")
+        yield Dropped(
+            name, "no-functions", f"functions of {language} are not found in files; give them as pairs"
+        )
         return
     before = {f.name: f for f in functions(old, language)}
     after = {f.name: f for f in functions(new, language)}
@@ -116,7 +123,12 @@ def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> 
     ]  # fmt: skip
     changed = [key for key in changed if not any(other.startswith(f"{key}.") for other in changed)]
     if not changed:
-        yield Dropped(name, "no-function-changed", "what changed is outside of the functions of both versions", budgeted=False)
+        yield Dropped(
+            name,
+            "no-function-changed",
+            "what changed is outside of the functions of both versions",
+            budgeted=False,
+        )
     for key in changed:
         sides = []
         for text, f in ((old, before[key]), (new, after[key])):
@@ -126,7 +138,14 @@ def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> 
                 yield Dropped(f"{name}:{key}", "not-utf8", "the function has bytes that are not UTF-8")
                 break
         else:
-            yield fix(f"{name}:{key}", *sides, language, context=outside(old, language, before[key]), name=key)
+            yield fix(
+                f"{name}:{key}",
+                sides[0],
+                sides[1],
+                language,
+                context=outside(old, language, before[key]),
+                name=key,
+            )
 
 
 def _hashes(item: Record) -> tuple[int, int]:
@@ -136,7 +155,9 @@ def _hashes(item: Record) -> tuple[int, int]:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+    )
 
 
 def _sides(benchmarks: list[dict[str, Any]]) -> set[int]:
@@ -202,5 +223,3 @@ class RepairPairs(Pairs):
         if self.language == "path":
             columns["path"] = self.path_column
         return Files(path=self.path, columns=columns, id_column=self.id_column, format=self.format)
-
-

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from luthier.recipe import Head, Options
 from luthier.records import Dropped, Example, Record, Row, Span, Split
@@ -118,6 +118,14 @@ class Task(Options):
     def head(self, names: Sequence[str]) -> Head | None:
         """The head that the model gets for these labels; None if it stays a language model."""
         return None
+
+    def identity(self, tokenizer: TextTokenizer) -> dict[str, Any]:
+        """What of the task's form has to be the same in training and inference; kept beside the trained weights.
+
+        Args:
+            tokenizer: The model's.
+        """
+        return {}
 
     def duplicate_text(self, record: Record) -> str:
         """The text by which near and exact copies of a record are found: its text columns, by name."""

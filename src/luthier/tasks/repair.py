@@ -48,7 +48,9 @@ class Repair(Task):
     """What it writes: ``OR1`` the fixed function; ``OR2`` the lines from the first changed one to the last; ``OR3`` and ``OR4`` a diff with three lines of context and with one."""
     comments: CommentFormat = "margin"
     """Buggy lines of IR4: the sign of a comment at the ``margin``, or ``indented`` with the line."""
-    sentinels: Literal["none", "auto", "codellama", "starcoder", "qwen2.5-coder", "deepseek-coder", "new"] = "none"
+    sentinels: Literal["none", "auto", "codellama", "starcoder", "qwen2.5-coder", "deepseek-coder", "new"] = (
+        "none"
+    )
     """Infilling tokens in place of the marker (IR3 and IR4 with OR2), as for ``infill``; ``none`` keeps the marker as text."""
     remove_comments: bool = True
     """Leave out the comments and blank lines of both functions."""
@@ -88,7 +90,9 @@ class Repair(Task):
         """Buggy and fixed function as rows are made of them, and their language; or why there is none."""
         fields = record.fields
         if any(not isinstance(fields.get(name), str) for name in ("before", "after", "language")):
-            return Dropped(record.id, "no-pair", f"before, after and language are needed; it has {', '.join(fields)}")
+            return Dropped(
+                record.id, "no-pair", f"before, after and language are needed; it has {', '.join(fields)}"
+            )
         if fields["language"] not in LANGUAGES:
             return Dropped(record.id, "unknown-language", repr(fields["language"]))
         language = cast(Language, fields["language"])
@@ -99,7 +103,9 @@ class Repair(Task):
             except NotCode as error:
                 return Dropped(record.id, "not-code", str(error))
         if buggy == fixed:
-            return Dropped(record.id, "unchanged", "nothing but comments and blank lines changes", budgeted=False)
+            return Dropped(
+                record.id, "unchanged", "nothing but comments and blank lines changes", budgeted=False
+            )
         return buggy, fixed, language
 
     def prompt_spans(
@@ -139,7 +145,9 @@ class Repair(Task):
         place, lines = place_of(buggy, fixed)
         output = output_text(place, lines, self.output)
         if patched(place, output, self.output) != fixed:
-            return Dropped(name, "no-round-trip", f"the output in {self.output} does not give the fixed function back")
+            return Dropped(
+                name, "no-round-trip", f"the output in {self.output} does not give the fixed function back"
+            )
         context = str(record.fields.get("context") or "")
         spans = self._spans(place, output, language, context, tokenizer, max_length)
         for limit, text, reason in (
@@ -148,11 +156,23 @@ class Repair(Task):
         ):
             if limit is not None and (count := len(tokenizer.encode(text))) > limit:
                 return Dropped(name, reason, f"{count} tokens, over {limit}", budgeted=False)
-        meta = {"language": language, "before": buggy, "start": place.start, "end": place.end, "output": self.output}
+        meta = {
+            "language": language,
+            "before": buggy,
+            "start": place.start,
+            "end": place.end,
+            "output": self.output,
+        }
         return Example(name, spans, record.group, meta)
 
     def _spans(
-        self, place: Place, output: str, language: Language, context: str, tokenizer: TextTokenizer, max_length: int
+        self,
+        place: Place,
+        output: str,
+        language: Language,
+        context: str,
+        tokenizer: TextTokenizer,
+        max_length: int,
     ) -> list[Span]:
         parts = input_parts(place, self.input, language, self.comments)
         context = context if self.outside else ""

@@ -56,7 +56,11 @@ def test_what_is_no_code_is_said() -> None:
 
 
 def test_code_is_the_same_whatever_its_white_space_but_for_pythons_indents() -> None:
-    assert normalised("int a=1; // x", "java") == normalised("int  a = 1 ;", "java") != normalised("int a=2;", "java")
+    assert (
+        normalised("int a=1; // x", "java")
+        == normalised("int  a = 1 ;", "java")
+        != normalised("int a=2;", "java")
+    )
     one = "def f(a):\n  if a:\n    g()\n  h([1,\n2])\n"
     same = "    def f(a):  # c\n\n        if a:\n            g()\n        h([1, 2])\n"
     other = "def f(a):\n  if a:\n    g()\n    h([1, 2])\n"

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from luthier.encoding.repair import input_parts, output_text, patched, place_of, single_chunks
 
-BUGGY = "    int f() {\n        int x = 1;\n        if (y)\n            x = 2;\n        return x | y;\n    }\n"
+BUGGY = (
+    "    int f() {\n        int x = 1;\n        if (y)\n            x = 2;\n        return x | y;\n    }\n"
+)
 FIXED = BUGGY.replace("|", "^")
 OUTPUTS = ("OR1", "OR2", "OR3", "OR4")
 
@@ -61,7 +63,10 @@ def test_changes_far_apart_are_one_span_or_one_row_each() -> None:
 
 
 LINES = st.lists(
-    st.sampled_from(["    a();\n", "  b\n", "\n", "--- x\n", "+++ y\n", "@@ -1 +1 @@\n", "c\r\n", "\\ no\n", " d"]), max_size=9
+    st.sampled_from(
+        ["    a();\n", "  b\n", "\n", "--- x\n", "+++ y\n", "@@ -1 +1 @@\n", "c\r\n", "\\ no\n", " d"]
+    ),
+    max_size=9,
 )
 
 

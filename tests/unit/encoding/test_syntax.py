@@ -14,7 +14,9 @@ def test_functions_have_names_and_whole_lines() -> None:
     found = functions(JAVA, "java")
     assert [f.name for f in found] == ["A.A", "A.f", "A.g"]
     assert JAVA[found[0].start : found[0].end] == b"  A() { }\n"
-    assert JAVA[found[1].start : found[1].end] == b"int f() {\n    return 1;\n  }"  # another shares its last line
+    assert (
+        JAVA[found[1].start : found[1].end] == b"int f() {\n    return 1;\n  }"
+    )  # another shares its last line
 
 
 def test_the_innermost_function_holds_a_change() -> None:
@@ -26,7 +28,9 @@ def test_the_innermost_function_holds_a_change() -> None:
 
 def test_what_stands_outside_is_found() -> None:
     assert outside(PYTHON, "python", functions(PYTHON, "python")[0]) == "import os\nX = 1\ny = 2\n"
-    assert outside(JAVA, "java", functions(JAVA, "java")[1]) == "package p;\nimport java.util.*;\nint x = 1;\n"
+    assert (
+        outside(JAVA, "java", functions(JAVA, "java")[1]) == "package p;\nimport java.util.*;\nint x = 1;\n"
+    )
 
 
 def test_trees_are_equal_whatever_the_white_space() -> None:

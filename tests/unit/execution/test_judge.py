@@ -29,8 +29,13 @@ def bug(name: str = "b", before: str = WRONG, after: str = RIGHT, **fields: Any)
     return found
 
 
-def verdicts(target: Bug, functions: Sequence[str | None], tmp_path: Path, limits: Limits = QUICK) -> list[str]:
-    return [found.verdict for found in Judge(tmp_path / "memory", limits).judge([(target, text) for text in functions])]
+def verdicts(
+    target: Bug, functions: Sequence[str | None], tmp_path: Path, limits: Limits = QUICK
+) -> list[str]:
+    return [
+        found.verdict
+        for found in Judge(tmp_path / "memory", limits).judge([(target, text) for text in functions])
+    ]
 
 
 def test_a_function_is_put_in_by_bytes_and_not_by_its_text() -> None:
@@ -82,7 +87,9 @@ def test_a_bug_is_proven_before_anything_is_judged_on_it(tmp_path: Path) -> None
     assert any(proof.reason == "flaky" for proof in Judge(tmp_path / "other", QUICK).prove(many).values())
 
 
-def test_what_ran_is_not_run_again_and_a_half_line_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ran_is_not_run_again_and_a_half_line_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = tmp_path / "memory"
     first = Judge(memory, QUICK)
     wanted = [(bug(), RIGHT), (bug(), RIGHT), (bug(), "def f(x):\n    return 0\n")]
@@ -122,12 +129,20 @@ def test_a_project_with_pytest(tmp_path: Path) -> None:
     tests = {"type": "pytest", "paths": ["tests"], "import_from": ["src"]}
     target = bug(tree=str(project(tmp_path / "p")), path="src/pkg/__init__.py", tests=tests)
     judge = Judge(tmp_path / "memory", QUICK)
-    proof = judge.prove([target])["b"]
-    assert proof.reason == "" and proof.tests == ("tests.test_f::test_f",)
     tamper = "open('tests/test_f.py', 'w').write('def test_f(): pass')\n" + WRONG
-    (good, bad, cheat) = judge.judge([(target, text) for text in (RIGHT, "def f(x):\n    return 1 / 0\n", tamper)])
-    assert good.verdict == "passed" and good.tests == {"tests.test_f::test_f": True, "tests.test_f::test_other": True}
-    assert bad.verdict == "test-failed" and bad.failing == "tests.test_f::test_f" and "ZeroDivisionError" in bad.message
+    (good, bad, cheat) = judge.judge(
+        [(target, text) for text in (RIGHT, "def f(x):\n    return 1 / 0\n", tamper)]
+    )
+    assert good.verdict == "passed" and good.tests == {
+        "tests.test_f::test_f": True,
+        "tests.test_f::test_other": True,
+    }
+    assert not bad.tests["tests.test_f::test_f"]
+    assert (
+        bad.verdict == "test-failed"
+        and bad.failing == "tests.test_f::test_f"
+        and "ZeroDivisionError" in bad.message
+    )
     assert cheat.verdict == "test-failed" and "it changed tests/test_f.py" in cheat.message
     assert (tmp_path / "p" / "tests" / "test_f.py").read_text().startswith("import pkg")
 
@@ -136,11 +151,24 @@ def test_any_command(tmp_path: Path) -> None:
     tests = {"type": "command", "compile": "grep -q ok a.txt", "test": "grep -q right a.txt; s=$?; cp r.xml out.xml; exit $s",
              "results": ["out.xml"], "environment": {"X": "1"}}  # fmt: skip
     xml = "<testsuite><testcase classname='A' name='b'/><testcase name='c'><skipped/></testcase></testsuite>"
-    target = bug(before="wrong ok", after="right ok", language="c", path="a.txt", files={"a.txt": "wrong ok", "r.xml": xml}, tests=tests)
-    assert verdicts(target, ["right ok", "other ok", "right"], tmp_path) == ["passed", "test-failed", "compile-error"]
+    target = bug(
+        before="wrong ok",
+        after="right ok",
+        language="c",
+        path="a.txt",
+        files={"a.txt": "wrong ok", "r.xml": xml},
+        tests=tests,
+    )
+    assert verdicts(target, ["right ok", "other ok", "right"], tmp_path) == [
+        "passed",
+        "test-failed",
+        "compile-error",
+    ]
     (found,) = Judge(tmp_path / "memory", QUICK).judge([(target, "right ok")])
     assert found.tests == {"A::b": True}
-    assert junit_cases("no xml") == {} and junit_cases("<a><testcase name='x'><error/></testcase></a>") == {"x": False}
+    assert junit_cases("no xml") == {} and junit_cases("<a><testcase name='x'><error/></testcase></a>") == {
+        "x": False
+    }
 
 
 STAND_IN = """#!/bin/sh
@@ -180,7 +208,12 @@ def test_java_with_a_main_class(tmp_path: Path) -> None:
     files = {"A.java": f"class A {{\n{JAVA_WRONG}}}\n", "Main.java": MAIN}
     target = bug(before=JAVA_WRONG, after=JAVA_WRONG.replace("-", "+"), language="java", path="A.java", files=files,
                  tests={"type": "java", "main": "Main", "heap_mib": 64})  # fmt: skip
-    functions = [target.fixed, JAVA_WRONG.replace("1", "2"), "static int f() {", JAVA_WRONG.replace("return", "System.exit(0); return")]
+    functions = [
+        target.fixed,
+        JAVA_WRONG.replace("1", "2"),
+        "static int f() {",
+        JAVA_WRONG.replace("return", "System.exit(0); return"),
+    ]
     found = Judge(tmp_path / "memory", Limits(timeout_s=30)).judge([(target, text) for text in functions])
     assert [j.verdict for j in found] == ["passed", "test-failed", "compile-error", "test-failed"]
     assert "A.java:" in found[2].message
@@ -193,7 +226,9 @@ def test_java_with_junit(tmp_path: Path) -> None:
     files = {"A.java": f"class A {{\n{JAVA_WRONG}}}\n", "ATest.java": test}
     target = bug(before=JAVA_WRONG, after=JAVA_WRONG.replace("-", "+"), language="java", path="A.java", files=files,
                  tests={"type": "java", "junit": ["ATest"], "heap_mib": 64})  # fmt: skip
-    good, bad = Judge(tmp_path / "memory", Limits(timeout_s=30)).judge([(target, target.fixed), (target, JAVA_WRONG.replace("1", "3"))])
+    good, bad = Judge(tmp_path / "memory", Limits(timeout_s=30)).judge(
+        [(target, target.fixed), (target, JAVA_WRONG.replace("1", "3"))]
+    )
     assert good.verdict == "passed" and (bad.verdict, bad.failing) == ("test-failed", "one(ATest)")
 
 

@@ -23,14 +23,23 @@ def method(body: str) -> str:
 
 
 def test_chains_of_fixes_are_one_group(tmp_path: Path) -> None:
-    bodies = [("return 1;", "return 2;"), ("return 2 ; // now", "return 3;"), ("return 8;", "return 9;"), ("a();", "a();")]
+    bodies = [
+        ("return 1;", "return 2;"),
+        ("return 2 ; // now", "return 3;"),
+        ("return 8;", "return 9;"),
+        ("a();", "a();"),
+    ]
     path = jsonl(tmp_path / "a.jsonl", [{"b": method(b), "a": method(a)} for b, a in bodies])
     source = RepairPairs(path=path, before="b", after="a")
     found = list(source.records())
     records = [item for item in found if isinstance(item, Record)]
     assert len(records) == 3 and records[0].group == records[1].group != records[2].group
     assert [item.reason for item in found if isinstance(item, Dropped)] == ["unchanged"]
-    assert records[0].fields == {"before": method("return 1;"), "after": method("return 2;"), "language": "java"}
+    assert records[0].fields == {
+        "before": method("return 1;"),
+        "after": method("return 2;"),
+        "language": "java",
+    }
 
 
 def test_functions_of_a_benchmark_are_left_out_on_either_side(tmp_path: Path) -> None:
@@ -49,9 +58,19 @@ def test_functions_of_a_benchmark_are_left_out_on_either_side(tmp_path: Path) ->
 
 
 def test_the_language_may_go_by_the_file(tmp_path: Path) -> None:
-    rows = [{"before": "x = 1\n", "after": "x = 2\n", "file_name": name} for name in ("a/b.py", "c.cpp", "d.txt")]
-    found = list(RepairPairs(path=jsonl(tmp_path / "a.jsonl", rows), language="path", path_column="file_name").records())
-    assert [r.fields["language"] if isinstance(r, Record) else r.reason for r in found] == ["python", "c", "unknown-language"]
+    rows = [
+        {"before": "x = 1\n", "after": "x = 2\n", "file_name": name} for name in ("a/b.py", "c.cpp", "d.txt")
+    ]
+    found = list(
+        RepairPairs(
+            path=jsonl(tmp_path / "a.jsonl", rows), language="path", path_column="file_name"
+        ).records()
+    )
+    assert [r.fields["language"] if isinstance(r, Record) else r.reason for r in found] == [
+        "python",
+        "c",
+        "unknown-language",
+    ]
 
 
 def test_the_smallest_number_names_a_component() -> None:
@@ -125,7 +144,9 @@ def test_fixes_are_found_in_a_history(tmp_path: Path) -> None:
     assert [(r.fields["name"], r.fields["context"]) for r in found if isinstance(r, Record)] == [
         ("f", "import os\n"), ("g.h", "import os\n"),
     ]  # fmt: skip
-    assert [r.fields["after"] for r in found if isinstance(r, Record)][1] == "    def h():\n        return 2\n"
+    assert [r.fields["after"] for r in found if isinstance(r, Record)][
+        1
+    ] == "    def h():\n        return 2\n"
     reasons = [r.reason for r in found if isinstance(r, Dropped)]
     assert reasons == ["new-or-deleted", "too-large-a-fix", "no-function-changed"]
     with pytest.raises(UserError, match="git says"):

@@ -26,7 +26,9 @@ def record(before: str = BEFORE, after: str = AFTER, **others: Any) -> Record:
     return Record("r", {"before": before, "after": after, "language": "python", **others}, "g")
 
 
-def examples(task: Repair, tokenizer: TextTokenizer, split: Any = "train", **fields: Any) -> list[Example | Dropped]:
+def examples(
+    task: Repair, tokenizer: TextTokenizer, split: Any = "train", **fields: Any
+) -> list[Example | Dropped]:
     return list(task.examples(record(**fields), split, tokenizer, max_length=400, seed=0))
 
 
@@ -67,7 +69,10 @@ def test_inference_has_the_ids_of_training(tokenizer: TextTokenizer) -> None:
         found = row(task, tokenizer, context="import os\n")
         buggy, fixed, language = task.sides(record())  # type: ignore[misc]
         spans = task.prompt_spans(place_of(buggy, fixed)[0], language, "import os\n", tokenizer, 400)
-        assert encode_prompt(Example("p", spans, "p"), tokenizer, 400) == found.input_ids[: found.num_prompt_tokens].tolist()
+        assert (
+            encode_prompt(Example("p", spans, "p"), tokenizer, 400)
+            == found.input_ids[: found.num_prompt_tokens].tolist()
+        )
         assert ("import os" in prompt(found, tokenizer)) == task.outside
 
 
@@ -85,12 +90,17 @@ def test_infilling_tokens_leave_the_indent_to_the_output(tokenizer: TextTokenize
 def test_several_changes_are_one_row_or_one_each(tokenizer: TextTokenizer) -> None:
     after = AFTER.replace("c = a", "c = +a")
     assert len(examples(Repair(), tokenizer, after=after)) == 1
-    apart = examples(Repair(chunks="apart", remove_comments=False), tokenizer, after=after.replace(" both", ""))
+    apart = examples(
+        Repair(chunks="apart", remove_comments=False), tokenizer, after=after.replace(" both", "")
+    )
     assert len(apart) == 1  # neighbours are one change
     before = BEFORE.replace("return c", "d = c\n    return d")
     after = before.replace("c = a", "c = +a").replace("- b", "+ b")
     apart = examples(Repair(chunks="apart"), tokenizer, before=before, after=after)
-    assert [e.spans[-2].text for e in apart if isinstance(e, Example)] == ["    c = +a\n", "    return d + b\n"]
+    assert [e.spans[-2].text for e in apart if isinstance(e, Example)] == [
+        "    c = +a\n",
+        "    return d + b\n",
+    ]
     assert len(examples(Repair(chunks="apart"), tokenizer, "test", before=before, after=after)) == 1
 
 

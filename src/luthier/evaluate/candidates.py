@@ -1,0 +1,197 @@
+"""Candidate patches of bugs: generated in one go over all bugs, kept bug by bug as they are found."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from luthier.encoding.encode import encode_prompt
+from luthier.encoding.lexer import normalised
+from luthier.encoding.repair import Place, place_of
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.execution.bugs import Bug, bug_of
+from luthier.models.beams import Continuation, Search, continuations
+from luthier.recipe import Recipe
+from luthier.records import Dropped, Example, Record
+from luthier.run_folder import hash_value, logger, read_jsonl
+from luthier.tasks.repair import Repair
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A bug with what the model is asked.
+
+    Attributes:
+        bug: The bug.
+        place: Its function as rows are made of it, with the lines that are to change.
+        fixed: The fixed function, likewise.
+        prompt: Token ids.
+        trimmed: Tokens of the input that were cut.
+    """
+
+    bug: Bug
+    place: Place
+    fixed: str
+    prompt: list[int]
+    trimmed: int
+
+
+def ask(
+    records: Sequence[Record | Dropped], task: Repair, tokenizer: TextTokenizer, recipe: Recipe
+) -> tuple[list[Asked], list[Dropped]]:
+    """The prompts of bugs, on the path of training rows; and the bugs that cannot be asked about, with the reason.
+
+    The buggy lines are those that the fix changes: fault localisation is given.
+    """
+    asked: list[Asked] = []
+    left_out: list[Dropped] = []
+    room = recipe.data.max_length - recipe.repair.max_new_tokens
+    for record in records:
+        bug = bug_of(record) if isinstance(record, Record) else record
+        sides = task.sides(record) if isinstance(record, Record) and isinstance(bug, Bug) else bug
+        if isinstance(bug, Dropped) or isinstance(sides, Dropped) or not isinstance(sides, tuple):
+            left_out.append(bug if isinstance(bug, Dropped) else sides)  # type: ignore[arg-type] # one of both is
+            continue
+        buggy, fixed, language = sides
+        place, _ = place_of(buggy, fixed)
+        spans = task.prompt_spans(place, language, bug.context, tokenizer, max(8, room))
+        example = Example(bug.id, spans, bug.group)
+        try:
+            prompt = encode_prompt(example, tokenizer, room)
+            whole = encode_prompt(example, tokenizer, 1 << 30)
+        except ValueError as error:
+            fix = "raise data.max_length, or lower repair.max_new_tokens"
+            left_out.append(Dropped(bug.id, "prompt-too-long", f"{error}; {fix}"))
+            continue
+        asked.append(Asked(bug, place, fixed, prompt, len(whole) - len(prompt)))
+    return asked, left_out
+
+
+def generate_candidates(
+    asked: Sequence[Asked],
+    task: Repair,
+    tokenizer: TextTokenizer,
+    lend: Callable[[], PreTrainedModel | PeftModel],
+    recipe: Recipe,
+    path: Path,
+    identity: Any,
+    progress: Progress | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """The candidates of each bug by id, in the order in which they are judged; those that lie in the file are taken from there.
+
+    Args:
+        asked: The bugs.
+        task: Turns outputs into functions.
+        tokenizer: The model's.
+        lend: Loads the model; not called where nothing is left to do.
+        recipe: The run's.
+        path: File of lines, one a bug, behind a first one that says what they were made by.
+        identity: What the candidates depend on beside the recipe: the weights.
+        progress: Called with a label, bugs done and all.
+    """
+    settings = recipe.repair
+    search = search_of(recipe)
+    key = hash_value([identity, str(search), settings.num_candidates, settings.refill, settings.rank_by,
+                      task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
+    lines = read_jsonl(path)
+    known = {line["bug"]: line for line in lines[1:]} if lines and lines[0].get("key") == key else {}
+    prompts = {each.bug.id: hash_value(each.prompt) for each in asked}
+    known = {name: line for name, line in known.items() if prompts.get(name) == line["prompt"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        for line in ({"key": key}, *known.values()):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        todo = [each for each in asked if each.bug.id not in known]
+        if todo:
+            logger.info("repair: candidates of %d bugs", len(todo))
+            found = continuations(lend(), tokenizer, [each.prompt for each in todo], search)
+            for number, (index, outputs) in enumerate(found, 1):
+                each = todo[index]
+                line = {
+                    "bug": each.bug.id,
+                    "prompt": prompts[each.bug.id],
+                    "num_prompt_tokens": len(each.prompt),
+                    "trimmed": each.trimmed,
+                    "candidates": chosen(each, outputs, task, recipe),
+                }
+                known[each.bug.id] = line
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+                if progress:
+                    progress("generating", number, len(todo))
+    return {each.bug.id: known[each.bug.id]["candidates"] for each in asked}
+
+
+def search_of(recipe: Recipe) -> Search:
+    """The search that a recipe asks for."""
+    settings = recipe.repair
+    return Search(
+        method=settings.method,
+        num_beams=settings.beams,
+        max_new_tokens=settings.max_new_tokens,
+        length_penalty=settings.length_penalty,
+        num_groups=settings.num_groups,
+        diversity_penalty=settings.diversity_penalty,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=recipe.seed,
+        rows_at_once=settings.rows_at_once,
+    )
+
+
+def chosen(
+    asked: Asked, outputs: Sequence[Continuation], task: Repair, recipe: Recipe
+) -> list[dict[str, Any]]:
+    """The candidates out of a search's outputs: ranked, and with ``refill`` those first that say something new.
+
+    ``duplicate_of`` is the rank (from 1) of the candidate that says the same, ``unchanged`` whether it is the buggy
+    function, both white space and comments apart.
+    """
+    language = asked.bug.language
+    rows: list[dict[str, Any]] = []
+    for output in outputs:
+        function = task.repaired(asked.place, output.text)
+        rows.append(
+            {
+                "output": output.text,
+                "function": function,
+                "logprob": round(output.logprob, 5),
+                "num_tokens": output.num_tokens,
+                "score": round(output.score, 5),
+                "ended": output.ended,
+                "same": None if function is None else normalised(function, language),
+            }
+        )
+    counts = Counter(row["same"] for row in rows)
+    settings = recipe.repair
+    if settings.rank_by == "mean-logprob":
+        rows.sort(key=lambda row: -row["logprob"] / max(1, row["num_tokens"]))
+    elif settings.rank_by == "agreement":
+        rows.sort(key=lambda row: -counts[row["same"]] if row["same"] is not None else 0)
+    buggy = normalised(asked.place.text, language)
+    seen: set[Any] = set()
+    new: list[dict[str, Any]] = []
+    rest: list[dict[str, Any]] = []
+    for row in rows:
+        row["agreement"] = counts[row["same"]]
+        row["unchanged"] = row["same"] == buggy
+        repeated = row["same"] is not None and row["same"] in seen
+        seen.add(row["same"])
+        (rest if repeated or row["unchanged"] or row["same"] is None else new).append(row)
+    kept = ([*new, *rest] if settings.refill else rows)[: settings.num_candidates]
+    ranks: dict[Any, int] = {}
+    for rank, row in enumerate(kept, 1):
+        same = row.pop("same")
+        row["duplicate_of"] = ranks.get(same) if same is not None else None
+        ranks.setdefault(same, rank)
+    return kept

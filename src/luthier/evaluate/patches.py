@@ -1,0 +1,228 @@
+"""Judged candidates: a line each, a table of bugs by rank, and what they come to, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.evaluate.candidates import Asked
+from luthier.evaluate.significance import Pair, Ratio, mcnemar, paired_bootstrap
+from luthier.execution.adapters import VERDICTS
+from luthier.execution.judge import Judge, Proof
+from luthier.execution.sandbox import Limits
+from luthier.metrics.code import same_tree
+from luthier.recipe import Recipe
+from luthier.records import Dropped
+from luthier.run_folder import read_json, read_jsonl, write_json, write_text
+
+Progress = Callable[[str, int, int | None], None]
+_RANKS = (1, 3, 5, 10)
+_ORDERS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "score": lambda row: -row["score"],
+    "mean-logprob": lambda row: -row["logprob"] / max(1, row["num_tokens"]),
+    "agreement": lambda row: -row["agreement"],
+    "tests": lambda row: row["verdict"] != "passed",
+}
+
+
+def limits_of(recipe: Recipe) -> Limits:
+    """What a recipe allows to a test run."""
+    settings = recipe.repair
+    return Limits(timeout_s=settings.timeout_s, memory_mib=settings.memory_mib, disk_mib=settings.disk_mib)
+
+
+def judge_candidates(
+    asked: Sequence[Asked],
+    left_out: Sequence[Dropped],
+    candidates: Mapping[str, Sequence[Mapping[str, Any]]],
+    recipe: Recipe,
+    folder: Path,
+    memory: Path,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes ``verdicts.jsonl`` and ``repair.json`` into a folder; returns the latter's content.
+
+    Args:
+        asked: The bugs.
+        left_out: Bugs that nothing was asked about.
+        candidates: Of each bug by id, best first.
+        recipe: The run's.
+        folder: Where to write.
+        memory: Verdicts by content, shared by all that judge the same bugs.
+        progress: Called with a label, what is done and all.
+    """
+    workers = recipe.repair.num_workers
+    judge = Judge(memory, limits_of(recipe), None if workers == "auto" else workers)
+    proofs = judge.prove([each.bug for each in asked], progress)
+    proven = [each for each in asked if not proofs[each.bug.id].reason]
+    wanted = [(each, row) for each in proven for row in candidates[each.bug.id]]
+    found = judge.judge([(each.bug, row["function"]) for each, row in wanted], progress)
+    rows: list[dict[str, Any]] = []
+    ranks: Counter[str] = Counter()
+    for (each, row), judgement in zip(wanted, found, strict=True):
+        ranks[each.bug.id] += 1
+        rows.append(
+            {
+                "bug": each.bug.id,
+                "group": each.bug.group,
+                "rank": ranks[each.bug.id],
+                **judgement.model_dump(mode="json"),
+                "exact": row["function"] == each.fixed,
+                "ast": same_tree(row["function"], each.fixed, each.bug.language),
+                **{key: row[key] for key in row if key != "output"},
+            }
+        )
+    write_text(folder / "verdicts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    missing = [
+        *left_out,
+        *(Dropped(name, proof.reason, proof.detail) for name, proof in proofs.items() if proof.reason),
+    ]
+    results = summary(
+        rows,
+        [each.bug.id for each in proven],
+        {each.bug.id: each.bug.group for each in proven},
+        missing,
+        recipe,
+    )
+    results["bugs"] = {
+        each.bug.id: _shown(each, proofs[each.bug.id], results["table"].get(each.bug.id, []))
+        for each in proven
+    }
+    write_json(folder / "repair.json", results)
+    return results
+
+
+def summary(
+    rows: Sequence[Mapping[str, Any]],
+    bugs: Sequence[str],
+    groups: Mapping[str, str],
+    left_out: Sequence[Dropped],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """What the verdicts come to. Candidates are ranked, so plausible@k is whether any of a bug's first k passes.
+
+    The denominator is fixed: every bug was judged, or is left out by reason.
+    """
+    most = recipe.repair.num_candidates
+    of = {name: sorted((r for r in rows if r["bug"] == name), key=lambda r: r["rank"]) for name in bugs}
+    scores: dict[str, list[float]] = {}
+    for k in sorted({k for k in (*_RANKS, most) if k <= most}):
+        for name, good in (
+            ("plausible", _passes),
+            ("exact", lambda r: r["exact"]),
+            ("ast", lambda r: r["ast"]),
+        ):
+            scores[f"{name}@{k}"] = [float(any(good(r) for r in of[bug][:k])) for bug in bugs]
+    shares: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+        "compile_rate": lambda r: r["verdict"] not in ("compile-error", "not-judged"),
+        "distinct_rate": lambda r: r["duplicate_of"] is None,
+        "unchanged_rate": lambda r: r["unchanged"],
+    }
+    pairs = {name: Ratio.mean(values) for name, values in scores.items()}
+    for name, good in shares.items():
+        pairs[name] = Ratio(
+            [sum(good(r) for r in of[bug]) for bug in bugs], [float(len(of[bug])) for bug in bugs]
+        )
+    found = paired_bootstrap(
+        [Pair(Ratio([0.0] * len(bugs), [1.0] * len(bugs)), ratio) for ratio in pairs.values()],
+        [groups[bug] for bug in bugs],
+        num_resamples=recipe.evaluate.num_bootstrap,
+        seed=recipe.seed,
+    )
+    metrics = {
+        name: {"value": one.tuned, "interval": one.interval} for name, one in zip(pairs, found, strict=True)
+    }
+    reasons: dict[str, list[str]] = {}
+    for dropped in left_out:
+        reasons.setdefault(dropped.reason, []).append(dropped.id)
+    return {
+        "num_bugs": len(bugs) + len(left_out),
+        "num_judged": len(bugs),
+        "left_out": {reason: sorted(names) for reason, names in sorted(reasons.items())},
+        "left_out_why": {dropped.id: dropped.detail for dropped in left_out},
+        "num_candidates": most,
+        "metrics": metrics,
+        "verdicts_by_rank": {
+            verdict: [
+                sum(1 for r in rows if r["rank"] == k and r["verdict"] == verdict) for k in range(1, most + 1)
+            ]
+            for verdict in VERDICTS
+        },
+        "plausible_at_1_by_order": {
+            order: _mean([float(bool(of[b]) and _passes(min(of[b], key=by))) for b in bugs])
+            for order, by in _ORDERS.items()
+        },
+        "fences": sorted({r["fence"] for r in rows if r["fence"]}),
+        "table": {bug: [r["verdict"] for r in of[bug]] for bug in bugs},
+    }
+
+
+def compare_repairs(one: Path, other: Path) -> dict[str, Any]:
+    """Bugs that both, only one, or only the other of two results repaired, and McNemar's test; on the bugs that both judged.
+
+    Args:
+        one: Folder with ``repair.json``.
+        other: The other one.
+    """
+    tables = [read_json(folder / "repair.json")["table"] for folder in (one, other)]
+    names = sorted(set(tables[0]) & set(tables[1]))
+    most = [[("passed" in table[name]) for name in names] for table in tables]
+    only_one, only_other, p_value = mcnemar(*most)
+    return {
+        "num_bugs": len(names),
+        "not_in_both": sorted(set(tables[0]) ^ set(tables[1])),
+        "common": [n for n, a, b in zip(names, *most, strict=True) if a and b],
+        "only_first": [n for n, a, b in zip(names, *most, strict=True) if a and not b],
+        "only_second": [n for n, a, b in zip(names, *most, strict=True) if b and not a],
+        "mcnemar": {"only_first": only_one, "only_second": only_other, "p_value": p_value},
+    }
+
+
+def given_candidates(path: Path, asked: Sequence[Asked], recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
+    """Candidates of another tool by bug: lines with ``bug`` and ``function``, best first, and maybe ``logprob`` and ``num_tokens``."""
+    from luthier.encoding.lexer import normalised
+
+    by_bug: dict[str, list[dict[str, Any]]] = {each.bug.id: [] for each in asked}
+    seen: dict[tuple[str, str], int] = {}
+    languages = {each.bug.id: each.bug.language for each in asked}
+    places = {each.bug.id: normalised(each.place.text, each.bug.language) for each in asked}
+    for line in read_jsonl(path):
+        name = line.get("bug")
+        if name not in by_bug or len(by_bug[name]) == recipe.repair.num_candidates:
+            continue
+        function = line.get("function")
+        same = normalised(function, languages[name]) if isinstance(function, str) else ""
+        rank = len(by_bug[name]) + 1
+        logprob, num_tokens = float(line.get("logprob", 0.0)), int(line.get("num_tokens", 1))
+        by_bug[name].append(
+            {"function": function, "logprob": logprob, "num_tokens": num_tokens, "score": float(line.get("score", -rank)),
+             "ended": True, "agreement": 1, "unchanged": same == places[name],
+             "duplicate_of": seen.get((name, same)) if same else None}
+        )  # fmt: skip
+        seen.setdefault((name, same), rank)
+    return by_bug
+
+
+def _passes(row: Mapping[str, Any]) -> bool:
+    return bool(row["verdict"] == "passed")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _shown(each: Asked, proof: Proof, verdicts: Sequence[str]) -> dict[str, Any]:
+    """What the page says of a bug."""
+    return {
+        "path": each.bug.path,
+        "language": each.bug.language,
+        "buggy": each.place.text,
+        "fixed": each.fixed,
+        "symptom": proof.detail[:1000],
+        "failing": list(proof.tests[:20]),
+        "trimmed": each.trimmed,
+        "repaired": "passed" in verdicts,
+    }

@@ -1,0 +1,123 @@
+"""The repair stage: candidates for the recipe's bugs, judged by their tests, in a folder of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from luthier import recipe as recipes
+from luthier.errors import UserError
+from luthier.evaluate.candidates import ask, generate_candidates
+from luthier.evaluate.patches import given_candidates, judge_candidates
+from luthier.models.load import load_tokenizer, load_trained, load_untrained, resolve
+from luthier.recipe import Recipe
+from luthier.run_folder import RunFolder, hash_folder, logger, read_json
+from luthier.tasks.repair import Repair
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def repair(
+    recipe: Recipe,
+    run: RunFolder,
+    which: str,
+    *,
+    lend: Callable[[], PreTrainedModel | PeftModel] | None = None,
+    weights: str = "",
+    given: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes candidates and verdicts into ``repair/WHICH`` of the run; returns the content of ``repair.json``.
+
+    Args:
+        recipe: With ``repair.bugs``.
+        run: The run's folder.
+        which: ``tuned`` and ``base`` load that model; another name needs ``lend`` or ``given``.
+        lend: Loads the model.
+        weights: Hash of what it loads.
+        given: File of candidates instead of a model.
+        progress: Called with a label, what is done and all.
+
+    Raises:
+        UserError: No bugs, a task that repairs nothing, or rows of another form than the adapter was trained with.
+    """
+    task = recipes.build("task", recipe.task, "recipe key task")
+    if not isinstance(task, Repair):
+        raise UserError(
+            f"the task {recipe.task['type']!r} repairs nothing",
+            "recipe key task.type",
+            "set task.type=repair, and train with it",
+        )
+    if recipe.repair.bugs is None:
+        raise UserError(
+            "there are no bugs to repair",
+            "recipe key repair.bugs",
+            "name a source: {type: bugs, path: bugs.jsonl}",
+        )
+    tokenizer = load_tokenizer(recipe.model)
+    if which != "base" and given is None:
+        _same_form(task.identity(tokenizer), run, recipe)
+    records = list(recipes.build("source", recipe.repair.bugs, "recipe key repair.bugs").records())
+    asked, left_out = ask(records, task, tokenizer, recipe)
+    if not asked:
+        why = (
+            "; ".join(f"{d.id}: {d.reason} {d.detail}" for d in left_out[:3]) or "the source gave no records"
+        )
+        raise UserError(
+            f"nothing can be asked about any of the bugs: {why}",
+            "recipe key repair.bugs",
+            "mend the bugs, or name others",
+        )
+    folder = run.repair / which
+    if given is not None:
+        candidates = given_candidates(given, asked, recipe)
+    else:
+        result = run.result()
+        if lend is None:
+            trained = which == "tuned" and result is not None
+            weights = hash_folder(result) if trained and result is not None else resolve(recipe.model)
+            lend = (
+                _tuned(recipe, run, len(tokenizer))
+                if trained
+                else lambda: load_untrained(recipe.model, len(tokenizer))
+            )
+        identity = [weights, task.identity(tokenizer)]
+        path = folder / "candidates.jsonl"
+        candidates = generate_candidates(asked, task, tokenizer, lend, recipe, path, identity, progress)
+    return judge_candidates(
+        asked, left_out, candidates, recipe, folder, run.repair / "judged.jsonl", progress
+    )
+
+
+def _tuned(recipe: Recipe, run: RunFolder, size: int) -> Callable[[], PreTrainedModel | PeftModel]:
+    return lambda: load_trained(recipe.model, run, size)
+
+
+def _same_form(form: dict[str, Any], run: RunFolder, recipe: Recipe) -> None:
+    """Whether rows are now as they were in training: an adapter that learned another form repairs less, and says nothing."""
+    if not run.form().is_file():
+        raise UserError(
+            "nothing says in what form the rows of training were",
+            str(run.form()),
+            "train with the task repair, or judge --base",
+        )
+    before = read_json(run.form())
+    differing = [
+        f"{key}: {before.get(key)!r} in training, {form.get(key)!r} now"
+        for key in form
+        if before.get(key) != form[key]
+    ]
+    if not differing:
+        return
+    if recipe.repair.other_format == "warn":
+        logger.warning("repair: rows have another form than in training (%s)", "; ".join(differing))
+        return
+    raise UserError(
+        f"rows have another form than in training ({'; '.join(differing)})",
+        "recipe key task",
+        "leave the task as it was trained, or set repair.other_format=warn to see what it costs",
+    )

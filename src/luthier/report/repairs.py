@@ -1,0 +1,106 @@
+"""Judged patches on the page: figures, candidates by rank, and each bug with its fix, its candidates and what became of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.report.safe import code, differences
+from luthier.report.sections import label, number
+from luthier.run_folder import RunFolder
+
+_SIDES = ("tuned", "base", "given")
+_RIGHT = {"passed": "hit"}
+
+
+def view(
+    run: RunFolder,
+    count: int,
+    load: Callable[[Path], Any],
+    load_lines: Callable[[Path], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """What the page shows of each result in ``repair/``; empty where there is none.
+
+    Args:
+        run: The run's folder.
+        count: Bugs shown at most, by a hash of their ids and not by what became of them.
+        load: Reads a JSON file, or gives None.
+        load_lines: Reads the objects of a JSONL file.
+    """
+    shown = []
+    for side in _SIDES:
+        results = load(run.repair / side / "repair.json")
+        if results is None:
+            continue
+        rows = load_lines(run.repair / side / "verdicts.jsonl")
+        ranks = list(range(1, results["num_candidates"] + 1))
+        shown.append(
+            {
+                "name": side,
+                "num_bugs": results["num_bugs"],
+                "num_judged": results["num_judged"],
+                "left_out": [
+                    (reason, len(names), ", ".join(names[:5]))
+                    for reason, names in results["left_out"].items()
+                ],
+                "ranks": ranks,
+                "verdicts": [
+                    (name, counts) for name, counts in results["verdicts_by_rank"].items() if any(counts)
+                ],
+                "metrics": [
+                    (label(name), number(one["value"], "share"), _interval(one))
+                    for name, one in results["metrics"].items()
+                ],
+                "fences": ", ".join(results["fences"]),
+                "bugs": _bugs(results["bugs"], rows, count),
+            }
+        )
+    return shown
+
+
+def _bugs(bugs: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    chosen = sorted(bugs, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())[
+        :count
+    ]
+    of: dict[str, list[Mapping[str, Any]]] = {name: [] for name in chosen}
+    for row in rows:
+        if row["bug"] in of:
+            of[row["bug"]].append(row)
+    return [
+        {
+            "id": name,
+            "path": bugs[name]["path"],
+            "repaired": bugs[name]["repaired"],
+            "symptom": code(bugs[name]["symptom"]),
+            "failing": ", ".join(bugs[name]["failing"]),
+            "fix": differences(bugs[name]["fixed"], bugs[name]["buggy"]),
+            "candidates": [_candidate(row, bugs[name]["buggy"]) for row in of[name]],
+        }
+        for name in chosen
+    ]
+
+
+def _candidate(row: Mapping[str, Any], buggy: str) -> dict[str, Any]:
+    notes = [
+        word
+        for word, said in (("exact", row["exact"]), ("same tree", row["ast"] and not row["exact"]))
+        if said
+    ]
+    if row["duplicate_of"] is not None:
+        notes.append(f"as #{row['duplicate_of']}")
+    return {
+        "rank": row["rank"],
+        "verdict": row["verdict"],
+        "kind": _RIGHT.get(row["verdict"], "miss"),
+        "notes": ", ".join(notes),
+        "logprob": number(row["logprob"]),
+        "failing": row["failing"],
+        "message": code(row["message"]) if row["message"] else None,
+        "patch": None if row["function"] is None else differences(row["function"], buggy),
+    }
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    return "" if one["interval"] is None else " – ".join(number(end, "share") for end in one["interval"])

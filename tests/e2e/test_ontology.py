@@ -193,6 +193,27 @@ def test_edge_losses_cover_every_node_once(place) -> None:
                 assert 0.3 * scored < total < scored
 
 
+def test_a_document_of_two_parts_is_in_the_test_split_alone(recipe: Path, tmp_path: Path) -> None:
+    path = str(recipe.parent / "documents.jsonl")
+    parts = {
+        name: {"type": "paths", "path": path, "part": part, "part_seed": 1}
+        for name, part in (("source", "train"), ("eval_source", "eval"), ("test_source", "test"))
+    }
+    tree = pipeline.read(recipe).model_dump(mode="json")
+    tree["data"] |= parts | {"splits": {"train": 1.0, "eval": 0.0, "test": 0.0}}
+    made = pipeline.prepare(tree, folder=tmp_path / "run")
+    names: dict[str, set[str]] = {}
+    tops: dict[str, set[str]] = {}
+    for split in ("train", "eval", "test"):
+        rows = list(Rows(made.rows(split)))
+        names[split] = {row.meta["title"] for row in rows}
+        tops[split] = {way[1] for row in rows for way in row.meta["paths"]}
+    for one, other in (("train", "eval"), ("train", "test"), ("eval", "test")):
+        assert names[one] and not names[one] & names[other] and not tops[one] & tops[other]
+    dropped = read_json(made.ledger)["records"]["dropped"]
+    assert dropped["exact-duplicate"]["count"] > 0 and not dropped["exact-duplicate"]["budgeted"]
+
+
 def test_an_encoder_that_is_not_there(recipe: Path, place) -> None:
     with pytest.raises(UserError, match="holds no model"):
         pipeline.evaluate(recipe, "evaluate.ontology.embedding_model=/nowhere", folder=place.path)

@@ -64,14 +64,6 @@ PYTHON = {
         "sha256": "1a29730d366e996aaacffb2f1f1cb9593dc38e2ddd30c91250c6dde09ea9b417",
         **pytest_of({"inflection/__init__.py": "test_inflection.py"}),
     },
-    "jmespath==1.1.0": {
-        "sha256": "472c87d80f36026ae83c6ddd0f1d05d4e510134ed462851fd5f754c8c3cbb88d",
-        **pytest_of({
-            "jmespath/lexer.py": "tests/test_lexer.py", "jmespath/parser.py": "tests/test_parser.py",
-            "jmespath/functions.py": "tests/test_functions.py tests/test_compliance.py",
-            "jmespath/visitor.py": "tests/test_search.py tests/test_compliance.py",
-        }),
-    },
     "semver==3.1.1": {
         "sha256": "149b26cabada6f63212f97e94505d21578cb1d280cf714827f328d5e70765fea",
         **pytest_of(
@@ -119,7 +111,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     programs: dict[str, Any] = PYTHON if options.language == "python" else JAVA
-    wanted = options.per_program or (34 if options.language == "python" else 64)
+    wanted = options.per_program or (60 if options.language == "python" else 64)
     judge = Judge(cache_folder() / "planted" / f"{options.language}.jsonl", LIMITS, options.workers)
     bugs, reasons = [], collections.Counter[str]()
     began = time.perf_counter()
@@ -186,6 +178,8 @@ def plant(
         for bug, entry in batch:
             proof = proofs[bug.id]
             reasons.update([proof.reason] if proof.reason else [])
+            if proof.reason.startswith("fixed-"):  # its tests do not run here, whatever is planted
+                places = [place for place in places if place[0] != entry["path"]]
             if not proof.reason and len(kept) < wanted:
                 kept.append({**entry, "failing": list(proof.tests[:3])})
     return kept

@@ -25,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.errors import UserError
 from luthier.models import fused, packed
 from luthier.models.forward import base_model
 from luthier.models.memory import give_back
@@ -409,13 +410,22 @@ def continuations(
         prompts: Token ids, at least one each.
         search: How.
 
+    Raises:
+        UserError: Diverse beams are wanted of such a model.
+
     Yields:
         Index of a prompt, and its continuations: ``num_beams`` of them but where fewer were found.
     """
     was_training = model.training
     model.eval()
     try:
-        if search.method != "diverse-beam" and can_share(base_model(model)) is not None:
+        if why_not := can_share(base_model(model)):
+            if search.method == "diverse-beam":
+                raise UserError(
+                    f"diverse beams need attention of our own, which this model does not take: {why_not}",
+                    "recipe key repair.method",
+                    "set repair.method=beam or repair.method=sample",
+                )
             for index, prompt in enumerate(prompts):
                 yield index, one_at_a_time(model, tokenizer, prompt, search)
             return

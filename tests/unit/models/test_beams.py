@@ -5,8 +5,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tests.fixtures.tiny_model import make_model, make_tokenizer
+from transformers import MistralConfig, MistralForCausalLM
 
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.errors import UserError
 from luthier.models.beams import Search, can_share, continuations, likeliest, one_at_a_time
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
@@ -118,15 +120,12 @@ def test_the_likeliest_are_found_without_sorting_all() -> None:
     assert torch.equal(tokens, expected.indices) and torch.allclose(values, expected.values, atol=1e-5)
 
 
-def test_a_window_is_left_to_transformers() -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
-    small = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 40,
-    }
-    model = MistralForCausalLM(MistralConfig(**small, num_key_value_heads=1, sliding_window=4))
+def test_a_window_is_left_to_transformers(tokenizer: TextTokenizer) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(**small, vocab_size=400, num_key_value_heads=1, sliding_window=4)
+    model = MistralForCausalLM(config)
     assert "window" in str(can_share(model))
+    outputs = found(model, tokenizer, prompts(2), Search(num_beams=2, max_new_tokens=3))
+    assert [len(outputs[i]) for i in (0, 1)] == [2, 2]
+    with pytest.raises(UserError, match="diverse beams need attention of our own"):
+        found(model, tokenizer, prompts(2), Search(method="diverse-beam", num_beams=2, num_groups=2))

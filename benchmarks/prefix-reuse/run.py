@@ -27,8 +27,12 @@ PACKAGE = {"networkx==3.6.1": "26b7c357accc0c8cde558ad486283728b65b6a95d85ee1cd6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "luthier-benchmark-prefix-reuse")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "luthier-benchmark-prefix-reuse"
+    )
     parser.add_argument("--files", type=int, default=6, help="files that lines are taken of")
     parser.add_argument("--lines", type=int, default=30, help="lines of each file")
     parser.add_argument("--max-length", type=int, default=2048, help="tokens of a row at most")

@@ -48,10 +48,18 @@ NUM_JEDI = 150
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", help="train, own, none, other, a composer, categories, memory, table")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "luthier-study-project-context")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes of the recipe")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts", nargs="+", help="train, own, none, other, a composer, categories, memory, table"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "luthier-study-project-context"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="changes of the recipe"
+    )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
@@ -109,8 +117,8 @@ def evaluate(options: argparse.Namespace, arm: str) -> None:
 def categories(options: argparse.Namespace) -> None:
     """How categories by name and by import agree with jedi, on a sample of the test rows."""
     from luthier.projects.categories import by_jedi
-    from luthier.records import Record
     from luthier.recipe import build
+    from luthier.records import Record
     from luthier.run_folder import read_jsonl
     from luthier.sources.project_files import top_of
     from luthier.sources.sdists import fetch
@@ -193,14 +201,22 @@ def table(options: argparse.Namespace) -> None:
     seen_lines = lines_of_training(options)
     subsets = {
         "all": np.ones(len(ids), bool),
-        "own projects in training": np.array([own[i]["group"].split("==")[0].removeprefix("test:") in TRAINED_ON for i in ids]),
-        "line not verbatim in the context": np.array([own[i]["meta"]["strata"]["verbatim in context"] == "no" for i in ids]),
+        "own projects in training": np.array(
+            [own[i]["group"].split("==")[0].removeprefix("test:") in TRAINED_ON for i in ids]
+        ),
+        "line not verbatim in the context": np.array(
+            [own[i]["meta"]["strata"]["verbatim in context"] == "no" for i in ids]
+        ),
         "line not verbatim in training": np.array([own[i]["target"].strip() not in seen_lines for i in ids]),
-        "in project by import": np.array([own[i]["meta"]["strata"]["category by import"] == "inproject" for i in ids]),
+        "in project by import": np.array(
+            [own[i]["meta"]["strata"]["category by import"] == "inproject" for i in ids]
+        ),
     }
     subsets["projects not in training"] = ~subsets["own projects in training"]
     for category in sorted({own[i]["meta"]["strata"]["category"] for i in ids}):
-        subsets[f"category {category}"] = np.array([own[i]["meta"]["strata"]["category"] == category for i in ids])
+        subsets[f"category {category}"] = np.array(
+            [own[i]["meta"]["strata"]["category"] == category for i in ids]
+        )
     figures: dict[str, Any] = {"num_rows": len(ids), "num_files": len(set(groups)), "exact_match": {}}
     for (model, arm), scores in exact.items():
         figures["exact_match"].setdefault(model, {})[arm] = {
@@ -209,7 +225,10 @@ def table(options: argparse.Namespace) -> None:
         similar = np.array([arms[arm][i][model]["scores"]["edit_similarity"] for i in ids])
         figures.setdefault("edit_similarity", {}).setdefault(model, {})[arm] = with_interval(similar, groups)
     figures["by_subset"] = {
-        name: {"rows": int(mask.sum()), **comparisons(exact, [g for g, m in zip(groups, mask, strict=True) if m], mask)}
+        name: {
+            "rows": int(mask.sum()),
+            **comparisons(exact, [g for g, m in zip(groups, mask, strict=True) if m], mask),
+        }
         for name, mask in subsets.items()
         if mask.any()
     }
@@ -217,17 +236,27 @@ def table(options: argparse.Namespace) -> None:
     figures["relative_gain_own"] = main_one.get("relative_gain")
     figures["relative_gain_own_interval"] = main_one.get("relative_gain_interval")
     figures["bits_per_byte"] = {
-        arm: {model: read_json(options.work / arm / "scores.json")["metrics"]["bits_per_byte"][model] for model in ("base", "tuned")}
+        arm: {
+            model: read_json(options.work / arm / "scores.json")["metrics"]["bits_per_byte"][model]
+            for model in ("base", "tuned")
+        }
         for arm in arms
     }
     figures["perplexity"] = {
-        arm: {model: read_json(options.work / arm / "scores.json")["metrics"]["perplexity"][model] for model in ("base", "tuned")}
+        arm: {
+            model: read_json(options.work / arm / "scores.json")["metrics"]["perplexity"][model]
+            for model in ("base", "tuned")
+        }
         for arm in arms
     }
     ledger = read_json(RunFolder(options.work / "own").ledger)
     figures["leaks"] = {
-        "files_dropped": {r: e["count"] for r, e in ledger["records"]["dropped"].items() if "duplicate" in r or "group" in r},
-        "share_of_lines_verbatim_in_training": round(1 - float(subsets["line not verbatim in training"].mean()), 4),
+        "files_dropped": {
+            r: e["count"] for r, e in ledger["records"]["dropped"].items() if "duplicate" in r or "group" in r
+        },
+        "share_of_lines_verbatim_in_training": round(
+            1 - float(subsets["line not verbatim in training"].mean()), 4
+        ),
     }
     manifest = read_json(RunFolder(options.work / "own").manifest)
     figures["test_rows_sha256"] = manifest["files"]["test.arrow"]
@@ -267,7 +296,9 @@ def comparisons(exact: dict[tuple[str, str], Any], groups: list[str], mask: Any)
 
     found: dict[str, Any] = {}
     for model in ("base", "tuned"):
-        entry: dict[str, Any] = {arm: round(float(s[mask].mean()), 4) for (m, arm), s in exact.items() if m == model}
+        entry: dict[str, Any] = {
+            arm: round(float(s[mask].mean()), 4) for (m, arm), s in exact.items() if m == model
+        }
         for arm in [arm for m, arm in exact if m == model and arm != "own"]:
             pair = Ratio.mean(exact[model, arm][mask]), Ratio.mean(exact[model, "own"][mask])
             plain, ratio = paired_bootstrap([Pair(*pair), Pair(*pair, np.log)], groups)
@@ -275,7 +306,9 @@ def comparisons(exact: dict[tuple[str, str], Any], groups: list[str], mask: Any)
                 "difference": plain.difference,
                 "interval": plain.interval,
                 "relative_gain": None if ratio.difference is None else float(np.expm1(ratio.difference)),
-                "relative_gain_interval": None if ratio.interval is None else [float(np.expm1(x)) for x in ratio.interval],
+                "relative_gain_interval": None
+                if ratio.interval is None
+                else [float(np.expm1(x)) for x in ratio.interval],
             }
         found[model] = entry
     return found

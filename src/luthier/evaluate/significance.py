@@ -133,9 +133,10 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
     shares = [1 / sizes[group] for group in groups]
     macro = {
         name: Pair(
-            *(Ratio([s * w for s, w in zip(column, shares, strict=True)], shares) for column in columns)
+            Ratio([score * share for score, share in zip(base, shares, strict=True)], shares),
+            Ratio([score * share for score, share in zip(tuned, shares, strict=True)], shares),
         )
-        for name, columns in scores.items()
+        for name, (base, tuned) in scores.items()
     }
     differences = paired_bootstrap(
         [*pairs.values(), *macro.values()], groups, num_resamples=num_resamples, seed=seed

@@ -26,7 +26,7 @@ def chrf(outputs: Sequence[str], targets: Sequence[str]) -> list[float]:
     Source: Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation"; sacrebleu's sentence score / 100.
     """
     try:
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise UserError(
             "the metric chrf needs sacrebleu, which is not installed",

@@ -230,7 +230,8 @@ def _from_one_prefix(
             for i in indices
         ]
         cache = DynamicCache(config=base.config)
-        for place, layer in enumerate(prefix.layers):
+        layers: list[Any] = list(prefix.layers)  # of plain attention: others are not reached by a prefix
+        for place, layer in enumerate(layers):
             keys, values = (kept.expand(len(indices), -1, -1, -1) for kept in (layer.keys, layer.values))
             cache.update(keys, values, place)
         batch = collate(own, pad_id=0).to(base.device)

@@ -169,7 +169,9 @@ class Kept:
 
 _MISFITS = 12
 _LEAST = 64  # tokens below which there is no room for a part
-_MOST_CHARS = 16  # characters a token at most, for what is tried: longer texts than that cannot be code that fits
+_MOST_CHARS = (
+    16  # characters a token at most, for what is tried: longer texts than that cannot be code that fits
+)
 
 
 def fit(

@@ -90,7 +90,9 @@ def imports(text: str, language: str) -> list[Import]:
     source, root = parse(text, language)
     if language == "java":
         return [
-            found for node in nodes(root, language, {"import_declaration"}) for found in _java_import(node, source)
+            found
+            for node in nodes(root, language, {"import_declaration"})
+            for found in _java_import(node, source)
         ]
     found = []
     for node in nodes(root, language, {"import_statement", "import_from_statement"}):

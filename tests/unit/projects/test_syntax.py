@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from luthier.projects import syntax
@@ -74,5 +76,5 @@ def test_broken_code_is_read_as_far_as_it_goes() -> None:
 def test_blocks_cover_a_file_once() -> None:
     found = syntax.blocks(PYTHON, "python", most_lines=6)
     assert found[0][0] == 0 and found[-1][1] == PYTHON.count("\n")
-    assert all(end == start for (_, end), (start, _) in zip(found, found[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in pairwise(found))
     assert max(end - start for start, end in found) <= 6

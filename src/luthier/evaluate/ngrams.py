@@ -21,9 +21,9 @@ LEAST_ROWS = 2
 # More rows than this add little to so plain a model, and hours to its training.
 MOST_ROWS = 100_000
 _BATCH_ROWS = 256
-_MOST_EPOCHS = 20
+_MOST_EPOCHS = 40
 _PATIENCE = 2
-_RATE = 0.3
+_RATE = 1.0
 # Odd numbers that spread token ids over 64 bits, one for each place in an n-gram.
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 

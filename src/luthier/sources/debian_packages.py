@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 from luthier.errors import UserError
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.sources import Source
+from luthier.sources.control_files import fingerprint, paragraphs
 
-_HELPER = "/usr/lib/apt/apt-helper"  # reads whatever apt compresses its lists with
+# Of the lists, by their name in a record.
+_FIELDS = {
+    "section": "Section",
+    "description": "Description",
+    "depends": "Depends",
+    "homepage": "Homepage",
+    "tags": "Tag",
+}
 
 
 @source("debian-packages")
@@ -31,59 +35,26 @@ class DebianPackages(Source):
     def records(self) -> Iterator[Record | Dropped]:
         """The packages, each once: as the first list has it."""
         seen: set[str] = set()
-        for file in self._files():
-            for text in self._read(file).split("\n\n"):
-                fields = _fields(text)
-                name = fields.get("Package", "")
-                if not name or name in seen:
-                    continue
-                seen.add(name)
-                values = {
-                    key.lower(): fields.get(key, "")
-                    for key in ("Section", "Description", "Depends", "Homepage")
-                }
-                group = fields.get("Source", name).split(" ")[0]
-                tags = fields.get("Tag", "")
-                yield Record(name, {"name": name, **values, "tags": tags}, group)
+        for fields in paragraphs(self._lists):
+            name = fields.get("Package", "")
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            values = {key: _one_line(fields.get(own, "")) for key, own in _FIELDS.items()}
+            group = fields.get("Source", name).split(" ")[0]
+            yield Record(name, {"name": name, **values}, group)
         if not seen:
             raise UserError("the lists name no package", self.path, "run `apt-get update`")
 
     def fingerprint(self) -> str:
         """Hash of the lists."""
-        total = hashlib.sha256()
-        for file in self._files():
-            total.update(file.read_bytes())
-        return total.hexdigest()
+        return fingerprint([self._lists])
 
-    def _files(self) -> list[Path]:
-        files = sorted(Path(self.path).glob("*_Packages*"))
-        if not files:
-            raise UserError(
-                f"there are no lists of packages in {self.path}",
-                "recipe key data.source.path",
-                "run `apt-get update` on a Debian machine",
-            )
-        return files
-
-    def _read(self, file: Path) -> str:
-        if not file.suffix or file.name.endswith("_Packages"):
-            return file.read_text(encoding="utf-8")
-        if shutil.which(_HELPER) is None:
-            raise UserError(
-                f"{file.name} is compressed, and {_HELPER} is not there", str(file), "unpack it first"
-            )
-        done = subprocess.run([_HELPER, "cat-file", str(file)], capture_output=True, check=False)
-        if done.returncode:
-            raise UserError(
-                f"{file.name} cannot be unpacked: {done.stderr.decode(errors='replace').strip()[:200]}",
-                str(file),
-                "run `apt-get update` again",
-            )
-        return done.stdout.decode("utf-8")
+    @property
+    def _lists(self) -> str:
+        return f"{self.path}/*_Packages*"
 
 
-def _fields(text: str) -> dict[str, str]:
-    """The fields of one package; lines that go on are joined by a space."""
-    whole = re.sub(r"\n[ \t]+\.?", " ", text)
-    pairs = (line.partition(": ") for line in whole.split("\n"))
-    return {key: value.strip() for key, _, value in pairs}
+def _one_line(text: str) -> str:
+    """Lines that go on joined by a space; a full stop alone is an empty line."""
+    return re.sub(r"\n[ \t]*\.?", " ", text).strip()

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import glob
-import gzip
-import hashlib
-import lzma
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic import Field
 
-from luthier.errors import UserError
 from luthier.records import Dropped, Record
 from luthier.registry import source
+from luthier.sources.control_files import fingerprint, paragraphs
 from luthier.sources.documents import Documents
-
-_HELPER = "/usr/lib/apt/apt-helper"
 
 
 @source("debtags")
@@ -47,7 +37,7 @@ class Debtags(Documents):
         names = self._names()
         long = dict(self._long_descriptions())
         seen: set[str] = set()
-        for fields in self._paragraphs(self.packages):
+        for fields in paragraphs(self.packages):
             package = fields.get("Package", "")
             tags = [tag.strip() for tag in fields.get("Tag", "").replace("\n", " ").split(",")]
             tags = [t for t in tags if "::" in t and t.partition("::")[0] not in self.exclude_facets]
@@ -71,19 +61,14 @@ class Debtags(Documents):
 
     def fingerprint(self) -> str:
         """Hash of names and contents of the files."""
-        total = hashlib.sha256()
-        patterns = [self.packages, self.vocabulary, *([self.translations] if self.translations else [])]
-        for pattern in patterns:
-            for path in _matches(pattern):
-                total.update(
-                    f"{os.path.basename(path)}\0".encode() + hashlib.sha256(Path(path).read_bytes()).digest()
-                )
-        return total.hexdigest()
+        return fingerprint(
+            [self.packages, self.vocabulary, *([self.translations] if self.translations else [])]
+        )
 
     def _names(self) -> dict[str, str]:
         """Readable names of facets and tags; a tag's is only readable below its facet where two share it."""
         names = {}
-        for fields in self._paragraphs(self.vocabulary):
+        for fields in paragraphs(self.vocabulary):
             name = fields.get("Facet") or fields.get("Tag")
             if name:
                 names[name] = " ".join(fields.get("Description", name).partition("\n")[0].split()) or name
@@ -91,53 +76,7 @@ class Debtags(Documents):
 
     def _long_descriptions(self) -> Iterator[tuple[str, str]]:
         if self.translations:
-            for fields in self._paragraphs(self.translations):
+            for fields in paragraphs(self.translations):
                 lines = fields.get("Description-en", "").split("\n")
                 text = "\n".join("" if line.strip() == "." else line.strip() for line in lines)
                 yield fields.get("Description-md5", ""), text.strip()
-
-    def _paragraphs(self, pattern: str) -> Iterator[dict[str, str]]:
-        """Paragraphs of control files: field by name, continuation lines joined by line ends."""
-        for path in _matches(pattern):
-            fields: dict[str, str] = {}
-            last = ""
-            for line in [*_text(path).split("\n"), ""]:
-                if not line.strip():
-                    if fields:
-                        yield fields
-                    fields = {}
-                elif line[0] in " \t":
-                    fields[last] = fields.get(last, "") + "\n" + line[1:]
-                else:
-                    last, _, value = line.partition(":")
-                    fields[last] = value.strip()
-
-
-def _matches(pattern: str) -> list[str]:
-    paths = sorted(glob.glob(os.path.expanduser(pattern)))
-    if not paths:
-        raise UserError(
-            "there is no such file",
-            pattern,
-            "apt-get update writes lists to /var/lib/apt/lists, and the package debtags brings the vocabulary; "
-            "long descriptions: apt-get -o Acquire::Languages=en -o Dir::State::lists=DIR update",
-        )
-    return paths
-
-
-def _text(path: str) -> str:
-    try:
-        if path.endswith(".lz4"):
-            if not shutil.which(_HELPER):
-                raise UserError(
-                    "apt, which reads .lz4 lists, is not installed", path, "unpack it with lz4 -d"
-                )
-            done = subprocess.run([_HELPER, "cat-file", path], capture_output=True, check=True)
-            return done.stdout.decode("utf-8", "replace")
-        if path.endswith(".gz"):
-            return gzip.decompress(Path(path).read_bytes()).decode("utf-8", "replace")
-        if path.endswith(".xz"):
-            return lzma.decompress(Path(path).read_bytes()).decode("utf-8", "replace")
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except (OSError, subprocess.CalledProcessError, lzma.LZMAError, EOFError) as error:
-        raise UserError(f"the list cannot be read: {error}", path, "run apt-get update again") from error

@@ -1,11 +1,9 @@
 import gzip
-import shutil
 from pathlib import Path
 
 import pytest
 
 from luthier.errors import UserError
-from luthier.sources import debian_packages
 from luthier.sources.debian_packages import DebianPackages
 
 TEXT = """Package: libfoo-dev
@@ -39,19 +37,17 @@ def test_packages_once_each_with_their_section(tmp_path: Path) -> None:
     assert DebianPackages(path=str(tmp_path)).fingerprint() != before
 
 
-def test_compressed_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if shutil.which(debian_packages._HELPER) is None:
-        pytest.skip("apt is not installed")
+def test_compressed_lists(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a_Packages.gz", "wt") as file:
         file.write(TEXT)
     assert len(list(DebianPackages(path=str(tmp_path)).records())) == 2
-    monkeypatch.setattr(debian_packages, "_HELPER", "/no/such/helper")
-    with pytest.raises(UserError, match="is compressed"):
+    (tmp_path / "a_Packages.gz").write_bytes(b"no archive")
+    with pytest.raises(UserError, match="cannot be read"):
         list(DebianPackages(path=str(tmp_path)).records())
 
 
 def test_no_lists(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no lists"):
+    with pytest.raises(UserError, match="no such file"):
         list(DebianPackages(path=str(tmp_path)).records())
     (tmp_path / "a_Packages").write_text("")
     with pytest.raises(UserError, match="no package"):

@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel test-launch test-slurm test-hostile check format schema lock golden faults bench docs clean
+.PHONY: demo test test-wheel test-launch test-kill test-slurm test-hostile check format schema lock golden faults bench docs clean
 .DEFAULT_GOAL := demo
 
 # Where it is set, every process that a test starts would compile all of torch and transformers anew.
@@ -39,6 +39,9 @@ test-wheel: $(SETUP)  ## build the wheel, install it into a fresh environment, i
 
 test-launch: $(SETUP)  ## whole runs in several processes, and a sweep that is cut off; three minutes
 	LUTHIER_TEST_LAUNCH=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_launch.py
+
+test-kill: $(SETUP)  ## kill -9 twenty times, of one process, of two, of one of two, some in a checkpoint; two minutes
+	LUTHIER_TEST_KILLS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults/test_kill_rank.py
 
 test-slurm: $(SETUP)  ## launching, preemption and sweeps on a real Slurm of one node, set up and torn down again; Debian, as root
 	$(BIN)/python tests/slurm/run.py

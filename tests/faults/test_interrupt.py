@@ -41,6 +41,8 @@ def interrupt(arguments, folder, begun):
         [sys.executable, "-m", "luthier", *map(str, arguments)],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A shell that was put into the background leaves its children deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         try:
             deadline = time.monotonic() + 120

@@ -41,6 +41,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/faults.md": faults_page(known, results),
         "reference/peers-faults.md": measured_page("benchmarks/faults"),
         "reference/training-speed.md": measured_page("benchmarks/training"),
+        "reference/state-space-speed.md": measured_page("benchmarks/ssm"),
         **{
             f"{path.parent}.md": measured_page(str(path.parent))
             for path in sorted(Path("studies").glob("*/table.py"))

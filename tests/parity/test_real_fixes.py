@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from luthier.encoding.lexer import Language, NotCode, tokens, without_comments
 from luthier.encoding.repair import output_text, patched, place_of
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "repair"
+DATA = Path(os.environ.get("LUTHIER_TEST_DATA", "data")) / "repair"
 
 
 def pairs(every: int) -> Iterator[tuple[Language, str, str]]:
@@ -31,7 +32,7 @@ def pairs(every: int) -> Iterator[tuple[Language, str, str]]:
                     yield language, row[before], row[after]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the data for measuring is not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the rows are not there (LUTHIER_TEST_DATA)")
 def test_real_fixes_come_back_byte_for_byte() -> None:
     counts: Counter[str] = Counter()
     for language, before, after in pairs(every=40):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,7 +16,7 @@ OPENED = [
     f"--add-exports=jdk.compiler/com.sun.tools.javac.{part}=ALL-UNNAMED"
     for part in ("parser", "util", "file")
 ]
-CODREP = Path(__file__).parents[3] / "shared" / "data" / "repair" / "codrep-java.jsonl.gz"
+CODREP = Path(os.environ.get("LUTHIER_TEST_DATA", "data")) / "repair" / "codrep-java.jsonl.gz"
 TEXTS = [
     "long a = 0x1F_FL + 0b10 + 017, b = 1_000; double c = 1e-5f + .5 + 5. + 0x1.8p3 + 1.e3 + 3d, d = f(1..2);",
     "char a = 'a', b = '\\'', c = '\\u0041', d = '\\177', e = '\"'; String s = \"// no \\\" /* no */\" + '\\\\';",

@@ -102,8 +102,9 @@ def _run(step: dict[str, Any], order: dict[str, Any], *, alone: bool) -> dict[st
                     break
         if status is None and time.monotonic() - began > step["seconds"]:
             timed_out = True
-            _kill(child, alone)
-            _, status = os.waitpid(child, 0)
+            status = _kill(child, alone)
+            if status is None:
+                _, status = os.waitpid(child, 0)
     _kill(child, alone)
     size = os.lseek(output, 0, os.SEEK_END)
     os.lseek(output, max(0, size - order["keep_bytes"]), os.SEEK_SET)
@@ -153,21 +154,27 @@ def _become(step: dict[str, Any], order: dict[str, Any], output: int) -> None:
         os._exit(127)
 
 
-def _kill(child: int, alone: bool) -> None:
-    """Ends a step with all that it started; where its processes have no table of their own, what stayed in its session."""
+def _kill(child: int, alone: bool) -> int | None:
+    """Ends a step with all that it started; where its processes have no table of their own, what stayed in its session.
+
+    Returns:
+        The status of the step's first process, if it was waited for here.
+    """
+    status = None
     with contextlib.suppress(OSError):
         os.killpg(child, signal.SIGKILL)
-    if alone:
-        for _ in range(100):
-            with contextlib.suppress(OSError):
-                os.kill(-1, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-                if os.getpid() != 1:
-                    return
-                continue
-            return
+    for _ in range(100 if alone else 0):
+        with contextlib.suppress(OSError):
+            os.kill(-1, signal.SIGKILL)
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == child:
+                    status = ended[1]
+        except ChildProcessError:
+            break
+        if os.getpid() != 1:
+            break
+    return status
 
 
 def _hashes(names: list[str]) -> dict[str, str]:

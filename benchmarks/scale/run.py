@@ -140,7 +140,7 @@ def watched(command: list[str]) -> float:
     process = subprocess.Popen(command)
     most = 0
     while process.poll() is None:
-        time.sleep(0.5)
+        time.sleep(0.5)  # between two samples
         total = 0
         try:
             for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:

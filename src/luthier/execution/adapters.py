@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,9 +94,9 @@ class Adapter(Options):
         """What no candidate may change."""
         return [path for path in self.guard if path != bug.path]
 
+    @abstractmethod
     def steps(self, bug: Bug) -> list[Step]:
         """``compile``, if there is such a step, and ``test``."""
-        raise NotImplementedError
 
     def test_cases(self, outcome: Outcome) -> dict[str, bool]:
         """Test cases that the step ``test`` names."""

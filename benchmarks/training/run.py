@@ -1,6 +1,6 @@
 """How fast Luthier trains beside TRL, transformers' Trainer and LLaMA-Factory, what it needs, and how that grows.
 
-    python benchmarks/training/run.py                  # everything that is not measured yet; an hour and a half on two cores
+    python benchmarks/training/run.py                  # everything that is not measured yet; an hour on two cores
     python benchmarks/training/run.py --part growth    # only how cost grows; 15 minutes
     python benchmarks/training/run.py --only trl       # one measurement anew, in all rounds, and nothing else
 
@@ -36,6 +36,7 @@ import environments  # noqa: E402 # lies beside the benchmarks
 WORK = HERE.parents[1] / "build" / "training"
 PACKAGES = {"luthier": environments.LUTHIER, **environments.TRAINERS}
 DEFAULT_MODEL, DEFAULT_STEPS = "embedded:smollm2-135m", 30
+PEER_STEPS = 12  # the others' first steps say what all would; ratios and gaps are of these
 SETTINGS = {"seed": 0, "batch_size": 8, "rank": 16, "alpha": 32, "max_length": 1024, "num_rows": 500}
 WARM_UP_STEPS = 2
 LORA_LEARNING_RATE, FULL_LEARNING_RATE = 2e-4, 2e-5
@@ -101,7 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps < WARM_UP_STEPS + 2:
         parser.error("--steps: at least 4, since the first two are not measured")
-    chosen = [options.model, options.steps, options.waive, SETTINGS, KINDS]
+    chosen = [options.model, options.steps, PEER_STEPS, options.waive, SETTINGS, KINDS]
     key = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:8]
     bench = Bench(WORK / key, options)
     bench.measure("peak", "luthier", "peak", {})
@@ -222,7 +223,7 @@ class Bench:
             return
         work = self.folder / "work" / name
         settings = {
-            "steps": self.options.steps,
+            "steps": self.options.steps if tool == "luthier" else min(PEER_STEPS, self.options.steps),
             "full": kind == "full",
             "learning_rate": KINDS[kind]["train"]["learning_rate"],
             "model": prepared["model"],
@@ -279,7 +280,8 @@ class Bench:
             "date": datetime.date.today().isoformat(),
             "notes": (
                 f"{os.cpu_count()} cores, {processor()}, {psutil.virtual_memory().total / 2**30:.0f} GiB. "
-                f"Model {self.options.model}, {self.options.steps} steps of {SETTINGS['batch_size']} rows, "
+                f"Model {self.options.model}, {self.options.steps} steps of {SETTINGS['batch_size']} rows (the first {PEER_STEPS} "
+                "where another tool takes part), "
                 f"{len(measured.get('luthier', []))} rounds. A list is [median, lowest, highest] over the rounds; a ratio is of "
                 "two trainings of the same round. Luthier runs with train.compile=true; `auto` compiles where a run is long "
                 "enough and a measurement shows that it helps. Its checks were made before (check_s in settings)."
@@ -319,7 +321,7 @@ def figures(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         ("full_speed_vs_hf_trainer", "luthier-full", "transformers-full"),
     ):
         if ours in speeds and theirs in speeds:
-            found[key] = spread(ratios(speeds[ours], speeds[theirs]), 2)
+            found[key] = spread(ratios(measured[ours], measured[theirs]), 2)
     if "luthier" in measured:
         found["peak_memory_gib"] = max(run["peak_memory_gib"] for run in measured["luthier"])
     if "luthier" in measured and "luthier-fp32" in measured:
@@ -380,15 +382,16 @@ def growth_points(
     return found
 
 
-def speed(run: dict[str, Any]) -> float:
-    """Real tokens per second over all steps after the first two, pauses between steps included."""
-    seconds = run["seconds"][-1] - run["seconds"][WARM_UP_STEPS - 1]
-    return float(sum(run["tokens"][WARM_UP_STEPS:]) / seconds)
+def speed(run: dict[str, Any], steps: int | None = None) -> float:
+    """Real tokens per second over all steps, or the first few, after the first two; pauses between steps included."""
+    seconds = run["seconds"][:steps]
+    return float(sum(run["tokens"][WARM_UP_STEPS:steps]) / (seconds[-1] - seconds[WARM_UP_STEPS - 1]))
 
 
-def ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    """Of the trainings that ran in one round; a round that only one of both has had is left out."""
-    return [a / b for a, b in zip(ours, theirs, strict=False)]
+def ratios(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[float]:
+    """Speeds over the steps that both did, in each round; a round that only one of both has had is left out."""
+    both = [(a, b, min(len(a["seconds"]), len(b["seconds"]))) for a, b in zip(ours, theirs, strict=False)]
+    return [speed(a, steps) / speed(b, steps) for a, b, steps in both]
 
 
 def spread(values: list[float], digits: int = 3) -> list[float]:
@@ -399,8 +402,8 @@ def spread(values: list[float], digits: int = 3) -> list[float]:
 
 
 def loss_gap(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Mean over the steps of the distance of two losses, in nats."""
-    pairs = list(zip(one["losses"], other["losses"], strict=True))
+    """Mean over the steps that both did of the distance of two losses, in nats."""
+    pairs = list(zip(one["losses"], other["losses"], strict=False))
     return round(sum(abs(a - b) for a, b in pairs) / len(pairs), 5)
 
 

@@ -1,5 +1,6 @@
 """Proof of bugs, verdicts by adapter, and a judge that nothing makes judge twice."""
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from luthier.errors import UserError
 from luthier.execution import judge as judging
-from luthier.execution.adapters import JUNIT, adapter, junit_cases
+from luthier.execution.adapters import JUNIT, Judgement, adapter, junit_cases
 from luthier.execution.bugs import Bug, bug_of
 from luthier.execution.judge import Judge
 from luthier.execution.sandbox import Limits
@@ -70,7 +71,6 @@ def test_each_verdict_of_a_python_program(tmp_path: Path) -> None:
 
 
 def test_a_bug_is_proven_before_anything_is_judged_on_it(tmp_path: Path) -> None:
-    flaky = "import random\ndef f(x):\n    return x + random.choice([1, 1, 1, 0, 0, 0, 2, 3])\n"
     bugs = [
         bug("good"),
         bug("fixed-fails", after="def f(x):\n    return 7\n"),
@@ -83,8 +83,19 @@ def test_a_bug_is_proven_before_anything_is_judged_on_it(tmp_path: Path) -> None
         "good": "", "fixed-fails": "fixed-test-failed", "fixed-broken": "fixed-compile-error",
         "buggy-passes": "buggy-passed", "buggy-broken": "buggy-compile-error",
     }  # fmt: skip
-    many = [bug(f"flaky {i}", after=f"{flaky}# {i}\n") for i in range(4)]  # all alike: once in ten thousand
-    assert any(proof.reason == "flaky" for proof in Judge(tmp_path / "other", QUICK).prove(many).values())
+
+
+def test_a_bug_whose_runs_differ_is_flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Coin:
+        falls = itertools.count()
+
+        def judge(self, bug: Bug, function: str, limits: Limits) -> Judgement:
+            good = function == RIGHT and next(self.falls) % 2 == 0
+            return Judgement(verdict="passed" if good else "test-failed")
+
+    monkeypatch.setattr(judging, "adapter", lambda bug: Coin())
+    (proof,) = Judge(tmp_path / "memory", QUICK).prove([bug()]).values()
+    assert proof.reason == "flaky" and "fixed" in proof.detail
 
 
 def test_what_ran_is_not_run_again_and_a_half_line_is(

@@ -42,6 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/peers-faults.md": measured_page("benchmarks/faults"),
         "reference/training-speed.md": measured_page("benchmarks/training"),
         "reference/state-space-speed.md": measured_page("benchmarks/ssm"),
+        "reference/figures.md": figures_page(),
         **{
             f"{path.parent}.md": measured_page(str(path.parent))
             for path in sorted(Path("studies").glob("*/table.py"))
@@ -63,6 +64,31 @@ def measured_page(folder: str) -> str:
     spec.loader.exec_module(module)
     page: str = module.page()
     return page
+
+
+def figures_page() -> str:
+    """Every figure of every benchmark and study, as its ``results.json`` has it."""
+    lines = [
+        "# Measured figures",
+        "",
+        "All figures that this documentation speaks of, with the commands that make them anew. Three numbers are a value with its lowest and highest, or with its interval,",
+        "as the notes say.",
+    ]
+    for path in sorted([*Path("benchmarks").glob("*/results.json"), *Path("studies").glob("*/results.json")]):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        about = [f"`{found['command']}`", "", f"{found['notes']} {found['date']}; {versions}."]
+        rows = [f"| {cell(name)} | {figure(value)} |" for name, value in found["figures"].items()]
+        lines += ["", f"## {path.parent}", "", *about, "", "| figure | value |", "|---|--:|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def figure(value: float | list[float]) -> str:
+    """A number, or one with two others in brackets."""
+    if isinstance(value, list):
+        middle, low, high = map(figure, value)
+        return f"{middle} ({low} to {high})"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def recipe_page(schema: dict[str, Any]) -> str:

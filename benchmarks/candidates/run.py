@@ -12,16 +12,13 @@ nothing but ties.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM
 
 from luthier.encoding.encode import encode_prompt
@@ -31,11 +28,15 @@ from luthier.models.beams import Search, continuations, one_at_a_time
 from luthier.models.load import load_model, load_tokenizer, resolve
 from luthier.recipe import Model
 from luthier.records import Example, Record
-from luthier.run_folder import write_json
 from luthier.sources.mutations import Mutations
 from luthier.tasks.repair import Repair
 
-RESULTS = Path(__file__).with_name("results.json")
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
+RESULTS = HERE / "results.json"
 LENGTHS = (60, 600)
 EVERY = 5
 
@@ -95,23 +96,14 @@ def main() -> None:
         "max_new_tokens": options.max_new_tokens,
         "threads": torch.get_num_threads(),
     }
-    json.dump(figures, sys.stdout, indent=1)
-    print()
-    if options.bugs == parser.get_default("bugs"):
-        write_json(
-            RESULTS,
-            {
-                "figures": figures,
-                "command": "python benchmarks/candidates/run.py",
-                "versions": {
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                },
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "notes": "Ten beams a bug, in bf16 both; the usual way on every fifth bug by length.",
-            },
-        )
+    tried = options.bugs != parser.get_default("bugs")
+    results.write(
+        Path(tempfile.gettempdir()) / "candidates.json" if tried else RESULTS,
+        figures,
+        command="python benchmarks/candidates/run.py",
+        packages=("torch", "transformers"),
+        notes="Ten beams a bug, in bf16 both; the usual way on every fifth bug by length.",
+    )
 
 
 def prompts(tokenizer: TextTokenizer, count: int) -> list[list[int]]:

@@ -11,15 +11,14 @@ results.json beside this file.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 
 from luthier import pipeline, recipe_file
 from luthier.encoding.encode import encode, encode_prompt
@@ -31,11 +30,16 @@ from luthier.models.generate import generate
 from luthier.models.load import load_model, load_tokenizer, load_trained
 from luthier.recipe import Model
 from luthier.records import Example, Row, Span
-from luthier.run_folder import RunFolder, write_json
+from luthier.run_folder import RunFolder
 from luthier.sources.humaneval_infilling import HumanEvalInfilling
 from luthier.tasks.language_modelling import LanguageModelling
 
-RESULTS = Path(__file__).with_name("results.json")
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
+RESULTS = HERE / "results.json"
 
 
 def main() -> None:
@@ -118,26 +122,18 @@ def main() -> None:
         f"{Path(options.model).name}{' base' if options.base else ''}{' left' if options.left else ''} {options.file.name.split('.')[0]}",
     )
     figures = {
-        f"{name}_pass_at_1": round(float(np.mean(passed)), 4),
-        f"{name}_pass_at_1_interval": [round(end, 4) for end in interval.interval or ()],
-        f"{name}_ended": round(float(np.mean([output.ended for output in outputs])), 4),
-        f"{name}_gaps": len(passed),
+        f"{name}/pass_at_1": results.with_interval(float(np.mean(passed)), interval.interval),
+        f"{name}/ended": round(float(np.mean([output.ended for output in outputs])), 4),
+        f"{name}/gaps": len(passed),
     }
-    json.dump(figures, sys.stdout, indent=1)
-    print()
-    if options.rows:
-        return
-    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"figures": {}}
-    write_json(
-        RESULTS,
-        {
-            "figures": known["figures"] | figures,
-            "command": "python benchmarks/humaneval-infilling/run.py MODEL FILE",
-            "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "notes": "One greedy sample a gap; 95% intervals by bootstrap over problems; ended: share that wrote the end "
-            "of a middle before the limit of tokens.",
-        },
+    known = json.loads(RESULTS.read_text())["figures"] if RESULTS.is_file() and not options.rows else {}
+    results.write(
+        RESULTS if not options.rows else Path(tempfile.gettempdir()) / "humaneval-infilling.json",
+        known | figures,
+        command="python benchmarks/humaneval-infilling/run.py MODEL FILE",
+        packages=("luthier", "transformers", "torch"),
+        notes="One greedy sample a gap; 95% intervals by bootstrap over problems; ended: share that wrote the end of a middle before the "
+        "limit of tokens.",
     )
 
 

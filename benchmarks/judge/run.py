@@ -10,10 +10,6 @@ each without a memory. Ten minutes on two cores; writes results.json beside this
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -24,10 +20,14 @@ from luthier.execution.bugs import Bug, bug_of
 from luthier.execution.judge import Judge, Proof
 from luthier.execution.sandbox import Limits, strongest
 from luthier.records import Record
-from luthier.run_folder import write_json
 from luthier.sources.bugs import HumanEvalPack
 
-RESULTS = Path(__file__).with_name("results.json")
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
+RESULTS = HERE / "results.json"
 LIMITS = Limits(timeout_s=60, memory_mib=2048, disk_mib=64)
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--bugs", type=int, help="so many of each; then nothing is written")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "luthier-benchmark-judge")
     options = parser.parse_args()
-    figures: dict[str, Any] = {"cores": os.cpu_count(), "fence": strongest()}
+    figures: dict[str, Any] = {}
     left_out: dict[str, dict[str, str]] = {}
     for language in ("python", "java"):
         bugs, unread = read(getattr(options, language), language, options.bugs)
@@ -55,21 +55,15 @@ def main() -> None:
     figures["bugs_per_s_one_worker"] = round(speed[1], 3)
     figures["two_worker_speedup"] = round(speed[2] / speed[1], 3)
     print()
-    json.dump({"figures": figures, "left_out": left_out}, sys.stdout, indent=1)
-    print()
-    if options.bugs is None:
-        write_json(
-            RESULTS,
-            {
-                "figures": figures,
-                "left_out": left_out,
-                "command": "python benchmarks/judge/run.py PYTHON JAVA",
-                "versions": {"python": platform.python_version()},
-                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-                "notes": "valid: the buggy version fails and the canonical one passes, twice. bugs_per_s: Python's bugs proven "
-                "a second with two workers, four runs each.",
-            },
-        )
+    results.write(
+        RESULTS if options.bugs is None else options.work / "results.json",
+        figures,
+        command="python benchmarks/judge/run.py PYTHON JAVA",
+        packages=("luthier",),
+        notes="valid: the buggy version fails and the canonical one passes, twice. bugs_per_s: Python's bugs proven a second with two "
+        f"workers, four runs each. Held by {strongest()}.",
+        left_out=left_out,
+    )
 
 
 def read(path: Path, language: Any, most: int | None) -> tuple[list[Bug], dict[str, str]]:

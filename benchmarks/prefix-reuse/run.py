@@ -10,19 +10,20 @@ model with and without sharing; finished files are kept in the work folder, so a
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
 PACKAGE = {"networkx==3.6.1": "26b7c357accc0c8cde558ad486283728b65b6a95d85ee1cd66bafab4c8168509"}
 
 
@@ -55,8 +56,9 @@ def main() -> None:
             done.write_text(json.dumps({"file": name, **measure(model, tokenizer, rows, options.new_tokens)}))
         measured.append(json.loads(done.read_text()))
         print(measured[-1], flush=True)
-    results = {
-        "figures": {
+    results.write(
+        HERE / "results.json",
+        {
             "speed_vs_no_cache": round(sum(m["seconds_alone"] for m in measured) / sum(m["seconds_shared"] for m in measured), 2),
             "speed_vs_no_cache_worst_file": round(min(m["seconds_alone"] / m["seconds_shared"] for m in measured), 2),
             "equal_predictions_share": round(sum(m["equal"] for m in measured) / sum(m["rows"] for m in measured), 5),
@@ -65,21 +67,14 @@ def main() -> None:
             "rows": sum(m["rows"] for m in measured),
             "mean_prompt_tokens": round(statistics.fmean(m["mean_prompt_tokens"] for m in measured), 1),
         },
-        "files": measured,
-        "command": "python benchmarks/prefix-reuse/run.py",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-        },
-        "date": datetime.date.today().isoformat(),
-        "notes": (
-            f"{os.cpu_count()} cores, {platform.machine()}, {options.model} in {options.precision}, prompts of at most {options.max_length:,} "
-            f"tokens, {options.lines} lines of one stretch of each file, at most {options.new_tokens} new tokens, 16 rows at once. Alone: every prompt goes through the model "
-            "whole, in batches. Seconds are of scoring and generating, without loading; compare them with each other, not with another "
-            "machine's."
-        ),
-    }  # fmt: skip
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        command="python benchmarks/prefix-reuse/run.py",
+        packages=("torch", "transformers"),
+        notes=f"{options.model} in {options.precision}, prompts of at most {options.max_length:,} tokens, {options.lines} lines of one "
+        f"stretch of each file, at most {options.new_tokens} new tokens, 16 rows at once. Alone: every prompt goes through the model "
+        "whole, in batches. Seconds are of scoring and generating, without loading; compare them with each other, not with another "
+        "machine's.",
+        by_file=measured,
+    )  # fmt: skip
 
 
 def files(tokenizer: Any, options: argparse.Namespace) -> list[tuple[str, list[Any]]]:

@@ -10,11 +10,7 @@ evaluation, sorted by length. Finished measurements are kept in the work folder,
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,7 +20,11 @@ from typing import Any
 
 import psutil
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
 SIZES = (300_000, 3_000_000)
 BATCH_ROWS = 16
 STEPS = 2000
@@ -197,28 +197,25 @@ def main() -> None:
         sizes[str(num_rows)] = measured
     prepared = {size: part["prepare"] for size, part in sizes.items()}
     speed = next((part["train"]["trained_tokens_per_s"] for part in sizes.values() if "train" in part), None)
-    results = {
-        "rows_per_s": {size: part["rows_per_s"] for size, part in prepared.items()},
-        "peak_memory_gib": {size: part["peak_memory_gib"] for size, part in prepared.items()},
-        "loaded_over_trained": {
-            size: round(part["read"]["loaded_tokens_per_s"] / speed, 1) for size, part in sizes.items()
-        }
-        if speed
-        else None,
-        "sizes": sizes,
-        "command": "python benchmarks/scale/run.py --work build/scale",
-        "versions": {
-            "python": platform.python_version(),
+    results.write(
+        options.out,
+        {
+            "rows_per_s": {size: part["rows_per_s"] for size, part in prepared.items()},
+            "peak_memory_gib": {size: part["peak_memory_gib"] for size, part in prepared.items()},
+            "loaded_over_trained": {
+                size: round(part["read"]["loaded_tokens_per_s"] / speed, 1) if speed else None
+                for size, part in sizes.items()
+            },
             **{
-                name: importlib.metadata.version(name)
-                for name in ("pyarrow", "numpy", "tokenizers", "transformers", "torch")
+                size: {what: {n: float(v) for n, v in part.items()} for what, part in parts.items()}
+                for size, parts in sizes.items()
             },
         },
-        "date": datetime.date.today().isoformat(),
-        "notes": f"{os.cpu_count()} cores, {platform.machine()}. Memory is what processes hold by themselves, without pages of the "
-        "mapped files of rows. Rows/s from the first record to the manifest, imports included.",
-    }
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+        command="python benchmarks/scale/run.py --work build/scale",
+        packages=("pyarrow", "numpy", "tokenizers", "transformers", "torch"),
+        notes="Memory is what processes hold by themselves, without pages of the mapped files of rows. Rows/s from the first record to "
+        "the manifest, imports included.",
+    )
 
 
 if __name__ == "__main__":

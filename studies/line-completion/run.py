@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import math
 import shutil
@@ -32,6 +31,10 @@ from luthier.report.sweep import over_seeds
 from luthier.run_folder import RunFolder, hash_file, read_json, read_jsonl, write_json
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
 WORK = HERE.parents[1] / "build" / "line-completion"
 # Layers of 13 D^2 weights in BiGS and the Transformer, of 6 D^2 in Mamba-2, around the same embedding.
 MODELS: dict[str, dict[str, Any]] = {
@@ -206,21 +209,17 @@ class Study:
         ledger = read_json(self.folder("tune-bigs-naive").ledger)["rows"]
         lost = ledger["dropped"].get("no-target-left", {"count": 0})["count"]
         figures["naive_untrained_rows_of_study"] = round(lost / ledger["in"], 4)
-        packages = ("torch", "transformers", "tokenizers", "luthier")
-        results = {
-            "figures": figures,
-            "command": "python studies/line-completion/run.py",
-            "versions": {name: importlib.metadata.version(name) for name in packages},
-            "date": datetime.date.today().isoformat(),
-            "notes": (
-                f"Training file {hash_file(self.data_folder / 'train.txt')[:12]} (SHA-256). MODEL/seedN/METRIC: [score, low, high], "
-                "95% bootstrap over files of the test project. MODEL/METRIC: [mean, lowest, highest] over seeds. "
-                "ONE_minus_OTHER/METRIC: [mean, low, high] of the differences, Student's interval over seeds; of a single pair its "
-                "bootstrap interval."
-            ),
-        }
         official = self.work == WORK
-        write_json(table.RESULTS if official else self.work / "results.json", results)
+        results.write(
+            table.RESULTS if official else self.work / "results.json",
+            figures,
+            command="python studies/line-completion/run.py",
+            packages=("torch", "transformers", "tokenizers", "luthier"),
+            notes=f"Training file {hash_file(self.data_folder / 'train.txt')[:12]} (SHA-256). MODEL/seedN/METRIC: [score, low, high], "
+            "95% bootstrap over files of the test project. MODEL/METRIC: [mean, lowest, highest] over seeds. "
+            "ONE_minus_OTHER/METRIC: [mean, low, high] of the differences, Student's interval over seeds; of a single pair its "
+            "bootstrap interval.",
+        )
         first = [str(runs[0].path) for runs in by_model.values()]
         out = self.work / "comparison"
         shutil.rmtree(out, ignore_errors=True)

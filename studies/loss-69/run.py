@@ -41,7 +41,11 @@ from luthier.records import Row
 from luthier.run_folder import RunFolder
 from luthier.train.loop import Loop, accumulate_gradients
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
 NUM_CLASSES = 280
 ACCUMULATION = (1, 2, 4, 8, 12, 16)
 BATCH = 4
@@ -228,7 +232,7 @@ def two_processes(folder: Path) -> dict[str, float]:
 
 
 def study(folder: Path) -> dict[str, Any]:
-    """Everything, in the form of ``results.json``."""
+    """Everything that the page tells."""
     began = time.perf_counter()
     model, easy = make_model(folder / "model"), make_model(folder / "easy", 8)
     rows = make_rows(BATCH * max(ACCUMULATION))
@@ -237,7 +241,6 @@ def study(folder: Path) -> dict[str, Any]:
     uniform = math.log(NUM_CLASSES)
     head = AutoModelForSequenceClassification.from_pretrained(model)
     return {
-        "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
         "num_classes": NUM_CLASSES,
         "uniform_loss": uniform,
         "head_std": float(getattr(head, HEAD).weight.detach().std()),
@@ -245,10 +248,6 @@ def study(folder: Path) -> dict[str, Any]:
         "transformers_told_not_to": trainer_step(model, rows[: BATCH * 12], 12, accepts=False),
         "two_processes_two_micro_batches": two_processes(model),
         "luthier": {str(k): step for k, step in by_luthier.items()},
-        "ratio_by_accumulation": {
-            "transformers": {str(k): step["loss"] / uniform for k, step in by_trainer.items()},
-            "luthier": {str(k): step["loss"] / uniform for k, step in by_luthier.items()},
-        },
         "suspects": suspects(model, easy),
         "seconds": round(time.perf_counter() - began, 1),
     }
@@ -267,8 +266,24 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         found = study(Path(folder))
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"wrote {arguments.out} in {found['seconds']:.0f} s")
+    uniform = found["uniform_loss"]
+    results.write(
+        arguments.out,
+        {
+            "ratio_by_accumulation": {
+                tool: {k: step["loss"] / uniform for k, step in found[tool].items()}
+                for tool in ("transformers", "luthier")
+            },
+            "ratio_two_processes_two_micro_batches": found["two_processes_two_micro_batches"]["loss"]
+            / uniform,
+            "ratio_at_12_told_not_to": found["transformers_told_not_to"]["loss"] / uniform,
+            "seconds": found["seconds"],
+        },
+        command="python studies/loss-69/run.py",
+        packages=("transformers", "torch"),
+        notes="Loss of the first step over ln C, for C classes, by the number of accumulated micro-batches.",
+        **found,
+    )
 
 
 if __name__ == "__main__":

@@ -96,12 +96,12 @@ def _accumulation(found: dict[str, Any]) -> str:
         "| micro-batches k | Trainer: loss | loss / ln C | gradient norm | eval loss | Luthier: loss | loss / ln C | gradient norm |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    ratios = found["ratio_by_accumulation"]
+    figures = found["figures"]
     for k, theirs in found["transformers"].items():
         ours = found["luthier"][k]
         lines.append(
-            f"| {k} | {theirs['loss']:.2f} | **{ratios['transformers'][k]:.2f}** | {theirs['gradient_norm']:.1f} | "
-            f"{theirs['eval_loss']:.2f} | {ours['loss']:.2f} | **{ratios['luthier'][k]:.2f}** | {ours['gradient_norm']:.1f} |"
+            f"| {k} | {theirs['loss']:.2f} | **{figures[f'ratio_by_accumulation/transformers/{k}']:.2f}** | {theirs['gradient_norm']:.1f} | "
+            f"{theirs['eval_loss']:.2f} | {ours['loss']:.2f} | **{figures[f'ratio_by_accumulation/luthier/{k}']:.2f}** | {ours['gradient_norm']:.1f} |"
         )
     return "\n".join(lines)
 

@@ -11,7 +11,6 @@ glosses, split by top-level concepts as published; needs the files of the Debian
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import sys
@@ -19,14 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import luthier
 from luthier import pipeline
 from luthier.run_folder import RunFolder, read_json, write_json
 
-RESULTS = Path(__file__).with_name("results.json")
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
+RESULTS = HERE / "results.json"
 LOSSES = ("plain", "masked", "weighted")
 SEEDS = (0, 1, 2)
 SHOTS = ("0-shot", "1-shot", "3-shot")
@@ -84,7 +84,7 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "standard_deviation": spread, "values": values}
 
 
-def figures(folder: Path) -> dict[str, Any]:
+def measured(folder: Path) -> dict[str, Any]:
     """All metrics by system, losses of frequent, rare and unseen edges, and what was measured on."""
     scores = {
         (loss, seed): read_json(RunFolder(folder / f"{loss}-{seed}").ontology / "scores.json")
@@ -173,24 +173,28 @@ def main() -> None:
                 seconds[name] = round(time.monotonic() - start, 1)
                 write_json(timing, seconds)
                 print(f"{name}: {seconds[name]:.0f} s", flush=True)
-    write_json(
+    found = measured(options.folder)
+    results.write(
         options.results,
         {
-            "figures": figures(options.folder),
-            "settings": {
-                key: value if not isinstance(value, Path) else str(value)
-                for key, value in vars(options).items()
-                if key not in ("folder", "results", "minutes", "wordnet", "waive")
-            },
-            "seconds": seconds,
-            "command": "python studies/masked-loss/run.py",
-            "versions": {"luthier": luthier.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "notes": "Test split: concepts below top-level nodes that training never saw. Each seed draws its own rows, first weights, "
-            "order, masks and samples; pruning is chosen on the eval split of the same run. Spread: standard deviation over seeds.",
+            system: {
+                metric: [entry["mean"], min(entry["values"]), max(entry["values"])]
+                for metric, entry in scores.items()
+            }
+            for system, scores in found["systems"].items()
         },
-    )  # fmt: skip
-    print(f"written: {options.results}")
+        command="python studies/masked-loss/run.py",
+        packages=("luthier", "torch", "transformers"),
+        notes="[mean, lowest, highest] over seeds. Test split: concepts below top-level nodes that training never saw. Each seed draws "
+        "its own rows, first weights, order, masks and samples; pruning is chosen on the eval split of the same run.",
+        **found,
+        settings={
+            key: value if not isinstance(value, Path) else str(value)
+            for key, value in vars(options).items()
+            if key not in ("folder", "results", "minutes", "wordnet", "waive")
+        },
+        seconds=seconds,
+    )
 
 
 if __name__ == "__main__":

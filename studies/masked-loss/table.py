@@ -29,18 +29,17 @@ def page() -> str:
     if not RESULTS.is_file():
         return "\n".join([*lines, "", "It was not run yet."]) + "\n"
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    figures = results["figures"]
     lines += [
         "",
         "| | " + " | ".join(METRICS.values()) + " |",
         "|---|" + "--:|" * len(METRICS),
         *(
             f"| {name} | " + " | ".join(shown(scores[metric]) for metric in METRICS) + " |"
-            for name, scores in figures["systems"].items()
+            for name, scores in results["systems"].items()
         ),
         "",
         "Mean ± standard deviation over seeds; lower is better for the motif distance. "
-        + claim(figures["systems"]),
+        + claim(results["systems"]),
         "",
         "## Frequent and rare edges",
         "",
@@ -50,7 +49,7 @@ def page() -> str:
         "| | more often than the mean | rarer | never (test) |",
         "|---|--:|--:|--:|",
     ]
-    for loss, kinds in figures["edge_losses"].items():
+    for loss, kinds in results["edge_losses"].items():
         cells = [
             f"{shown(kinds[kind]['nats'], 2)} ({kinds[kind]['accuracy']['mean']:.0%})"
             if kind in kinds
@@ -58,12 +57,12 @@ def page() -> str:
             for kind in ("head", "tail", "unseen")
         ]
         lines.append(f"| {loss} | " + " | ".join(cells) + " |")
-    truth = figures["truth"]["test"]
+    truth = results["truth"]["test"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines += [
         "",
         f"The true graph of the test documents has {truth['num_nodes']:,} nodes and {truth['num_edges']:,} edges, of which training has seen "
-        f"{figures['overlap']['nodes']:.0%} and {figures['overlap']['edges']:.0%}. The masks left out {figures['mask_share']['mean']:.0%} of the "
+        f"{results['overlap']['nodes']:.0%} and {results['overlap']['edges']:.0%}. The masks left out {results['mask_share']['mean']:.0%} of the "
         f"nodes. {results['notes']} {results['date']}, {versions}.",
     ]
     return "\n".join(lines) + "\n"

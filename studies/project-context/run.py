@@ -14,12 +14,11 @@ releases of them) and of three that were not; the same lines and the same number
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import random
 import resource
+import sys
 import tempfile
 from collections import Counter
 from contextlib import nullcontext
@@ -28,7 +27,11 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
 RECIPE = HERE.parents[1] / "recipes" / "project-completion.yaml"
 # What makes two hours out of the recipe: rows for training, and which files and lines are asked for.
 SIZE = (
@@ -232,23 +235,13 @@ def table(options: argparse.Namespace) -> None:
         for name, mask in subsets.items()
         if mask.any()
     }
-    main_one = figures["by_subset"]["all"].get("tuned", {}).get("own against none", {})
+    main_one = figures["by_subset"]["all"]["tuned"].get("own against none", {})
     figures["relative_gain_own"] = main_one.get("relative_gain")
-    figures["relative_gain_own_interval"] = main_one.get("relative_gain_interval")
-    figures["bits_per_byte"] = {
-        arm: {
-            model: read_json(options.work / arm / "scores.json")["metrics"]["bits_per_byte"][model]
-            for model in ("base", "tuned")
-        }
-        for arm in arms
-    }
-    figures["perplexity"] = {
-        arm: {
-            model: read_json(options.work / arm / "scores.json")["metrics"]["perplexity"][model]
-            for model in ("base", "tuned")
-        }
-        for arm in arms
-    }
+    for metric in ("bits_per_byte", "perplexity"):
+        figures[metric] = {}
+        for arm in arms:
+            found = read_json(options.work / arm / "scores.json")["metrics"][metric]
+            figures[metric][arm] = {model: found[model] for model in ("base", "tuned")}
     ledger = read_json(RunFolder(options.work / "own").ledger)
     figures["leaks"] = {
         "files_dropped": {
@@ -259,22 +252,19 @@ def table(options: argparse.Namespace) -> None:
         ),
     }
     manifest = read_json(RunFolder(options.work / "own").manifest)
-    figures["test_rows_sha256"] = manifest["files"]["test.arrow"]
     for name in ("categories", "memory"):
         if (options.work / f"{name}.json").is_file():
             figures[name] = json.loads((options.work / f"{name}.json").read_text())
-    results = {
-        "figures": figures,
-        "command": "python studies/project-context/run.py train own none other categories memory table",
-        "date": datetime.date.today().isoformat(),
-        "notes": (
-            f"{os.cpu_count()} cores, {platform.machine()}. Greedy decoding; exact match of the words of the first line; intervals of 95% by a bootstrap "
-            "over files. Micro counts lines alike, macro files. baseline copies the line that followed where the last lines stood before. own, none and other are the same lines with the "
-            "same number of tokens; relative_gain_own is of the tuned model, own project's context against none."
-        ),
-    }  # fmt: skip
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(figures["by_subset"]["all"], indent=1))
+    results.write(
+        HERE / "results.json",
+        figures,
+        command="python studies/project-context/run.py train own none other categories memory table",
+        packages=("luthier", "torch", "transformers"),
+        notes="Greedy decoding; exact match of the words of the first line; intervals of 95% by a bootstrap over files. Micro counts lines "
+        "alike, macro files. baseline copies the line that followed where the last lines stood before. own, none and other are the same "
+        "lines with the same number of tokens; relative_gain_own is of the tuned model, own project's context against none.",
+        test_rows_sha256=manifest["files"]["test.arrow"],
+    )
 
 
 def lines_of_training(options: argparse.Namespace) -> set[str]:
@@ -303,18 +293,18 @@ def comparisons(exact: dict[tuple[str, str], Any], groups: list[str], mask: Any)
             pair = Ratio.mean(exact[model, arm][mask]), Ratio.mean(exact[model, "own"][mask])
             plain, ratio = paired_bootstrap([Pair(*pair), Pair(*pair, np.log)], groups)
             entry[f"own against {arm}"] = {
-                "difference": plain.difference,
-                "interval": plain.interval,
-                "relative_gain": None if ratio.difference is None else float(np.expm1(ratio.difference)),
-                "relative_gain_interval": None
-                if ratio.interval is None
-                else [float(np.expm1(x)) for x in ratio.interval],
+                "difference": results.with_interval(plain.difference, plain.interval),
+                "relative_gain": None
+                if ratio.difference is None
+                else results.with_interval(
+                    float(np.expm1(ratio.difference)), [float(np.expm1(x)) for x in ratio.interval or ()]
+                ),
             }
         found[model] = entry
     return found
 
 
-def with_interval(scores: Any, groups: list[str], *, macro: bool = False) -> dict[str, Any]:
+def with_interval(scores: Any, groups: list[str], *, macro: bool = False) -> Any:
     """The mean of a score and its interval; macro is the mean over files of their means."""
     from luthier.evaluate.significance import Pair, Ratio, paired_bootstrap
 
@@ -322,7 +312,7 @@ def with_interval(scores: Any, groups: list[str], *, macro: bool = False) -> dic
     weights = np.array([1 / sizes[g] if macro else 1.0 for g in groups])
     nothing = Ratio(np.zeros(len(scores)), weights)
     [found] = paired_bootstrap([Pair(nothing, Ratio(scores * weights, weights))], groups)
-    return {"mean": found.tuned, "interval": found.interval}
+    return results.with_interval(found.tuned, found.interval)
 
 
 def sorted_dict(counts: Counter[str]) -> dict[str, int]:

@@ -68,7 +68,7 @@ schema: $(SETUP)  ## the schema file that editors read beside the recipes
 lock:  ## requirements.lock anew, from the newest versions that pyproject.toml allows
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet --no-compile torch==$(TORCH) '.[docs,dev,sdists,projects]'
+	build/lock/bin/python -m pip install --quiet --no-compile torch==$(TORCH) '.[docs,dev,fast,sdists,projects]'
 	{ echo "# Exact versions for Python 3.11, made by \`make lock\`. Install: pip install -r requirements.lock"; \
 	  build/lock/bin/python -m pip freeze --exclude luthier \
 	  | sed -E 's/^(torch==[^+]*)\+.*/\1/' | { grep -vE '^(nvidia|cuda|triton)' || true; }; } > build/requirements.lock

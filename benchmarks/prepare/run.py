@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -72,22 +73,31 @@ def main() -> None:
             figures |= {f"{name}_{size}_rows_{workers}_workers": value for name, value in measured.items()}
         ends = [figures[f"peak_memory_mib_{size}_rows_{workers}_workers"] for size in (SIZES[0], SIZES[-1])]
         figures[f"peak_memory_growth_mib_{workers}_workers"] = round(ends[1] - ends[0], 1)
-    packages = ("pyarrow", "numpy", "tokenizers", "transformers", "rensa")
+    add_figures(figures)
+
+
+def add_figures(figures: dict[str, Any]) -> None:
+    """Puts what one of the two scripts measured into results.json, beside what the other did."""
+    path = HERE / "results.json"
+    known = json.loads(path.read_text())["figures"] if path.is_file() else {}
+    packages = ("pyarrow", "numpy", "tokenizers", "tokie", "transformers", "datasets", "rensa")
     results = {
-        "figures": figures,
-        "command": "python benchmarks/prepare/run.py",
+        "figures": known | figures,
+        "command": "python benchmarks/prepare/run.py && python benchmarks/prepare/projects.py",
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "date": datetime.date.today().isoformat(),
         "notes": (
-            f"{os.cpu_count()} cores, {platform.machine()}. Synthetic instruction rows; rows/s and MB/s of JSONL from reading "
-            "to the manifest, without start and imports; compare cpu_seconds where others used the machine (load average). Peak memory: proportional set size of the process and its workers "
-            "together, sampled five times a second, imports included; and resident size of the largest process."
+            f"{os.cpu_count()} cores, {platform.machine()}. By rows: synthetic instruction rows; rows/s and MB/s of JSONL from "
+            "reading to the manifest, without start and imports; compare cpu_seconds where others used the machine (load "
+            "average). Peak memory: proportional set size of the process and its workers together, sampled five times a second, "
+            "imports included; and resident size of the largest process. By files: [median, lowest, highest] of the rounds; a "
+            "ratio is of two measurements of one round."
         ),
     }
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def generate(path: Path, num_rows: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Encoding, Tokenizer
 
+from luthier.encoding.fast import FastReader, Read, fast_reader
 from luthier.encoding.infill import stop_tokens
 from luthier.errors import UserError
 
@@ -125,7 +126,7 @@ class TextTokenizer:
             first: Whether it begins a row (SentencePiece-like tokenizers put a space there).
             control: Whether special-token strings in it are control tokens; else they are plain text.
         """
-        ids: list[int] = self._encoding(text, first=first, control=control).ids
+        ids: list[int] = self._encoding(text, first=first, control=control, offsets=False).ids
         return ids
 
     def encode_with_starts(self, text: str, *, first: bool, control: bool) -> tuple[list[int], list[int]]:
@@ -133,10 +134,15 @@ class TextTokenizer:
         encoding = self._encoding(text, first=first, control=control)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
-    def _encoding(self, text: str, *, first: bool, control: bool) -> Encoding:
+    def _encoding(self, text: str, *, first: bool, control: bool, offsets: bool = True) -> Encoding | Read:
         backend = self._first if first else self._next
-        backend.encode_special_tokens = not control
-        encoding = backend.encode(text, add_special_tokens=False)
+        encoding: Encoding | Read
+        fast = self._fast[not first] if FastReader.takes(text) else None
+        if fast is not None and not self.has_special_string(text):
+            encoding = fast.read(text) if offsets else Read(fast.ids(text), [])
+        else:
+            backend.encode_special_tokens = not control
+            encoding = backend.encode(text, add_special_tokens=False)
         if not control and not self._never_data.isdisjoint(encoding.ids):
             # A model whose merges or pieces spell a control token (unigram vocabularies hold "</s>").
             raise UserError(
@@ -145,6 +151,17 @@ class TextTokenizer:
                 "use a tokenizer whose vocabulary keeps control tokens apart",
             )
         return encoding
+
+    @cached_property
+    def _fast(self) -> tuple[FastReader | None, FastReader | None]:
+        """Faster readers that give the same tokens, for text that begins a row and for text that goes on."""
+        first = fast_reader(self._first)
+        same = self._first.to_str() == self._next.to_str()
+        return first, first if same else fast_reader(self._next)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the faster readers, which another process makes for itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "_fast"}
 
     def boundaries(self, text: str) -> set[int]:
         """Character offsets at which one token ends and the next begins when the text is encoded whole."""

@@ -73,9 +73,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Figure]:
 def is_figure(value: Any) -> bool:
     """Whether it is a finite number, or three of them."""
     numbers = value if isinstance(value, list) and len(value) == 3 else [value]
-    return all(
-        isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers
-    )
+    return all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None, digits: int = 4) -> Figure | None:

@@ -34,8 +34,12 @@ ROUNDS = 3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "luthier-benchmark-projects")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "luthier-benchmark-projects"
+    )
     parser.add_argument("--most-files", type=int, help="a part of them, to try the script out")
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -159,7 +163,9 @@ def different_files(work: Path) -> int:
     import pyarrow as pa
     from datasets import load_from_disk
 
-    mine = pa.ipc.open_file(pa.memory_map(str(work / "ours.arrow"))).read_all().column("input_ids").to_pylist()
+    mine = (
+        pa.ipc.open_file(pa.memory_map(str(work / "ours.arrow"))).read_all().column("input_ids").to_pylist()
+    )
     theirs = load_from_disk(str(work / "datasets-map"))["input_ids"]
     return sum(list(a) != list(b) for a, b in zip(mine, theirs, strict=True))
 

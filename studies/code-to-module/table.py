@@ -49,7 +49,9 @@ def page(path: Path = RESULTS) -> str:
 
 def row(figures: dict[str, Any], way: str) -> str:
     """One way's figures."""
-    own = {name.removeprefix(f"{way}/"): value for name, value in figures.items() if name.startswith(f"{way}/")}
+    own = {
+        name.removeprefix(f"{way}/"): value for name, value in figures.items() if name.startswith(f"{way}/")
+    }
     middle, low, high = own["macro_f1_difference"]
     cells = [
         WAYS[way],

@@ -45,7 +45,9 @@ def page(path: Path = RESULTS) -> str:
     ]
     for arm, title in arms.items():
         cells = [
-            share(figures[f"exact_match/{model}/{arm}/{kind}"]) for model in MODELS for kind in ("micro", "macro")
+            share(figures[f"exact_match/{model}/{arm}/{kind}"])
+            for model in MODELS
+            for kind in ("micro", "macro")
         ]
         lines.append(f"| {title} | {' | '.join(cells)} | {figures[f'bits_per_byte/{arm}/tuned']:.3f} |")
     if "own" in arms:
@@ -72,10 +74,18 @@ def gains(figures: dict[str, Any], arms: dict[str, str]) -> list[str]:
     ]
     for subset in subsets:
         cells = [
-            gain(figures, f"by_subset/{subset}/{model}/own against {arm}") for model in MODELS for arm in others
+            gain(figures, f"by_subset/{subset}/{model}/own against {arm}")
+            for model in MODELS
+            for arm in others
         ]
         rows.append(f"| {subset} | {figures[f'by_subset/{subset}/rows']:,} | {' | '.join(cells)} |")
-    return [*rows, "", "Differences in points of exact match with 95% intervals; relative gain in brackets behind them.", "", verdict(figures)]
+    return [
+        *rows,
+        "",
+        "Differences in points of exact match with 95% intervals; relative gain in brackets behind them.",
+        "",
+        verdict(figures),
+    ]
 
 
 def verdict(figures: dict[str, Any]) -> str:

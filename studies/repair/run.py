@@ -126,7 +126,9 @@ def limited(bugs: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
     wanted = 2 if options.tried else options.bugs
 
     def spread(entries: list[Any]) -> list[Any]:
-        return [entries[i * len(entries) // wanted] for i in range(wanted)] if wanted < len(entries) else entries
+        return (
+            [entries[i * len(entries) // wanted] for i in range(wanted)] if wanted < len(entries) else entries
+        )
 
     if bugs["type"] == "planted-bugs":
         content = read_json(path)

@@ -50,7 +50,10 @@ def page(path: Path = RESULTS) -> str:
             lines.append(f"| {shown(name)} | {' | '.join(cells)} |")
         lines += ["", "| | only the first repaired | only the second | p, McNemar |", "|---|--:|--:|--:|"]
         for name, claim in CLAIMS.items():
-            test = [figures.get(f"{bench}/{BEST} against {name}/{what}") for what in ("only_first", "only_second", "p_value")]
+            test = [
+                figures.get(f"{bench}/{BEST} against {name}/{what}")
+                for what in ("only_first", "only_second", "p_value")
+            ]
             if None not in test:
                 lines.append(f"| {claim} | {test[0]} | {test[1]} | {test[2]:.3g} |")
     return "\n".join([*lines, "", results["notes"]]) + "\n"

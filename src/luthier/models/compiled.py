@@ -30,7 +30,7 @@ def compiled(function: Function) -> Function:
         if not _switched_on or any(isinstance(a, torch.Tensor) and a.shape[:1] == (1,) for a in arguments):
             return function(*arguments)
         # Nor are two sizes always equal that are so the first time.
-        with shapes.patch(use_duck_shape=False):
+        with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined] # which it gets when it is imported
             return fast()(*arguments)
 
     return choose  # type: ignore[return-value] # of the same signature

@@ -4,7 +4,7 @@ import copy
 import pickle
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fixtures.tokenizers import FAMILIES, smollm
 
@@ -36,9 +36,8 @@ CODE = st.lists(
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.one_of(CODE, st.text(st.sampled_from([*map(chr, range(32, 127)), *"\t\n\r"]), max_size=80)))
+@given(st.one_of(CODE, st.text(max_size=80)))
 def test_the_faster_reader_gives_the_same_tokens(text: str) -> None:
-    assume(fast.is_plain(text))
     for name, family in FAMILIES.items():
         tokenizer = family()
         for reader, slow in zip(tokenizer._fast, (tokenizer._first, tokenizer._next), strict=True):
@@ -50,13 +49,15 @@ def test_the_faster_reader_gives_the_same_tokens(text: str) -> None:
             slow.encode_special_tokens = True
             right = slow.encode(text, add_special_tokens=False)
             assert reader.read(text) == (right.ids, right.offsets)
-            assert reader.ids(text) == right.ids
+            assert reader.read(text, offsets=False).ids == right.ids
 
 
 def test_long_texts_go_through_it_and_control_tokens_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     usual = fast.FastReader.read
-    monkeypatch.setattr(fast.FastReader, "read", lambda self, text: seen.append(text) or usual(self, text))
+    monkeypatch.setattr(
+        fast.FastReader, "read", lambda self, text, **how: seen.append(text) or usual(self, text, **how)
+    )
     tokenizer = smollm()
     plain, special = "x = 1\n" * 400, "x = 1\n" * 400 + "<|im_end|>"
     tokenizer.encode_with_starts(plain, first=True, control=False)
@@ -69,8 +70,8 @@ def test_long_texts_go_through_it_and_control_tokens_do_not(monkeypatch: pytest.
 
 def test_a_reader_that_reads_anything_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = fast.FastReader.read
-    wrong = lambda self, text: fast.Read([*usual(self, text).ids, 5], usual(self, text).offsets)  # noqa: E731
-    tokenizer = TextTokenizer(copy.deepcopy(smollm().hf))
+    wrong = lambda self, text, **how: fast.Read([*usual(self, text).ids, 5], usual(self, text).offsets)  # noqa: E731
+    tokenizer, right = TextTokenizer(copy.deepcopy(smollm().hf)), smollm().encode("x = 1\n" * 400)
     monkeypatch.setattr(fast.FastReader, "read", wrong)
     assert tokenizer._fast == (None, None)
-    assert tokenizer.encode("x = 1\n" * 400) == smollm().encode("x = 1\n" * 400)
+    assert tokenizer.encode("x = 1\n" * 400) == right

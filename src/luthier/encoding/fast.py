@@ -1,9 +1,9 @@
-"""A faster reading of long plain texts into tokens by tokie, used only where it was seen to give the very same ids and offsets.
+"""A faster reading of long texts into tokens by tokie, used only where it was seen to give the very same ids and offsets.
 
-Plain is printable ASCII with tabs and line ends. Of other characters tokie (0.1.4) takes some for another kind than the tokenizers
-do (Roman numerals are no numbers to it, and some controls are no space), and it splits ``'s`` behind a tab: texts with any of these
-are left to the tokenizer itself. All strings of five characters out of fourteen that stand for every kind of plain ones were read by both
-once; those of three are read anew for every tokenizer. In ASCII a byte is a character, so that offsets are of both.
+Only plain text is left to it: printable ASCII with tabs and line ends, where a byte is a character. Of other characters tokie
+(0.1.4) takes some for another kind than the tokenizers do (Roman numerals are no numbers to it, and some controls are no space),
+and it splits ``'s`` behind a tab. All plain strings of five characters out of fourteen that stand for every kind were read by both
+once; those of three are read anew for every tokenizer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
-from itertools import product
+from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from luthier.run_folder import logger
 
 _PLAIN = re.compile(r"[\t\n\r -~]*")
+_LINE_START = re.compile(r"(?<=\S\n)(?=[!-~])")  # of longer white space the end depends on what follows
 # Characters from which a text is worth a faster reader, which takes a moment to make and to try out.
 LONG = 1000
 # Letters with and without a part in contractions, a capital, a digit, an apostrophe, white space of all kinds, signs.
@@ -53,29 +54,41 @@ class Read(NamedTuple):
 
 
 class FastReader:
-    """tokie's tokenizer of the same settings.
+    """A tokenizer that leaves the plain parts of long texts to tokie.
+
+    Texts are parted where a line begins with a sign that is no white space: no tokenizer that was met has a token on both sides.
 
     Args:
-        settings: The tokenizer's JSON, without post-processor, truncation and padding.
+        slow: The tokenizer, without post-processor, truncation and padding.
     """
 
-    def __init__(self, settings: str) -> None:
+    def __init__(self, slow: Tokenizer) -> None:
         from tokie import Tokenizer as Fast
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tokenizer.json"
-            path.write_text(settings, encoding="utf-8")
+            path.write_text(slow.to_str(), encoding="utf-8")
             self._fast: Any = Fast.from_json(str(path))
+        self._slow = slow
 
-    def ids(self, text: str) -> list[int]:
-        """The ids of a plain text without control tokens."""
-        found: list[int] = self._fast.encode(text, add_special_tokens=False).ids
-        return found
-
-    def read(self, text: str) -> Read:
-        """Ids and offsets of a plain text without control tokens."""
-        found = self._fast.encode_with_offsets(text, add_special_tokens=False)
-        return Read(found.ids, found.offsets)
+    def read(self, text: str, *, offsets: bool = True) -> Read:
+        """Ids, and offsets if they are wanted, of a text without control tokens."""
+        ids: list[int] = []
+        places: list[tuple[int, int]] = []
+        start = 0
+        self._slow.encode_special_tokens = True
+        for piece, plain in _pieces(text):
+            if not plain:
+                found: Any = self._slow.encode(piece, add_special_tokens=False)
+            elif offsets:
+                found = self._fast.encode_with_offsets(piece, add_special_tokens=False)
+            else:
+                found = self._fast.encode(piece, add_special_tokens=False)
+            ids += found.ids
+            if offsets:
+                places += [(a + start, b + start) for a, b in found.offsets] if start else found.offsets
+            start += len(piece)
+        return Read(ids, places)
 
 
 def is_plain(text: str) -> bool:
@@ -83,11 +96,21 @@ def is_plain(text: str) -> bool:
     return text.isascii() and "\t'" not in text and _PLAIN.fullmatch(text) is not None
 
 
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in parts, and whether each is plain."""
+    if is_plain(text):
+        yield text, True
+        return
+    for plain, lines in groupby(_LINE_START.split(text), is_plain):
+        yield "".join(lines), plain
+
+
 def trials() -> Iterator[str]:
-    """Plain texts that a tokenizer and its faster reader must read alike: some real ones, and all of three characters."""
-    yield from _TRIALS
-    for length in (1, 2, 3):
-        yield from filter(is_plain, map("".join, product(_KINDS, repeat=length)))
+    """Texts that a tokenizer and its faster reader must read alike: some real ones, and all of three characters, in parts too."""
+    short = ("".join(letters) for length in (1, 2, 3) for letters in product(_KINDS, repeat=length))
+    for text in chain(_TRIALS, short):
+        yield text
+        yield f"{text}é\n{text}\n{text}"
 
 
 def fast_reader(slow: Tokenizer) -> FastReader | None:
@@ -97,7 +120,7 @@ def fast_reader(slow: Tokenizer) -> FastReader | None:
         slow: The tokenizer that decides what is right.
     """
     try:
-        reader = FastReader(slow.to_str())
+        reader = FastReader(slow)
     except ImportError:
         return None
     except Exception as error:  # whatever it raises over settings that it does not know
@@ -107,7 +130,8 @@ def fast_reader(slow: Tokenizer) -> FastReader | None:
     for text in trials():
         right = slow.encode(text, add_special_tokens=False)
         try:
-            same = reader.read(text) == (right.ids, right.offsets) and reader.ids(text) == right.ids
+            same = reader.read(text) == (right.ids, right.offsets)
+            same = same and reader.read(text, offsets=False).ids == right.ids
         except Exception:  # as above
             same = False
         if not same:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Encoding, Tokenizer
 
-from luthier.encoding.fast import LONG, FastReader, Read, fast_reader, is_plain
+from luthier.encoding.fast import LONG, FastReader, Read, fast_reader
 from luthier.encoding.infill import stop_tokens
 from luthier.errors import UserError
 
@@ -137,9 +137,9 @@ class TextTokenizer:
     def _encoding(self, text: str, *, first: bool, control: bool, offsets: bool = True) -> Encoding | Read:
         backend = self._first if first else self._next
         encoding: Encoding | Read
-        fast = self._fast[not first] if len(text) >= LONG and is_plain(text) else None
+        fast = self._fast[not first] if len(text) >= LONG else None
         if fast is not None and not self.has_special_string(text):
-            encoding = fast.read(text) if offsets else Read(fast.ids(text), [])
+            encoding = fast.read(text, offsets=offsets)
         else:
             backend.encode_special_tokens = not control
             encoding = backend.encode(text, add_special_tokens=False)

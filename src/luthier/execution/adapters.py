@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from luthier.errors import UserError
 from luthier.execution.bugs import Bug
+from luthier.execution.feedback import Feedback, Stage, Where, feedback
 from luthier.execution.sandbox import Limits, Outcome, Step, run_steps
 from luthier.recipe import Options
 
@@ -32,6 +33,9 @@ VERDICTS: tuple[Verdict, ...] = (
     "passed", "test-failed", "compile-error", "timeout", "out-of-memory", "no-change", "not-judged",
 )  # fmt: skip
 
+_STAGES: dict[Verdict, Stage] = {
+    "passed": "passed", "test-failed": "test", "compile-error": "compile", "timeout": "timeout", "out-of-memory": "memory",
+}  # fmt: skip
 # Where Debian's packages junit4 and libhamcrest-java put them.
 JUNIT = ("/usr/share/java/junit4.jar", "/usr/share/java/hamcrest-2.2.jar")
 _SYNTAX = "import sys; p = sys.argv[1]; compile(open(p, 'rb').read(), p, 'exec')"
@@ -58,6 +62,8 @@ class Judgement(Options):
     """Time of all steps."""
     fence: str = ""
     """What held it apart."""
+    feedback: Feedback | None = None
+    """What a model can be told of it; None where nothing was run."""
 
 
 class Adapter(Options):
@@ -65,9 +71,11 @@ class Adapter(Options):
 
     Attributes:
         address_space: Whether the address space of its processes may be limited.
+        copies: Files beside the bug's own in which the function stands at the same lines.
     """
 
     address_space: ClassVar[bool] = True
+    copies: ClassVar[tuple[str, ...]] = ()
 
     timeout_s: float | None = None
     """Seconds of each step, instead of the recipe's."""
@@ -81,10 +89,38 @@ class Adapter(Options):
         )
         if not self.address_space:  # a Java VM has dozens of threads of its own
             limits = replace(limits, processes=max(limits.processes, _JAVA_THREADS))
+        return self.judged(bug, function, self.run(bug, function, limits), limits)
+
+    def run(self, bug: Bug, function: str, limits: Limits) -> list[Outcome]:
+        """What becomes of the steps with a function in its place, up to the first that does not end well."""
         files = {**bug.files, **self.files(bug, function)}
         trees = [bug.tree] if bug.tree else []
-        outcomes = run_steps(self.steps(bug), files, limits, trees=trees, guard=self.guarded(bug))
-        return self.read(bug, outcomes)
+        return run_steps(self.steps(bug), files, limits, trees=trees, guard=self.guarded(bug))
+
+    def judged(self, bug: Bug, function: str, outcomes: Sequence[Outcome], limits: Limits) -> Judgement:
+        """Verdict and feedback by what became of the steps."""
+        found = self.read(bug, outcomes)
+        return found.model_copy(
+            update={"feedback": self.feedback(bug, function, outcomes[-1], found, limits)}
+        )
+
+    def feedback(
+        self, bug: Bug, function: str, last: Outcome, found: Judgement, limits: Limits
+    ) -> Feedback:
+        """What the last step says of a candidate."""
+        stage = _STAGES[found.verdict]
+        where = Where((bug.path, *self.copies), bug.source.count(b"\n", 0, bug.start) + 1, function)
+        limit = ""
+        if last.tampered:
+            limit = found.message
+        elif stage == "timeout":
+            limit = f"no end after {limits.timeout_s:g} s"
+        elif last.status == "out-of-memory":
+            limit = f"more than {limits.memory_mib} MiB"
+        elif last.status != "exited":
+            limit = last.status
+        files = [last.files[name] for name in sorted(last.files)]
+        return feedback(stage, where, last.output, files=files, test=found.failing, limit=limit)
 
     def files(self, bug: Bug, function: str) -> dict[str, str]:
         """The patched file, and what else the adapter needs."""
@@ -136,6 +172,8 @@ class Adapter(Options):
 
 class Asserts(Adapter):
     """A Python file that tests itself: its tests are appended to it, and the last line has to be reached."""
+
+    copies: ClassVar[tuple[str, ...]] = (_PROGRAM,)
 
     code: str
     """The tests."""
@@ -255,6 +293,8 @@ class Java(Adapter):
             *(f"-J{flag}" for flag in flags),
             "-proc:none",
             "-nowarn",
+            "-Xmaxerrs",
+            "20",
             "-encoding",
             "UTF-8",
             "-d",
@@ -265,7 +305,9 @@ class Java(Adapter):
         tests = ["org.junit.runner.JUnitCore", *self.junit] if self.junit else ["LuthierRun"]
         return [
             Step("compile", [*compiled, *sources]),
-            Step("test", [java, *flags, "-ea", "-cp", path, *tests], collect=[_END]),
+            Step(
+                "test", [java, *flags, "-XX:MaxJavaStackTraceDepth=64", "-ea", "-cp", path, *tests], collect=[_END]
+            ),
         ]
 
     def test_cases(self, outcome: Outcome) -> dict[str, bool]:

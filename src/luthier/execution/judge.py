@@ -19,6 +19,7 @@ from typing import Any
 from luthier.encoding.lexer import normalised
 from luthier.execution.adapters import Judgement, adapter
 from luthier.execution.bugs import Bug
+from luthier.execution.feedback import Feedback
 from luthier.execution.sandbox import Limits, strongest
 from luthier.run_folder import hash_folder, hash_value, logger, read_jsonl
 
@@ -85,12 +86,23 @@ class Judge:
         results = []
         for bug, text in functions:
             if text is None:
-                results.append(Judgement(verdict="not-judged", message="the output gives no function"))
+                nothing = Feedback(stage="extract")
+                results.append(
+                    Judgement(
+                        verdict="not-judged", message="the output gives no function", feedback=nothing
+                    )
+                )
             elif is_unchanged(bug, text):
-                results.append(Judgement(verdict="no-change"))
+                results.append(Judgement(verdict="no-change", feedback=self._of_buggy(bug)))
             else:
                 results.append(found[self._key(bug, text, 0)])
         return results
+
+    def _of_buggy(self, bug: Bug) -> Feedback:
+        """What the proof said of the buggy function."""
+        proof = self._known.get(self._key(bug, bug.buggy, 0))
+        known = proof.feedback if proof is not None and proof.feedback is not None else Feedback(stage="test")
+        return known.model_copy(update={"unchanged": True})
 
     def _all(
         self, runs: Sequence[tuple[Bug, str, int]], label: str, progress: Progress | None

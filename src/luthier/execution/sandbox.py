@@ -85,7 +85,7 @@ class Outcome:
         fence: What held it.
         disk_read_only: Whether it could write nowhere but in its folder.
         name: Of the step.
-        files: The texts of the files that were to be collected and are there.
+        files: The texts of the files that were to be collected and are there, with the folder's path as in ``output``.
         tampered: Guarded files that it changed.
     """
 
@@ -196,7 +196,10 @@ def run_steps(
     if held == "limits":
         _say_open()
     outcomes = [
-        Outcome(r["status"], r["exit_code"], r["output"].replace(folder, "."), r["seconds"], held, about["disk_read_only"], r["name"], r["files"], r["tampered"])
+        Outcome(
+            r["status"], r["exit_code"], r["output"].replace(folder, "."), r["seconds"], held, about["disk_read_only"], r["name"],
+            {name: text.replace(folder, ".") for name, text in r["files"].items()}, r["tampered"],
+        )
         for r in results
     ]  # fmt: skip
     if broken or not outcomes or (outcomes[-1].ok and len(outcomes) < len(steps)):

@@ -335,6 +335,7 @@ def repair(
     base: bool = False,
     checkpoints: bool = False,
     candidates: Path | None = None,
+    rounds: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Candidate patches for the bugs of ``repair.bugs``, judged by their tests; trains first if nothing was.
@@ -346,24 +347,28 @@ def repair(
         base: By the model as it was before training.
         checkpoints: By each checkpoint of the run, beside its eval loss.
         candidates: A file of candidates that are judged instead of the model's.
+        rounds: In rounds, as ``repair.rounds`` says: what failed goes into the next prompt.
         progress: Called with a label, what is done and the total (or None).
 
     Returns:
-        The folder of the results, with ``verdicts.jsonl`` and ``repair.json``, or with ``checkpoints.json``.
+        The folder of the results, with ``verdicts.jsonl`` and ``repair.json``, with ``rounds.json``, or with ``checkpoints.json``.
     """
     from luthier.evaluate import repair as patches
 
     own = read(recipe, *overrides)
     place = RunFolder(folder or Path("runs") / own.name)
-    if place.result() is None and not base and candidates is None:
+    server = rounds and own.repair.rounds.server is not None
+    if place.result() is None and not base and candidates is None and not server:
         train(own, folder=folder, progress=progress)
     place.create()
     with user_disk_errors(place.path):
         if checkpoints:
             return _repair_by_checkpoint(own, place, progress)
-        which = "given" if candidates is not None else "base" if base else "tuned"
-        patches.repair(settled(own, place), place, which, given=candidates, progress=progress)
-    return place.repair / which
+        which = "given" if candidates is not None else "server" if server else "base" if base else "tuned"
+        patches.repair(
+            settled(own, place), place, which, given=candidates, rounds=rounds, progress=progress
+        )
+    return place.repair / (f"{which}-rounds" if rounds else which)
 
 
 def _repair_by_checkpoint(recipe: Recipe, place: RunFolder, progress: Progress | None) -> Path:

@@ -369,6 +369,38 @@ class Evaluate(Options):
     """Of the task ``ontology`` alone: the graph of all test documents."""
 
 
+class Server(Options):
+    """A server with OpenAI's interface for chats (``/chat/completions``), which is asked instead of the run's model."""
+
+    url: str = Field(pattern=r"^https?://\S+$")
+    """Address up to the version: ``http://localhost:8000/v1``. What is asked goes there: functions, patches, what tests said."""
+    model: str
+    """The model's name there."""
+    key_variable: str | None = None
+    """Environment variable with the key; the key itself stands in no file."""
+    timeout_s: float = Field(300, gt=0)
+    """Seconds that an answer may take."""
+    num_at_once: int = Field(4, ge=1)
+    """Questions at once."""
+    num_retries: int = Field(4, ge=0)
+    """How often a question is asked again where the server is busy or cannot be reached, after longer and longer waits."""
+
+
+class Rounds(Options):
+    """Further attempts at a bug, each told what the tests said of the last one (`luthier repair --rounds`)."""
+
+    max_rounds: int = Field(3, ge=1)
+    """Prompts for each bug; ``num_candidates`` patches are judged for each."""
+    max_tokens: int | None = Field(None, ge=1)
+    """No further round for a bug once its prompts and outputs have so many tokens."""
+    max_seconds: float | None = Field(None, gt=0)
+    """No further round for a bug once writing and judging for it took so long."""
+    variations: int = Field(0, ge=0)
+    """Rounds after a patch that passes, in which another one is asked for."""
+    server: Server | None = None
+    """Where patches come from instead of the run's model; needs ``task.format: chat``. Without it nothing is contacted."""
+
+
 class Repair(Options):
     """Candidate patches for bugs with tests, and how they are judged (`luthier repair`)."""
 
@@ -408,6 +440,8 @@ class Repair(Options):
     """Room for files of a test run, the copied project included."""
     num_workers: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Test runs at once; ``auto`` is the number of cores."""
+    rounds: Rounds = Rounds()
+    """Several attempts at each bug, with feedback."""
 
     @property
     def beams(self) -> int:

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fixtures import scripted
 from tests.fixtures.fixes import write_bugs, write_fixes
+from tests.fixtures.scripted import Script
 from tests.fixtures.tiny_run import write_recipe
 from typer.testing import CliRunner
 
 from luthier import pipeline
 from luthier.cli import app
 from luthier.errors import UserError
-from luthier.evaluate import patches, repair
+from luthier.evaluate import patches, repair, rounds
 from luthier.evaluate.patches import compare_repairs
-from luthier.recipe import Options, Repair
+from luthier.recipe import Options, Repair, Rounds
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
@@ -159,7 +161,7 @@ def test_every_option_is_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -
     usual = Options.__getattribute__
 
     def recording(self: Options, name: str) -> Any:
-        if type(self) is Repair:
+        if type(self) in (Repair, Rounds):
             read.add(name)
         return usual(self, name)
 
@@ -171,4 +173,58 @@ def test_every_option_is_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -
     unread = (
         set(Repair.model_fields) - read - {"other_format"}
     )  # that is read only where the form differs, as tested above
-    assert unread == set()
+    assert unread == {"rounds"}
+    pipeline.repair(recipe, "repair.max_new_tokens=3", folder=run.path, rounds=True)
+    assert set(Rounds.model_fields) <= read  # a server's settings: tests/unit/evaluate/test_rounds.py
+
+
+def test_rounds_are_on_the_page_and_in_tables(run: RunFolder) -> None:
+    result = invoke("repair", str(run.path), "--rounds", "2", "repair.max_new_tokens=4")
+    assert result.exit_code == 0, result.output
+    found = read_json(run.repair / "tuned-rounds" / "rounds.json")
+    assert found["max_rounds"] == 2 and found["num_judged"] == 2 and set(found["table"]) == {"bug-0", "bug-1"}
+    assert "plausible by round 2" in result.output and "2 of 3 bugs judged" in result.output
+    talk = read_jsonl(run.repair / "tuned-rounds" / "conversations" / "bug-0.jsonl")
+    assert [line.get("round", line.get("judged")) for line in talk[1:]][:2] == [1, 1]
+    pipeline.report(run.recipe, folder=run.path)
+    page = run.report.read_text()
+    for words in ("tuned-rounds", "round 1, prompt", "plausible by round 1", "found by output"):
+        assert words in page, words
+    for wrong in (["--rounds", "2", "--checkpoints"], ["--iterations", "2"]):
+        refused = invoke("repair", str(run.path), *wrong)
+        assert refused.exit_code == 2 or isinstance(refused.exception, UserError), wrong
+
+
+def test_patches_that_pass_are_learned_and_the_loop_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script()
+    monkeypatch.setattr(rounds, "continuations", script)
+    bugs = scripted.write_bugs(tmp_path / "bugs.jsonl")
+    path = write_recipe(
+        tmp_path,
+        task={"type": "repair"},
+        data={"max_length": 300, "near_duplicates": "off", "splits": {"train": 0.5, "eval": 0.25, "test": 0.25}},
+        train={"max_steps": 2, "num_samples": 0},
+        check={"waive": ["initial-loss"]},
+        repair={
+            **{"num_candidates": 1, "max_new_tokens": 10, "timeout_s": 30, "memory_mib": 512, "num_workers": 2},
+            "bugs": {"type": "bugs", "path": str(bugs), "id_column": "id", "group_column": "project"},
+        },
+    )
+    command = ["repair", str(path), "--base", "--rounds", "2", "--iterations", "1", "--run", str(tmp_path / "run")]
+    result = invoke(*command)
+    assert result.exit_code == 0, (result.output, result.exception)
+    root = tmp_path / "run" / "rejection"
+    first, second = read_json(root / "iterations.json")["iterations"]
+    assert (first["num_patches"], first["num_new"], first["plausible"]["value"]) == (4, 4, 1.0)
+    assert (second["num_patches"], second["num_new"]) == (4, 0)  # the script writes the same again
+    learned = RunFolder(root / "iteration-1")
+    assert learned.adapter.is_dir() and "repair-rounds" in learned.recipe.read_text()
+    assert learned.rows("train").is_file()
+    asked = len(script.prompts)
+    assert invoke(*command).exit_code == 0 and len(script.prompts) == asked
+    monkeypatch.setattr(scripted, "answer", lambda shown: scripted.WRONG)
+    command[-1] = str(tmp_path / "other")
+    refused = invoke(*command)
+    assert isinstance(refused.exception, UserError) or "nothing to learn from" in refused.output

@@ -491,6 +491,18 @@ def repair(
             show_default=False,
         ),
     ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Ask so often, each time with what the tests said of the last patch.",
+            show_default=False,
+        ),
+    ] = None,
+    iterations: Annotated[
+        int,
+        typer.Option(min=0, help="Train on the patches that passed and repair again, so often."),
+    ] = 0,
 ) -> None:
     """Generate patches for the bugs of `repair.bugs`, and judge them by their tests in a sandbox.
 
@@ -499,11 +511,32 @@ def repair(
     [dim]$[/] luthier repair runs/repair --base
 
     [dim]$[/] luthier repair runs/repair --against runs/repair/repair/base
+
+    [dim]$[/] luthier repair runs/repair --rounds 3
+
+    [dim]$[/] luthier repair runs/repair --rounds 3 --iterations 2
     """
     from luthier import pipeline
     from luthier.cli import repairs
 
+    if iterations and rounds is None:
+        raise UserError("nothing says how many rounds an iteration has", "--iterations", "add --rounds 3")
+    if rounds is not None:
+        if checkpoints or candidates is not None or against is not None:
+            raise UserError(
+                "rounds ask a model again and again",
+                "--rounds",
+                "leave out --checkpoints, --candidates and --against",
+            )
+        overrides = [*(overrides or ()), f"repair.rounds.max_rounds={rounds}"]
     read, place = _opened(recipe, overrides, run)
+    if iterations:
+        from luthier.rejection import learn
+
+        with screen.progress() as progress:
+            learned = learn(read, place, iterations, base=base, progress=progress)
+        repairs.iterations(learned, screen.out())
+        return
     with screen.progress() as progress:
         folder = pipeline.repair(
             read,
@@ -511,6 +544,7 @@ def repair(
             base=base,
             checkpoints=checkpoints,
             candidates=candidates,
+            rounds=rounds is not None,
             progress=progress,
         )
     repairs.show(folder, against, screen.out())

@@ -19,16 +19,11 @@ def show(folder: Path, against: Path | None, console: Console) -> None:
     if (folder / "checkpoints.json").is_file() and not (folder / "repair.json").is_file():
         _checkpoints(read_json(folder / "checkpoints.json"), console)
         return
+    if (folder / "rounds.json").is_file() and not (folder / "repair.json").is_file():
+        _rounds(read_json(folder / "rounds.json"), folder, console)
+        return
     results = read_json(folder / "repair.json")
-    console.print(Text(f"{results['num_judged']} of {results['num_bugs']} bugs judged", "bold"))
-    for reason, names in results["left_out"].items():
-        console.print(
-            Text(
-                safe(
-                    f"left out, {reason}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-                )
-            )
-        )
+    _judged(results, console)
     ranks = range(1, results["num_candidates"] + 1)
     verdicts = table(
         console,
@@ -41,15 +36,65 @@ def show(folder: Path, against: Path | None, console: Console) -> None:
         if any(counts):
             verdicts.add_row(*cells(verdict, *counts))
     console.print(verdicts)
-    metrics = table(console, "metric", "value", "95% interval", right=(1, 2))
-    for name, one in results["metrics"].items():
-        metrics.add_row(*cells(name, _share(one["value"]), _interval(one)))
-    console.print(metrics)
+    _metrics(results, console)
     console.print(Text(f"in full: {folder / 'repair.json'}, {folder / 'verdicts.jsonl'}", "dim"))
     if against is not None:
         from luthier.evaluate.patches import compare_repairs
 
         _compared(compare_repairs(folder, against), folder, against, console)
+
+
+def _judged(results: Mapping[str, Any], console: Console) -> None:
+    console.print(Text(f"{results['num_judged']} of {results['num_bugs']} bugs judged", "bold"))
+    for reason, names in results["left_out"].items():
+        console.print(
+            Text(
+                safe(
+                    f"left out, {reason}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+                )
+            )
+        )
+
+
+def _metrics(results: Mapping[str, Any], console: Console) -> None:
+    metrics = table(console, "metric", "value", "95% interval", right=(1, 2))
+    for name, one in results["metrics"].items():
+        metrics.add_row(*cells(name, _share(one["value"]), _interval(one)))
+    console.print(metrics)
+
+
+def _rounds(results: Mapping[str, Any], folder: Path, console: Console) -> None:
+    _judged(results, console)
+    by_round = table(
+        console, "round", "bugs", "patches", "repeated", "tokens", "verdicts", "found by", right=range(5)
+    )
+    for one in results["rounds"]:
+        said = [", ".join(f"{name} {n}" for name, n in one[key].items()) for key in ("verdicts", "extraction")]
+        by_round.add_row(
+            *cells(one["round"], one["num_asked"], one["num_candidates"], one["num_repeated"], one["num_tokens"], *said)
+        )
+    console.print(by_round)
+    _metrics(results, console)
+    for reason, names in results["ends"].items():
+        console.print(Text(safe(f"ended, {reason}: {len(names)}")))
+    console.print(Text(f"in full: {folder / 'rounds.json'}, {folder / 'conversations'}", "dim"))
+
+
+def iterations(path: Path, console: Console) -> None:
+    """The table of a loop of rejection sampling."""
+    found = read_json(path)
+    rows = table(
+        console, "iteration", "repaired by", "patches", "new", "plausible", "95% interval", right=(0, 2, 3, 4, 5)
+    )
+    for one in found["iterations"]:
+        plausible = one["plausible"]
+        rows.add_row(
+            *cells(
+                one["iteration"], one["model"], one["num_patches"], one["num_new"], _share(plausible["value"]), _interval(plausible)
+            )
+        )
+    console.print(rows)
+    console.print(Text(f"in full: {path}", "dim"))
 
 
 def _compared(found: Mapping[str, Any], one: Path, other: Path, console: Console) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 from luthier.encoding.encode import encode_prompt
 from luthier.encoding.lexer import normalised
 from luthier.encoding.repair import Place, place_of
+from luthier.encoding.templates import RowError
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.execution.bugs import Bug, bug_of
 from luthier.models.beams import Continuation, Search, continuations
 from luthier.recipe import Recipe
 from luthier.records import Dropped, Example, Record
 from luthier.run_folder import hash_value, logger, read_jsonl
-from luthier.tasks.repair import Repair
+from luthier.tasks.repair import Attempt, Repair
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -34,7 +35,7 @@ class Asked:
         bug: The bug.
         place: Its function as rows are made of it, with the lines that are to change.
         fixed: The fixed function, likewise.
-        prompt: Token ids.
+        prompt: Token ids; none where a server is asked.
         trimmed: Tokens of the input that were cut.
     """
 
@@ -46,7 +47,7 @@ class Asked:
 
 
 def ask(
-    records: Sequence[Record | Dropped], task: Repair, tokenizer: TextTokenizer, recipe: Recipe
+    records: Sequence[Record | Dropped], task: Repair, tokenizer: TextTokenizer | None, recipe: Recipe
 ) -> tuple[list[Asked], list[Dropped]]:
     """The prompts of bugs, on the path of training rows; and the bugs that cannot be asked about, with the reason.
 
@@ -54,26 +55,36 @@ def ask(
     """
     asked: list[Asked] = []
     left_out: list[Dropped] = []
-    room = recipe.data.max_length - recipe.repair.max_new_tokens
     for record in records:
         bug = bug_of(record) if isinstance(record, Record) else record
         sides = task.sides(record) if isinstance(record, Record) and isinstance(bug, Bug) else bug
         if isinstance(bug, Dropped) or isinstance(sides, Dropped) or not isinstance(sides, tuple):
             left_out.append(bug if isinstance(bug, Dropped) else sides)  # type: ignore[arg-type] # one of both is
             continue
-        buggy, fixed, language = sides
+        buggy, fixed, _ = sides
         place, _ = place_of(buggy, fixed)
-        spans = task.prompt_spans(place, language, bug.context, tokenizer, max(8, room))
-        example = Example(bug.id, spans, bug.group)
-        try:
-            prompt = encode_prompt(example, tokenizer, room)
-            whole = encode_prompt(example, tokenizer, 1 << 30)
-        except ValueError as error:
-            fix = "raise data.max_length, or lower repair.max_new_tokens"
-            left_out.append(Dropped(bug.id, "prompt-too-long", f"{error}; {fix}"))
-            continue
-        asked.append(Asked(bug, place, fixed, prompt, len(whole) - len(prompt)))
+        one = Asked(bug, place, fixed, [], 0)
+        found = prompt_of(one, task, tokenizer, recipe) if tokenizer is not None else one
+        (left_out if isinstance(found, Dropped) else asked).append(found)  # type: ignore[arg-type] # each to its own
     return asked, left_out
+
+
+def prompt_of(
+    asked: Asked, task: Repair, tokenizer: TextTokenizer, recipe: Recipe, attempts: Sequence[Attempt] = ()
+) -> Asked | Dropped:
+    """A bug with the prompt that it has after some attempts, or why there is none."""
+    bug, room = asked.bug, recipe.data.max_length - recipe.repair.max_new_tokens
+    try:
+        spans = task.prompt_spans(asked.place, bug.language, bug.context, tokenizer, max(8, room), attempts)
+        example = Example(bug.id, spans, bug.group)
+        prompt = encode_prompt(example, tokenizer, room)
+        whole = encode_prompt(example, tokenizer, 1 << 30)
+    except RowError as error:
+        return Dropped(bug.id, error.reason, error.detail)
+    except ValueError as error:
+        fix = "raise data.max_length, or lower repair.max_new_tokens"
+        return Dropped(bug.id, "prompt-too-long", f"{error}; {fix}")
+    return replace(asked, prompt=prompt, trimmed=len(whole) - len(prompt))
 
 
 def generate_candidates(
@@ -150,21 +161,26 @@ def search_of(recipe: Recipe) -> Search:
 
 
 def chosen(
-    asked: Asked, outputs: Sequence[Continuation], task: Repair, recipe: Recipe
+    asked: Asked,
+    outputs: Sequence[Continuation],
+    task: Repair,
+    recipe: Recipe,
+    earlier: Set[str] = frozenset(),
 ) -> list[dict[str, Any]]:
     """The candidates out of a search's outputs: ranked, and with ``refill`` those first that say something new.
 
     ``duplicate_of`` is the rank (from 1) of the candidate that says the same, ``unchanged`` whether it is the buggy
-    function, both white space and comments apart.
+    function, both white space and comments apart; ``step`` is what found the function in the output. What ``earlier`` holds, normalised, is left out.
     """
     language = asked.bug.language
     rows: list[dict[str, Any]] = []
     for output in outputs:
-        function = task.repaired(asked.place, output.text)
+        function, step = task.repaired(asked.place, output.text, language)
         rows.append(
             {
                 "output": output.text,
                 "function": function,
+                "step": step,
                 "logprob": round(output.logprob, 5),
                 "num_tokens": output.num_tokens,
                 "score": round(output.score, 5),
@@ -172,6 +188,7 @@ def chosen(
                 "same": None if function is None else normalised(function, language),
             }
         )
+    rows = [row for row in rows if row["same"] is None or row["same"] not in earlier]
     counts = Counter(row["same"] for row in rows)
     settings = recipe.repair
     if settings.rank_by == "mean-logprob":

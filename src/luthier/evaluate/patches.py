@@ -88,7 +88,7 @@ def judge_candidates(
         recipe,
     )
     results["bugs"] = {
-        each.bug.id: _shown(each, proofs[each.bug.id], results["table"].get(each.bug.id, []))
+        each.bug.id: shown(each, proofs[each.bug.id], results["table"].get(each.bug.id, []))
         for each in proven
     }
     write_json(folder / "repair.json", results)
@@ -126,25 +126,10 @@ def summary(
         pairs[name] = Ratio(
             [sum(good(r) for r in of[bug]) for bug in bugs], [float(len(of[bug])) for bug in bugs]
         )
-    found = paired_bootstrap(
-        [Pair(Ratio([0.0] * len(bugs), [1.0] * len(bugs)), ratio) for ratio in pairs.values()],
-        [groups[bug] for bug in bugs],
-        num_resamples=recipe.evaluate.num_bootstrap,
-        seed=recipe.seed,
-    )
-    metrics = {
-        name: {"value": one.tuned, "interval": one.interval} for name, one in zip(pairs, found, strict=True)
-    }
-    reasons: dict[str, list[str]] = {}
-    for dropped in left_out:
-        reasons.setdefault(dropped.reason, []).append(dropped.id)
     return {
-        "num_bugs": len(bugs) + len(left_out),
-        "num_judged": len(bugs),
-        "left_out": {reason: sorted(names) for reason, names in sorted(reasons.items())},
-        "left_out_why": {dropped.id: dropped.detail for dropped in left_out},
+        **judged_and_not(len(bugs), left_out),
         "num_candidates": most,
-        "metrics": metrics,
+        "metrics": with_intervals(pairs, [groups[bug] for bug in bugs], recipe),
         "verdicts_by_rank": {
             verdict: [
                 sum(1 for r in rows if r["rank"] == k and r["verdict"] == verdict) for k in range(1, most + 1)
@@ -157,6 +142,32 @@ def summary(
         },
         "fences": sorted({r["fence"] for r in rows if r["fence"]}),
         "table": {bug: [r["verdict"] for r in of[bug]] for bug in bugs},
+    }
+
+
+def judged_and_not(num_judged: int, left_out: Sequence[Dropped]) -> dict[str, Any]:
+    """How many bugs were judged, and the others by reason."""
+    reasons: dict[str, list[str]] = {}
+    for dropped in left_out:
+        reasons.setdefault(dropped.reason, []).append(dropped.id)
+    return {
+        "num_bugs": num_judged + len(left_out),
+        "num_judged": num_judged,
+        "left_out": {reason: sorted(names) for reason, names in sorted(reasons.items())},
+        "left_out_why": {dropped.id: dropped.detail for dropped in left_out},
+    }
+
+
+def with_intervals(ratios: Mapping[str, Ratio], groups: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+    """Each ratio over bugs with its bootstrap interval, by groups of bugs."""
+    found = paired_bootstrap(
+        [Pair(Ratio([0.0] * len(groups), [1.0] * len(groups)), ratio) for ratio in ratios.values()],
+        groups,
+        num_resamples=recipe.evaluate.num_bootstrap,
+        seed=recipe.seed,
+    )
+    return {
+        name: {"value": one.tuned, "interval": one.interval} for name, one in zip(ratios, found, strict=True)
     }
 
 
@@ -214,7 +225,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _shown(each: Asked, proof: Proof, verdicts: Sequence[str]) -> dict[str, Any]:
+def shown(each: Asked, proof: Proof, verdicts: Sequence[str]) -> dict[str, Any]:
     """What the page says of a bug."""
     return {
         "path": each.bug.path,

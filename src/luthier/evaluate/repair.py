@@ -13,6 +13,7 @@ from luthier import recipe as recipes
 from luthier.errors import UserError
 from luthier.evaluate.candidates import ask, generate_candidates
 from luthier.evaluate.patches import given_candidates, judge_candidates
+from luthier.evaluate.rounds import repair_in_rounds
 from luthier.models.load import load_tokenizer, load_trained, load_untrained, resolve
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_folder, logger, read_json
@@ -29,17 +30,19 @@ def repair(
     lend: Callable[[], PreTrainedModel | PeftModel] | None = None,
     weights: str = "",
     given: Path | None = None,
+    rounds: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Writes candidates and verdicts into ``repair/WHICH`` of the run; returns the content of ``repair.json``.
+    """Writes candidates and verdicts into ``repair/WHICH`` of the run; returns the content of ``repair.json`` or ``rounds.json``.
 
     Args:
         recipe: With ``repair.bugs``.
         run: The run's folder.
-        which: ``tuned`` and ``base`` load that model; another name needs ``lend`` or ``given``.
+        which: ``tuned`` and ``base`` load that model; another name needs ``lend``, ``given`` or a server to ask.
         lend: Loads the model.
         weights: Hash of what it loads.
         given: File of candidates instead of a model.
+        rounds: In rounds with feedback, into ``repair/WHICH-rounds``.
         progress: Called with a label, what is done and all.
 
     Raises:
@@ -58,8 +61,15 @@ def repair(
             "recipe key repair.bugs",
             "name a source: {type: bugs, path: bugs.jsonl}",
         )
-    tokenizer = load_tokenizer(recipe.model)
-    if which != "base" and given is None:
+    server = recipe.repair.rounds.server if rounds else None
+    if server is not None and task.format != "chat":
+        raise UserError(
+            "a server is asked in a chat, and the task's prompts are texts to go on with",
+            "recipe key task.format",
+            "set task.format=chat task.input=IR1 task.output=OR1",
+        )
+    tokenizer = load_tokenizer(recipe.model) if server is None else None
+    if tokenizer is not None and which != "base" and given is None:
         _same_form(task.identity(tokenizer), run, recipe)
     records = list(recipes.build("source", recipe.repair.bugs, "recipe key repair.bugs").records())
     asked, left_out = ask(records, task, tokenizer, recipe)
@@ -72,29 +82,36 @@ def repair(
             "recipe key repair.bugs",
             "mend the bugs, or name others",
         )
-    folder = run.repair / which
+    folder = run.repair / (f"{which}-rounds" if rounds else which)
+    memory = run.repair / "judged.jsonl"
     if given is not None:
         candidates = given_candidates(given, asked, recipe)
+        return judge_candidates(asked, left_out, candidates, recipe, folder, memory, progress)
+    identity: list[Any]
+    if tokenizer is None:
+        assert server is not None
+        identity = [server.url, server.model]
     else:
-        result = run.result()
-        if lend is None:
-            trained = which == "tuned" and result is not None
-            weights = hash_folder(result) if trained and result is not None else resolve(recipe.model)
-            lend = (
-                _tuned(recipe, run, len(tokenizer))
-                if trained
-                else lambda: load_untrained(recipe.model, len(tokenizer))
-            )
+        lend, weights = (lend, weights) if lend is not None else _lending(recipe, run, which, len(tokenizer))
         identity = [weights, task.identity(tokenizer)]
-        path = folder / "candidates.jsonl"
-        candidates = generate_candidates(asked, task, tokenizer, lend, recipe, path, identity, progress)
-    return judge_candidates(
-        asked, left_out, candidates, recipe, folder, run.repair / "judged.jsonl", progress
-    )
+    if rounds:
+        return repair_in_rounds(
+            asked, left_out, task, tokenizer, lend, identity, recipe, folder, memory, progress
+        )
+    assert tokenizer is not None and lend is not None
+    path = folder / "candidates.jsonl"
+    candidates = generate_candidates(asked, task, tokenizer, lend, recipe, path, identity, progress)
+    return judge_candidates(asked, left_out, candidates, recipe, folder, memory, progress)
 
 
-def _tuned(recipe: Recipe, run: RunFolder, size: int) -> Callable[[], PreTrainedModel | PeftModel]:
-    return lambda: load_trained(recipe.model, run, size)
+def _lending(
+    recipe: Recipe, run: RunFolder, which: str, size: int
+) -> tuple[Callable[[], PreTrainedModel | PeftModel], str]:
+    """What loads the tuned or the base model, and the hash of what it loads."""
+    result = run.result()
+    if which == "tuned" and result is not None:
+        return lambda: load_trained(recipe.model, run, size), hash_folder(result)
+    return lambda: load_untrained(recipe.model, size), resolve(recipe.model)
 
 
 def _same_form(form: dict[str, Any], run: RunFolder, recipe: Recipe) -> None:
@@ -105,7 +122,8 @@ def _same_form(form: dict[str, Any], run: RunFolder, recipe: Recipe) -> None:
             str(run.form()),
             "train with the task repair, or judge --base",
         )
-    before = read_json(run.form())
+    # Forms of before there were chats and attempts do not name them.
+    before = {"format": "completion", "attempts": form["attempts"], **read_json(run.form())}
     differing = [
         f"{key}: {before.get(key)!r} in training, {form.get(key)!r} now"
         for key in form

@@ -122,6 +122,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "num_predictions": len(predictions),
         "ontology": graph,
         "repairs": repairs.view(run, recipe.report.num_predictions, load, load_lines),
+        "repair_rounds": repairs.view_rounds(run, recipe.report.num_predictions, load, load_lines),
         "samples": sections.samples(past),
         "rows": [_row(row) for row in rows_shown],
         "environment": environment or {},

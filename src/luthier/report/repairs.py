@@ -1,4 +1,4 @@
-"""Judged patches on the page: figures, candidates by rank, and each bug with its fix, its candidates and what became of them."""
+"""Judged patches on the page: figures, candidates by rank or by round, and each bug with its fix, its candidates and what became of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from luthier.report.sections import label, number
 from luthier.run_folder import RunFolder
 
 _SIDES = ("tuned", "base", "given")
+_IN_ROUNDS = ("tuned-rounds", "base-rounds", "server-rounds")
 _RIGHT = {"passed": "hit"}
 
 
@@ -60,10 +61,89 @@ def view(
     return shown
 
 
-def _bugs(bugs: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
-    chosen = sorted(bugs, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())[
+def view_rounds(
+    run: RunFolder,
+    count: int,
+    load: Callable[[Path], Any],
+    load_lines: Callable[[Path], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """What the page shows of each result in rounds in ``repair/``; arguments as of ``view``."""
+    shown = []
+    for side in _IN_ROUNDS:
+        folder = run.repair / side
+        results = load(folder / "rounds.json")
+        if results is None:
+            continue
+        names = _chosen(results["bugs"], count)
+        talks = {
+            name: load_lines(folder / "conversations" / results["bugs"][name]["file"]) for name in names
+        }
+        shown.append(
+            {
+                "name": side,
+                "num_bugs": results["num_bugs"],
+                "num_judged": results["num_judged"],
+                "metrics": [
+                    (name, number(one["value"], "share"), _interval(one))
+                    for name, one in results["metrics"].items()
+                ],
+                "rounds": [
+                    {**one, **{key: _counts(one[key]) for key in ("verdicts", "extraction")}}
+                    for one in results["rounds"]
+                ],
+                "ends": [(reason, len(names)) for reason, names in results["ends"].items()],
+                "bugs": [_talk(name, results["bugs"][name], talks[name]) for name in names],
+            }
+        )
+    return shown
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _talk(name: str, bug: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A bug with what was shown and written in each round, as far as its file goes."""
+    written = [line for line in lines if "round" in line]
+    judged = {line["judged"]: line["verdicts"] for line in lines if "judged" in line}
+    return {
+        "id": name,
+        "path": bug["path"],
+        "repaired": bug["repaired"],
+        "end": bug["end"],
+        "fix": differences(bug["fixed"], bug["buggy"]),
+        "rounds": [
+            {
+                "number": line["round"],
+                "prompt": code(line["prompt"]),
+                "candidates": [
+                    {
+                        "verdict": said["verdict"],
+                        "kind": _RIGHT.get(said["verdict"], "miss"),
+                        "step": row["step"],
+                        "patch": code(row["output"])
+                        if row["function"] is None
+                        else differences(row["function"], bug["buggy"]),
+                    }
+                    for row, said in zip(
+                        line["candidates"], judged.get(line["round"], ()), strict=False
+                    )  # one that is being judged has none yet
+                ],
+            }
+            for line in written
+        ],
+    }
+
+
+def _chosen(bugs: Mapping[str, Any], count: int) -> list[str]:
+    """Bugs by a hash of their ids, and not by what became of them."""
+    return sorted(bugs, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())[
         :count
     ]
+
+
+def _bugs(bugs: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    chosen = _chosen(bugs, count)
     of: dict[str, list[Mapping[str, Any]]] = {name: [] for name in chosen}
     for row in rows:
         if row["bug"] in of:

@@ -9,9 +9,10 @@ from luthier.encoding.encode import encode, encode_prompt
 from luthier.encoding.infill import SENTINELS
 from luthier.encoding.repair import place_of
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.errors import UserError
 from luthier.metrics.code import ast_match
 from luthier.records import Dropped, Example, Record, Row
-from luthier.tasks.repair import Repair
+from luthier.tasks.repair import Attempt, Repair
 
 BEFORE = "def add(a, b):\n    # adds\n    c = a\n    return c - b\n"
 AFTER = "def add(a, b):\n    # adds both\n    c = a\n    return c + b\n"
@@ -60,7 +61,7 @@ def test_the_target_gives_the_fixed_function_back(form: Any, output: Any, tokeni
     task = Repair(input=form, output=output)
     found = row(task, tokenizer)
     buggy, fixed, _ = task.sides(record())  # type: ignore[misc]
-    assert task.repaired(place_of(buggy, fixed)[0], found.target) == fixed
+    assert task.repaired(place_of(buggy, fixed)[0], found.target, "python") == (fixed, "output")
     assert ast_match([found.target, "x"], [found.target] * 2, metas=[found.meta] * 2) == [1, 0]
 
 
@@ -126,3 +127,84 @@ def test_the_identity_changes_with_whatever_the_text_does(tokenizer: TextTokeniz
     found = [Repair(**each).identity(tokenizer) for each in options]
     assert all(found[i] != found[j] for i in range(len(found)) for j in range(i))
     assert found[0] == Repair(max_output_tokens=9, chunks="apart").identity(tokenizer)
+
+
+TRIED = {
+    "output": "    return c * b\n",
+    "function": "def add(a, b):\n    c = a\n    return c * b\n",
+    "feedback": {"stage": "test", "error": "AssertionError", "expected": "3"},
+}
+EARLIER = {"output": "    return\n", "function": None, "feedback": {"stage": "extract"}}
+
+
+def test_earlier_patches_stand_before_the_fix_and_are_not_trained(tokenizer: TextTokenizer) -> None:
+    found = row(Repair(), tokenizer, attempts=[EARLIER, TRIED])
+    assert prompt(found, tokenizer).endswith(
+        "# fixed code:\n    return\n# there is no function in it\n# fixed code:\n"
+        "    return c * b\n# AssertionError\n# expected: 3\n# fixed code:\n"
+    )
+    assert found.target == "    return c + b\n"
+    assert (
+        prompt(found, tokenizer)
+        .removeprefix(prompt(row(Repair(), tokenizer), tokenizer))
+        .startswith("    return\n")
+    )
+    (wrong,) = examples(Repair(), tokenizer, attempts=[{"output": 3}])
+    assert isinstance(wrong, Dropped) and wrong.reason == "bad-attempts"
+    with pytest.raises(UserError, match="no place for earlier patches"):
+        examples(Repair(input="IR3", sentinels="new"), tokenizer, attempts=[TRIED])
+
+
+def test_attempts_have_the_form_of_outputs(tokenizer: TextTokenizer) -> None:
+    whole = row(Repair(input="IR1", output="OR1"), tokenizer, attempts=[TRIED])
+    assert f"{TRIED['function']}# AssertionError\n" in prompt(whole, tokenizer)
+    diff = row(Repair(output="OR4"), tokenizer, attempts=[TRIED])
+    assert "-    return c - b\n+    return c * b\n# AssertionError\n" in prompt(diff, tokenizer)
+
+
+def test_the_oldest_attempts_give_way_first(tokenizer: TextTokenizer) -> None:
+    many = [{**TRIED, "output": f"    return {i}\n", "function": None} for i in range(30)]
+    (example,) = examples(Repair(), tokenizer, attempts=many)
+    assert isinstance(example, Example)
+    encoded = encode(example, tokenizer, 400)
+    assert isinstance(encoded, Row)
+    text = prompt(encoded, tokenizer)
+    assert text.startswith("def add(a, b):\n    c = a\n# buggy code") and text.count("# AssertionError") in range(5, 30)
+    assert "    return 29\n" in text and "    return 0\n" not in text
+
+
+def test_the_place_of_a_change_can_be_given(tokenizer: TextTokenizer) -> None:
+    found = row(Repair(), tokenizer, span=[1, 3])
+    assert found.target == "    c = a\n    return c + b\n" and "# buggy code\n#     c = a\n" in prompt(found, tokenizer)
+    (dropped,) = examples(Repair(), tokenizer, span=[1, 2])
+    assert isinstance(dropped, Dropped) and dropped.reason == "no-round-trip"
+
+
+def test_in_a_chat_the_function_stands_in_a_fence(tokenizer: TextTokenizer) -> None:
+    task = Repair(format="chat", input="IR1", output="OR1")
+    found = row(task, tokenizer, attempts=[TRIED])
+    fixed = "def add(a, b):\n    c = a\n    return c + b\n"
+    assert found.target == f"```python\n{fixed}```"
+    shown = prompt(found, tokenizer)
+    assert "```python\ndef add(a, b):\n    c = a\n    return c - b\n```" in shown
+    assert "```python\ndef add(a, b):\n    c = a\n    return c * b\n```" in shown
+    assert "AssertionError\nexpected: 3\nAnswer with the whole fixed function in one fenced block." in shown
+    buggy, _, language = task.sides(record())  # type: ignore[misc]
+    place = place_of(buggy, fixed)[0]
+    attempts = [Attempt.model_validate(TRIED)]
+    spans = task.prompt_spans(place, language, "", tokenizer, 400, attempts)
+    ids = encode_prompt(Example("p", spans, "p"), tokenizer, 400)
+    assert ids == found.input_ids[: found.num_prompt_tokens].tolist()
+    assert task.repaired(place, f"Well:\n{found.target}\n", "python") == (fixed, "fence")
+    assert task.answer(f"Well:\n{found.target}") == fixed and Repair().answer("x") == "x"
+    assert ast_match([task.answer(found.target)], [fixed], metas=[found.meta]) == [1]
+    with pytest.raises(ValueError, match="a reply holds a whole function"):
+        Repair(format="chat")
+
+
+def test_a_chat_keeps_what_was_asked_and_the_last_attempts(tokenizer: TextTokenizer) -> None:
+    task = Repair(format="chat", input="IR1", output="OR1")
+    many = [{**TRIED, "function": f"def add(a, b):\n    return {i}\n"} for i in range(9)]
+    found = row(task, tokenizer, attempts=many)
+    shown = prompt(found, tokenizer)
+    assert "return c - b" in shown and "return 8\n" in shown and "return 0\n" not in shown

@@ -1,0 +1,381 @@
+"""Repair in rounds: candidates, their tests, and the next prompt with what failed, until one passes or the budget ends.
+
+Each bug has a conversation, a file of lines that grows round by round. Nothing in it is written twice: what lies there is
+taken up wherever the prompt is the same, and verdicts come from the judge, which remembers them by content.
+
+Source: Xia and Zhang 2024, ChatRepair, ISSTA, arXiv:2304.00385: earlier wrong patches with their feedback, and variations of
+a plausible one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from luthier.encoding.lexer import normalised
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.evaluate import server as servers
+from luthier.evaluate.candidates import Asked, chosen, prompt_of, search_of
+from luthier.evaluate.patches import judged_and_not, limits_of, shown, with_intervals
+from luthier.evaluate.significance import Ratio
+from luthier.execution.adapters import Judgement, Verdict
+from luthier.execution.feedback import Feedback
+from luthier.execution.judge import Judge, Proof
+from luthier.models.beams import Continuation, continuations
+from luthier.recipe import Recipe
+from luthier.records import Dropped
+from luthier.run_folder import hash_value, logger, read_jsonl, write_json, write_text
+from luthier.tasks.repair import Attempt, Repair
+
+Progress = Callable[[str, int, int | None], None]
+Lend = Callable[[], PreTrainedModel | PeftModel]
+Line = dict[str, Any]
+
+# What tells most comes first: of several failed candidates the next prompt has one of the first kind there is.
+_TELLING: tuple[Verdict, ...] = (
+    "test-failed", "timeout", "out-of-memory", "compile-error", "no-change", "not-judged",
+)  # fmt: skip
+_LONGEST_NAME = 150
+
+
+@dataclass(slots=True)
+class Talk:
+    """The conversation about one bug.
+
+    Attributes:
+        asked: The bug, with the prompt of its first round.
+        path: Its file.
+        old: Lines of the file that were not met again yet.
+        lines: Lines that were.
+        attempts: What the next prompt shows.
+        earlier: Patches that were offered, normalised.
+        num_tokens: Of all prompts and outputs.
+        seconds: Of writing and judging.
+        passed_in: The first round with a patch that passes.
+        end: Why there is no further round.
+    """
+
+    asked: Asked
+    path: Path
+    old: list[Line]
+    lines: list[Line] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
+    earlier: set[str] = field(default_factory=set)
+    num_tokens: int = 0
+    seconds: float = 0.0
+    passed_in: int | None = None
+    end: str = ""
+
+    def put(self, line: Line) -> None:
+        """Adds a line to the file, unless it is the one that lies there next."""
+        self.lines.append(line)
+        if self.old and self.old[0] == line:
+            del self.old[0]
+            return
+        if self.old or not self.path.is_file():
+            # Another verdict may still lead to the same next prompt, other candidates do not.
+            self.old = self.old[1:] if "judged" in line else []
+            write_text(self.path, "".join(_json(one) for one in [*self.lines, *self.old]))
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_json(line))
+
+    def kept(self, number: int, prompt: str) -> Line | None:
+        """What was written in a round, if it lies in the file and was written to this prompt."""
+        line = self.old[0] if self.old else None
+        return line if line and line.get("round") == number and line.get("prompt_hash") == prompt else None
+
+
+def repair_in_rounds(
+    asked: Sequence[Asked],
+    left_out: Sequence[Dropped],
+    task: Repair,
+    tokenizer: TextTokenizer | None,
+    lend: Lend | None,
+    identity: Any,
+    recipe: Recipe,
+    folder: Path,
+    memory: Path,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes ``conversations/BUG.jsonl`` and ``rounds.json`` into a folder; returns the latter's content.
+
+    Args:
+        asked: The bugs.
+        left_out: Bugs that nothing was asked about.
+        task: Makes prompts of attempts, and functions of outputs.
+        tokenizer: The model's; None where a server is asked.
+        lend: Loads the model; not called where nothing is left to write, and not needed for a server.
+        identity: What outputs depend on beside the recipe: weights, or server and model.
+        recipe: The run's.
+        folder: Where to write.
+        memory: Verdicts by content.
+        progress: Called with a label, what is done and all.
+    """
+    settings = recipe.repair.rounds
+    workers = recipe.repair.num_workers
+    judge = Judge(memory, limits_of(recipe), None if workers == "auto" else workers)
+    proofs = judge.prove([each.bug for each in asked], progress)
+    proven = [each for each in asked if not proofs[each.bug.id].reason]
+    # Budgets are no part of it: with a larger one the same conversations go on.
+    key = hash_value([identity, str(search_of(recipe)), recipe.repair.num_candidates, recipe.repair.refill,
+                      recipe.repair.rank_by, task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
+    talks = [_begun(each, folder / "conversations", key) for each in proven]
+    writer = _Writer(task, tokenizer, lend, recipe, progress)
+    rounds: list[dict[str, Any]] = []
+    for number in range(1, settings.max_rounds + settings.variations + 1):
+        going = [talk for talk in talks if not talk.end and _goes_on(talk, number, recipe)]
+        if not going:
+            break
+        logger.info("repair: round %d, %d bugs", number, len(going))
+        written = writer.write(going, number)
+        rounds.append(_judged(going, written, number, judge, recipe, progress))
+    for talk in talks:
+        talk.end = "passed" if talk.passed_in else talk.end or "rounds"
+    missing = [
+        *left_out,
+        *(Dropped(name, proof.reason, proof.detail) for name, proof in proofs.items() if proof.reason),
+    ]
+    results = _summary(talks, rounds, proofs, missing, recipe)
+    write_json(folder / "rounds.json", results)
+    return results
+
+
+def _begun(asked: Asked, folder: Path, key: str) -> Talk:
+    """A conversation with what lies in its file, if that was written by the same model and settings."""
+    name = quote(asked.bug.id, safe=" ")
+    if len(name) > _LONGEST_NAME or name.startswith("."):
+        name = f"{name[:_LONGEST_NAME].lstrip('.')}-{hash_value(asked.bug.id)[:8]}"
+    path = folder / f"{name}.jsonl"
+    place = asked.place
+    head = {
+        "bug": asked.bug.id, "group": asked.bug.group, "language": asked.bug.language, "context": asked.bug.context,
+        "before": place.text, "span": [place.start, place.end], "reference": asked.fixed, "key": key,
+    }  # fmt: skip
+    old = read_jsonl(path)
+    if path.is_file() and "".join(_json(line) for line in old).encode() != path.read_bytes():
+        write_text(path, "".join(_json(line) for line in old))  # a line was cut off
+    talk = Talk(asked, path, old if old[:1] == [head] else [])
+    if old and not talk.old:
+        path.unlink()
+    talk.put(head)
+    return talk
+
+
+def _goes_on(talk: Talk, number: int, recipe: Recipe) -> bool:
+    """Whether a bug has another round; says why where it has not."""
+    settings = recipe.repair.rounds
+    if talk.passed_in is not None and number > talk.passed_in + settings.variations:
+        talk.end = "passed"
+    elif talk.passed_in is None and number > settings.max_rounds:
+        talk.end = "rounds"
+    elif settings.max_tokens is not None and talk.num_tokens >= settings.max_tokens:
+        talk.end = "tokens"
+    elif settings.max_seconds is not None and talk.seconds >= settings.max_seconds:
+        talk.end = "seconds"
+    return not talk.end
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Writes the candidates of a round, by the local model or by a server."""
+
+    task: Repair
+    tokenizer: TextTokenizer | None
+    lend: Lend | None
+    recipe: Recipe
+    progress: Progress | None
+    model: PreTrainedModel | PeftModel | None = None
+
+    def write(self, talks: Sequence[Talk], number: int) -> list[tuple[Talk, Line]]:
+        """The lines of a round; a bug whose prompt has no room ends here."""
+        found: dict[int, Line] = {}
+        todo: list[tuple[int, str, Any]] = []
+        for index, talk in enumerate(talks):
+            shown, prompt = self._prompt(talk)
+            if prompt is None:
+                talk.end = shown
+                continue
+            line = talk.kept(number, hash_value(prompt))
+            if line is not None:
+                found[index] = line
+            else:
+                todo.append((index, shown, prompt))
+        began, done = time.monotonic(), 0
+        for place, outputs, num_prompt_tokens in self._outputs([prompt for _, _, prompt in todo], number):
+            index, text, prompt = todo[place]
+            seconds, began = time.monotonic() - began, time.monotonic()
+            found[index] = self._line(talks[index], number, text, prompt, outputs, num_prompt_tokens, seconds)
+            talks[index].put(found[index])
+            done += 1
+            if self.progress:
+                self.progress(f"round {number}", done, len(todo))
+        fresh = {index for index, _, _ in todo}
+        for index, line in found.items():
+            talk = talks[index]
+            if index not in fresh:
+                talk.put(line)
+            talk.num_tokens += line["num_prompt_tokens"] + line["num_output_tokens"]
+            talk.seconds += line["seconds"]
+        return [(talks[index], found[index]) for index in sorted(found)]
+
+    def _prompt(self, talk: Talk) -> tuple[str, Any]:
+        """What is shown and what is fed (token ids, or messages for a server); or why there is none, and None."""
+        asked, bug = talk.asked, talk.asked.bug
+        if self.tokenizer is None:
+            messages = self.task.messages(asked.place, bug.language, bug.context, talk.attempts)
+            return messages[-1]["content"], messages
+        found = prompt_of(asked, self.task, self.tokenizer, self.recipe, talk.attempts)
+        if isinstance(found, Dropped):
+            return found.reason, None
+        return self.tokenizer.decode(found.prompt, first=True), found.prompt
+
+    def _outputs(
+        self, prompts: Sequence[Any], number: int
+    ) -> Iterator[tuple[int, list[Continuation], int]]:
+        if not prompts:
+            return
+        search = search_of(self.recipe)
+        search = replace(search, seed=search.seed + 1000 * (number - 1))
+        server = self.recipe.repair.rounds.server
+        if server is not None:
+            for index, answers in servers.answers(server, prompts, search):
+                yield index, answers.outputs, answers.num_prompt_tokens
+            return
+        assert self.tokenizer is not None and self.lend is not None
+        self.model = self.model or self.lend()
+        for index, outputs in continuations(self.model, self.tokenizer, prompts, search):
+            yield index, outputs, len(prompts[index])
+
+    def _line(
+        self, talk: Talk, number: int, text: str, prompt: Any, outputs: Sequence[Continuation],
+        num_prompt_tokens: int, seconds: float,
+    ) -> Line:  # fmt: skip
+        """What was written in a round; of candidates only those that were not offered before."""
+        language = talk.asked.bug.language
+        candidates = chosen(talk.asked, outputs, self.task, self.recipe, talk.earlier)
+        again = [normalised(c["function"], language) if c["function"] is not None else f"\0{c['output']}" for c in candidates]
+        candidates = [
+            c for c, same in zip(candidates, again, strict=True)
+            if c["duplicate_of"] is None and same not in talk.earlier
+        ]  # fmt: skip
+        if self.tokenizer is None:  # a server says nothing of probabilities
+            candidates = [{k: v for k, v in c.items() if k not in ("logprob", "score")} for c in candidates]
+        return {
+            "round": number, "prompt": text, "prompt_hash": hash_value(prompt), "num_prompt_tokens": num_prompt_tokens,
+            "num_output_tokens": sum(output.num_tokens for output in outputs), "num_outputs": len(outputs),
+            "seconds": round(seconds, 3), "candidates": candidates,
+        }  # fmt: skip
+
+
+def _judged(
+    going: Sequence[Talk],
+    written: Sequence[tuple[Talk, Line]],
+    number: int,
+    judge: Judge,
+    recipe: Recipe,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The verdicts of a round, in the conversations and counted; each failed one adds an attempt to its bug."""
+    wanted = [(talk, row) for talk, line in written for row in line["candidates"]]
+    found = judge.judge([(talk.asked.bug, row["function"]) for talk, row in wanted], progress)
+    of: dict[int, list[tuple[Line, Judgement]]] = {}
+    for (talk, row), judgement in zip(wanted, found, strict=True):
+        of.setdefault(id(talk), []).append((row, judgement))
+    verdicts: Counter[str] = Counter()
+    steps: Counter[str] = Counter()
+    for talk, line in written:
+        rows = of.get(id(talk), [])
+        verdicts.update(judgement.verdict for _, judgement in rows)
+        steps.update(row["step"] for row, _ in rows)
+        taken = _taken(rows)
+        talk.put(
+            {
+                "judged": number,
+                "verdicts": [judgement.model_dump(mode="json") for _, judgement in rows],
+                "shown_next": taken,
+            }
+        )
+        talk.seconds += sum(judgement.seconds for _, judgement in rows)
+        language = talk.asked.bug.language
+        talk.earlier.update(
+            normalised(row["function"], language) if row["function"] is not None else f"\0{row['output']}"
+            for row, _ in rows
+        )
+        if taken is not None:
+            row, judgement = rows[taken]
+            said = judgement.feedback or Feedback(stage="test")
+            talk.attempts.append(Attempt(output=row["output"], function=row["function"], feedback=said))
+        elif recipe.repair.method != "sample" and recipe.repair.rounds.server is None:
+            talk.end = "nothing-new"  # the same prompt gives the same beams
+        if talk.passed_in is None and any(judgement.verdict == "passed" for _, judgement in rows):
+            talk.passed_in = number
+    return {
+        "round": number,
+        "num_asked": len(going),
+        "num_candidates": len(wanted),
+        "num_repeated": sum(
+            min(line["num_outputs"], recipe.repair.num_candidates) - len(line["candidates"]) for _, line in written
+        ),
+        "num_tokens": sum(line["num_prompt_tokens"] + line["num_output_tokens"] for _, line in written),
+        "verdicts": dict(sorted(verdicts.items())),
+        "extraction": dict(sorted(steps.items())),
+    }
+
+
+def _taken(rows: Sequence[tuple[Line, Judgement]]) -> int | None:
+    """Which candidate the next prompt shows: the first that passes, else the first of the most telling failures."""
+    if not rows:
+        return None
+    order = {"passed": -1, **{verdict: place for place, verdict in enumerate(_TELLING)}}
+    return min(range(len(rows)), key=lambda i: (order[rows[i][1].verdict], i))
+
+
+def _summary(
+    talks: Sequence[Talk],
+    rounds: Sequence[dict[str, Any]],
+    proofs: Mapping[str, Proof],
+    left_out: Sequence[Dropped],
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """What the rounds come to: the share of bugs with a patch that passes by each round, over all that were judged."""
+    most = recipe.repair.rounds.max_rounds
+    ratios = {
+        f"plausible by round {number}": Ratio.mean([float((talk.passed_in or most + 1) <= number) for talk in talks])
+        for number in range(1, most + 1)
+    }
+    ends: dict[str, list[str]] = {}
+    for talk in talks:
+        ends.setdefault(talk.end, []).append(talk.asked.bug.id)
+    return {
+        **judged_and_not(len(talks), left_out),
+        "num_candidates": recipe.repair.num_candidates,
+        "max_rounds": most,
+        "metrics": with_intervals(ratios, [talk.asked.bug.group for talk in talks], recipe),
+        "rounds": list(rounds),
+        "ends": {reason: sorted(names) for reason, names in sorted(ends.items())},
+        "table": {talk.asked.bug.id: talk.passed_in for talk in talks},
+        "bugs": {
+            talk.asked.bug.id: {
+                **shown(talk.asked, proofs[talk.asked.bug.id], ["passed"] if talk.passed_in else []),
+                "file": talk.path.name,
+                "num_rounds": sum(1 for line in talk.lines if "round" in line),
+                "num_tokens": talk.num_tokens,
+                "end": talk.end,
+            }
+            for talk in talks
+        },
+    }
+
+
+def _json(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -365,9 +365,7 @@ def repair(
         if checkpoints:
             return _repair_by_checkpoint(own, place, progress)
         which = "given" if candidates is not None else "server" if server else "base" if base else "tuned"
-        patches.repair(
-            settled(own, place), place, which, given=candidates, rounds=rounds, progress=progress
-        )
+        patches.repair(settled(own, place), place, which, given=candidates, rounds=rounds, progress=progress)
     return place.repair / (f"{which}-rounds" if rounds else which)
 
 

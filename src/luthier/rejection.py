@@ -41,7 +41,10 @@ def learn(
             "a server's model is not trained here", "recipe key repair.rounds.server", "leave the server out"
         )
     root = place.path / "rejection"
-    writer, folders = place, [pipeline.repair(recipe, folder=place.path, base=base, rounds=True, progress=progress)]
+    writer, folders = (
+        place,
+        [pipeline.repair(recipe, folder=place.path, base=base, rounds=True, progress=progress)],
+    )
     entries = [_entry(0, writer, folders)]
     for number in range(1, iterations + 1):
         if not entries[-1]["num_patches"]:

@@ -26,11 +26,24 @@ from luthier.tasks.repair import Repair
 
 CHAT = ["task.type=repair", "task.format=chat", "task.input=IR1", "task.output=OR1"]
 ENCODING = ["data.max_length=1536", "repair.max_new_tokens=128"]
-TRIED = ["train.max_steps=2", "check.waive=[initial-loss]", "repair.num_candidates=2", "repair.num_beams=2", "repair.max_new_tokens=8"]
+TRIED = [
+    "train.max_steps=2",
+    "check.waive=[initial-loss]",
+    "repair.num_candidates=2",
+    "repair.num_beams=2",
+    "repair.max_new_tokens=8",
+]
 
 
 def by_model(
-    files: Mapping[str, Path], work: Path, model: str, rows: int, num_rounds: int, num_candidates: int, *, tried: bool = False
+    files: Mapping[str, Path],
+    work: Path,
+    model: str,
+    rows: int,
+    num_rounds: int,
+    num_candidates: int,
+    *,
+    tried: bool = False,
 ) -> dict[str, Any]:
     """``plausible_by_round`` and what became of each round, by language, for the model before and after training.
 
@@ -58,9 +71,13 @@ def by_model(
             place = work / f"{language}-{which}"
             if not (place / "rounds.json").is_file():
                 more = ["--base"] if which == "base" else []
-                luthier("repair", str(run), f"repair.bugs={json.dumps(bugs)}", "--rounds", str(num_rounds), *more)
+                luthier(
+                    "repair", str(run), f"repair.bugs={json.dumps(bugs)}", "--rounds", str(num_rounds), *more
+                )
                 place.mkdir(parents=True, exist_ok=True)
-                (place / "rounds.json").write_bytes((run / "repair" / f"{which}-rounds" / "rounds.json").read_bytes())
+                (place / "rounds.json").write_bytes(
+                    (run / "repair" / f"{which}-rounds" / "rounds.json").read_bytes()
+                )
             add(found, f"{language}/{which}", place)
     return found
 
@@ -73,7 +90,10 @@ def by_script(files: Mapping[str, Path], work: Path, *, tried: bool = False) -> 
         if not (run / "repair" / "server-rounds" / "rounds.json").is_file():
             with served(Script(path, language)) as url:
                 server = json.dumps({"url": url, "model": "script"})
-                keys = [f"repair.bugs={json.dumps(bugs_of(path, language, work, tried))}", f"repair.rounds.server={server}"]
+                keys = [
+                    f"repair.bugs={json.dumps(bugs_of(path, language, work, tried))}",
+                    f"repair.rounds.server={server}",
+                ]
                 keys += ["repair.num_candidates=1", "repair.num_beams=1", *CHAT]
                 luthier("repair", "repair", *keys, "--rounds", "2", "--run", str(run))
         add(found, f"{language}/script", run / "repair" / "server-rounds")
@@ -83,7 +103,8 @@ def by_script(files: Mapping[str, Path], work: Path, *, tried: bool = False) -> 
 def add(found: dict[str, Any], name: str, place: Path) -> None:
     results = read_json(place / "rounds.json")
     found["plausible_by_round"][name] = {
-        metric.rpartition(" ")[2]: [one["value"], *(one["interval"] or ())] for metric, one in results["metrics"].items()
+        metric.rpartition(" ")[2]: [one["value"], *(one["interval"] or ())]
+        for metric, one in results["metrics"].items()
     }
     found["rounds"][name] = {
         "num_bugs": results["num_bugs"], "num_judged": results["num_judged"],
@@ -129,7 +150,9 @@ class Script:
         return f'{header[0]}    raise ValueError("{mark}")\n{function[header.end() :]}'
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
-        mark, wrong, fixed = next(fix for shown, fix in self.fixes.items() if messages[0]["content"].endswith(shown))
+        mark, wrong, fixed = next(
+            fix for shown, fix in self.fixes.items() if messages[0]["content"].endswith(shown)
+        )
         told = messages[-1]["content"] if len(messages) > 1 else ""
         return f"Here it is:\n\n{fenced(fixed if mark in told else wrong, self.language)}\n"
 
@@ -140,7 +163,9 @@ def served(script: Script) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             message = {"role": "assistant", "content": script(body["messages"])}
-            content = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}).encode()
+            content = json.dumps(
+                {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
+            ).encode()
             self.send_response(200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(content)))

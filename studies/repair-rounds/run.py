@@ -45,7 +45,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.tried:
         options.work = options.work.with_name(f"{options.work.name}-tried")
-    results = read_json(RESULTS) if RESULTS.is_file() and not options.tried else {"figures": {}, "commands": {}}
+    results = (
+        read_json(RESULTS) if RESULTS.is_file() and not options.tried else {"figures": {}, "commands": {}}
+    )
     for name, part in PARTS.items():
         if options.only and name not in options.only:
             continue
@@ -85,7 +87,13 @@ def model(options: argparse.Namespace) -> dict[str, Any] | None:
     if not files:
         return None
     return rounds.by_model(
-        files, options.work, options.model, options.rows, options.rounds, options.candidates, tried=options.tried
+        files,
+        options.work,
+        options.model,
+        options.rows,
+        options.rounds,
+        options.candidates,
+        tried=options.tried,
     )
 
 
@@ -98,7 +106,9 @@ def leak_probe(options: argparse.Namespace) -> dict[str, Any] | None:
 def stages(options: argparse.Namespace) -> dict[str, Any] | None:
     import stages as part
 
-    return part.figures(options.sven, options.work, options.model, tried=options.tried) if options.sven else None
+    return (
+        part.figures(options.sven, options.work, options.model, tried=options.tried) if options.sven else None
+    )
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any] | None]] = {

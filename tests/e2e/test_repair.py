@@ -204,15 +204,35 @@ def test_patches_that_pass_are_learned_and_the_loop_goes_on(
     path = write_recipe(
         tmp_path,
         task={"type": "repair"},
-        data={"max_length": 300, "near_duplicates": "off", "splits": {"train": 0.5, "eval": 0.25, "test": 0.25}},
+        data={
+            "max_length": 300,
+            "near_duplicates": "off",
+            "splits": {"train": 1.0, "eval": 0.0, "test": 0.0},
+        },
         train={"max_steps": 2, "num_samples": 0},
-        check={"waive": ["initial-loss"]},
+        check={"waive": ["initial-loss", "schedule"]},
         repair={
-            **{"num_candidates": 1, "max_new_tokens": 10, "timeout_s": 30, "memory_mib": 512, "num_workers": 2},
+            **{
+                "num_candidates": 1,
+                "max_new_tokens": 10,
+                "timeout_s": 30,
+                "memory_mib": 512,
+                "num_workers": 2,
+            },
             "bugs": {"type": "bugs", "path": str(bugs), "id_column": "id", "group_column": "project"},
         },
     )
-    command = ["repair", str(path), "--base", "--rounds", "2", "--iterations", "1", "--run", str(tmp_path / "run")]
+    command = [
+        "repair",
+        str(path),
+        "--base",
+        "--rounds",
+        "2",
+        "--iterations",
+        "1",
+        "--run",
+        str(tmp_path / "run"),
+    ]
     result = invoke(*command)
     assert result.exit_code == 0, (result.output, result.exception)
     root = tmp_path / "run" / "rejection"

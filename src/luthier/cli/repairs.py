@@ -69,9 +69,18 @@ def _rounds(results: Mapping[str, Any], folder: Path, console: Console) -> None:
         console, "round", "bugs", "patches", "repeated", "tokens", "verdicts", "found by", right=range(5)
     )
     for one in results["rounds"]:
-        said = [", ".join(f"{name} {n}" for name, n in one[key].items()) for key in ("verdicts", "extraction")]
+        said = [
+            ", ".join(f"{name} {n}" for name, n in one[key].items()) for key in ("verdicts", "extraction")
+        ]
         by_round.add_row(
-            *cells(one["round"], one["num_asked"], one["num_candidates"], one["num_repeated"], one["num_tokens"], *said)
+            *cells(
+                one["round"],
+                one["num_asked"],
+                one["num_candidates"],
+                one["num_repeated"],
+                one["num_tokens"],
+                *said,
+            )
         )
     console.print(by_round)
     _metrics(results, console)
@@ -84,13 +93,25 @@ def iterations(path: Path, console: Console) -> None:
     """The table of a loop of rejection sampling."""
     found = read_json(path)
     rows = table(
-        console, "iteration", "repaired by", "patches", "new", "plausible", "95% interval", right=(0, 2, 3, 4, 5)
+        console,
+        "iteration",
+        "repaired by",
+        "patches",
+        "new",
+        "plausible",
+        "95% interval",
+        right=(0, 2, 3, 4, 5),
     )
     for one in found["iterations"]:
         plausible = one["plausible"]
         rows.add_row(
             *cells(
-                one["iteration"], one["model"], one["num_patches"], one["num_new"], _share(plausible["value"]), _interval(plausible)
+                one["iteration"],
+                one["model"],
+                one["num_patches"],
+                one["num_new"],
+                _share(plausible["value"]),
+                _interval(plausible),
             )
         )
     console.print(rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ Step = Literal[
 
 _FENCE = re.compile(r"^[ \t>]*(?P<mark>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
 _HUNK = re.compile(r"^@@ -\d", re.MULTILINE)
-_MODIFIERS = r"(?:(?:public|protected|private|static|final|abstract|synchronized|native|strictfp|default)\s+)*"
+_MODIFIERS = (
+    r"(?:(?:public|protected|private|static|final|abstract|synchronized|native|strictfp|default)\s+)*"
+)
 _NO_TYPE = r"(?!(?:return|new|throw|else|case|assert|yield)\b)"
 _MOST_ENDS = 400  # places that are tried as the end of a function
 
@@ -68,8 +69,11 @@ def extract(reply: str, function: str, language: Language) -> Extracted:
     blocks, prose = _blocks(reply)
     if language not in PARSED:
         whole = [block for block in blocks if block.closed and block.text.strip()]
-        return Extracted(_fitted(whole[-1].text, function, language), "fence") if whole else Extracted(None, "no-code")
-    language = cast(Parsed, language)
+        return (
+            Extracted(_fitted(whole[-1].text, function, language), "fence")
+            if whole
+            else Extracted(None, "no-code")
+        )
     name = _name(function, language)
     own = next(iter(_methods(function, name, language)), _Method(function, ()))
     last = blocks[-1].text if blocks else ""
@@ -79,11 +83,11 @@ def extract(reply: str, function: str, language: Language) -> Extracted:
     shown = last if blocks else prose
     if (hunk := _HUNK.search(shown)) and (changed := _by_diff(shown[hunk.start() :], function)) is not None:
         return Extracted(changed, "diff")
-    asked = normalised(textwrap.dedent(function), language)
+    asked = normalised(_bare(function), language)
     pieces = [last, *(block.text for block in reversed(blocks[:-1])), prose]
     found = [method for piece in pieces for method in reversed(_methods(piece, name, language))]
     # A block that quotes the buggy function is no answer.
-    found = [m for m in found if normalised(textwrap.dedent(m.code), language) != asked]
+    found = [m for m in found if normalised(_bare(m.code), language) != asked]
     for step, fitting in (
         ("signature", [m for m in found if m.parameters == own.parameters]),
         ("parse", found),
@@ -95,7 +99,9 @@ def extract(reply: str, function: str, language: Language) -> Extracted:
         return Extracted(_fitted(shown[begun:], function, language), "unparsed")
     if begun is not None:
         return Extracted(None, "truncated")
-    others = (other for piece in pieces for other in _declarations(piece, r"\w+", language))
+    others = (
+        other for piece in pieces for other in _declarations(piece, rf"(?!{re.escape(name)}\b)\w+", language)
+    )
     return Extracted(None, "wrong-method" if next(others, None) is not None else "no-code")
 
 
@@ -143,7 +149,9 @@ def _name(function: str, language: Parsed) -> str:
     if language == "python":
         match = re.search(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)", function, re.MULTILINE)
     else:
-        match = re.search(rf"{_MODIFIERS}[\w.<>\[\], ?&]*?\b{_NO_TYPE}([\w$]+)\s*\(", _without_annotations(function))
+        match = re.search(
+            rf"{_MODIFIERS}[\w.<>\[\], ?&]*?\b{_NO_TYPE}([\w$]+)\s*\(", _without_annotations(function)
+        )
     return match[1] if match else ""
 
 
@@ -170,9 +178,15 @@ def _declarations(text: str, name: str, language: Parsed) -> Iterator[int]:
         lines = list(re.finditer(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+(?:{name})[ \t]*\(", text, re.MULTILINE))
     else:
         kind = rf"(?:<[^>{{}};]*>\s*)?(?:{_NO_TYPE}[\w.$]+(?:<[^;{{}}()]*>)?(?:\[\])*\s+)?"
-        pattern = rf"^[ \t]*(?:@[\w.]+(?:\([^()]*\))?\s+)*{_MODIFIERS}{kind}(?:{name})\s*\([^;{{}}]*\)[^;{{}}]*\{{"
+        pattern = (
+            rf"^[ \t]*(?:@[\w.]+(?:\([^()]*\))?\s+)*{_MODIFIERS}{kind}(?:{name})\s*\([^;{{}}]*\)[^;{{}}]*\{{"
+        )
         lines = list(re.finditer(pattern, text, re.MULTILINE))
-        lines = [m for m in lines if not re.match(r"\s*(?:if|for|while|switch|catch|synchronized|else|do|try)\b", m[0])]
+        lines = [
+            m
+            for m in lines
+            if not re.match(r"\s*(?:if|for|while|switch|catch|synchronized|else|do|try)\b", m[0])
+        ]
     for match in lines:
         start = match.start()
         while start and (above := text[: start - 1].rpartition("\n")[2]).lstrip().startswith("@"):
@@ -207,10 +221,14 @@ def _python(code: str, name: str) -> tuple[str, ...] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in its strings
-            body = ast.parse(textwrap.dedent(code)).body
+            body = ast.parse(_bare(code)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    if len(body) != 1 or not isinstance(body[0], ast.FunctionDef | ast.AsyncFunctionDef) or body[0].name != name:
+    if (
+        len(body) != 1
+        or not isinstance(body[0], ast.FunctionDef | ast.AsyncFunctionDef)
+        or body[0].name != name
+    ):
         return None
     given = body[0].args
     named = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
@@ -244,7 +262,7 @@ def _text(node: tree_sitter.Node) -> str:
 def _by_diff(diff: str, function: str) -> str | None:
     """The function with the hunks of a diff in it, also where the diff was made of it without its indent."""
     text = diff if diff.endswith("\n") else f"{diff}\n"
-    bare = textwrap.dedent(function)
+    bare = _bare(function)
     for whole in (function, bare):
         place = Place(tuple(split_lines(whole)), 0, 0)
         if (changed := patched(place, text, "OR3")) is not None:
@@ -275,6 +293,12 @@ def _indent(text: str) -> str:
     return first[: len(first) - len(first.lstrip(" \t"))]
 
 
+def _bare(text: str) -> str:
+    """Code at the margin: without the indent of its first line, wherever a line has it."""
+    own = _indent(text)
+    return "".join(line.removeprefix(own) for line in split_lines(text))
+
+
 def _indented(text: str, indent: str) -> str:
     return "".join(f"{indent}{line}" if line.strip() else line for line in split_lines(text))
 
@@ -282,10 +306,10 @@ def _indented(text: str, indent: str) -> str:
 def _inside_strings(code: str, language: Language) -> set[int]:
     """The lines that begin inside of a string, whose white space is its own."""
     try:
-        strings = [token for token in tokens(textwrap.dedent(code), language) if token.kind == "string"]
+        strings = [token for token in tokens(_bare(code), language) if token.kind == "string"]
     except NotCode:
         return set()
-    text = textwrap.dedent(code)
+    text = _bare(code)
     starts = [i for i, sign in enumerate(text) if sign == "\n"]
     numbers = {place: line for line, place in enumerate(starts, 1)}
     return {numbers[i] for token in strings for i in range(token.start, token.end) if text[i] == "\n"}

@@ -210,13 +210,13 @@ class _Writer:
                 found[index] = line
             else:
                 todo.append((index, shown, prompt))
-        began, done = time.monotonic(), 0
-        for place, outputs, num_prompt_tokens in self._outputs([prompt for _, _, prompt in todo], number):
+        began = time.monotonic()
+        outputs = self._outputs([prompt for _, _, prompt in todo], number)
+        for done, (place, written, num_prompt_tokens) in enumerate(outputs, 1):
             index, text, prompt = todo[place]
             seconds, began = time.monotonic() - began, time.monotonic()
-            found[index] = self._line(talks[index], number, text, prompt, outputs, num_prompt_tokens, seconds)
+            found[index] = self._line(talks[index], number, text, prompt, written, num_prompt_tokens, seconds)
             talks[index].put(found[index])
-            done += 1
             if self.progress:
                 self.progress(f"round {number}", done, len(todo))
         fresh = {index for index, _, _ in todo}
@@ -239,9 +239,7 @@ class _Writer:
             return found.reason, None
         return self.tokenizer.decode(found.prompt, first=True), found.prompt
 
-    def _outputs(
-        self, prompts: Sequence[Any], number: int
-    ) -> Iterator[tuple[int, list[Continuation], int]]:
+    def _outputs(self, prompts: Sequence[Any], number: int) -> Iterator[tuple[int, list[Continuation], int]]:
         if not prompts:
             return
         search = search_of(self.recipe)
@@ -263,7 +261,10 @@ class _Writer:
         """What was written in a round; of candidates only those that were not offered before."""
         language = talk.asked.bug.language
         candidates = chosen(talk.asked, outputs, self.task, self.recipe, talk.earlier)
-        again = [normalised(c["function"], language) if c["function"] is not None else f"\0{c['output']}" for c in candidates]
+        again = [
+            normalised(c["function"], language) if c["function"] is not None else f"\0{c['output']}"
+            for c in candidates
+        ]
         candidates = [
             c for c, same in zip(candidates, again, strict=True)
             if c["duplicate_of"] is None and same not in talk.earlier
@@ -293,7 +294,7 @@ def _judged(
         of.setdefault(id(talk), []).append((row, judgement))
     verdicts: Counter[str] = Counter()
     steps: Counter[str] = Counter()
-    for talk, line in written:
+    for talk, _ in written:
         rows = of.get(id(talk), [])
         verdicts.update(judgement.verdict for _, judgement in rows)
         steps.update(row["step"] for row, _ in rows)
@@ -324,7 +325,8 @@ def _judged(
         "num_asked": len(going),
         "num_candidates": len(wanted),
         "num_repeated": sum(
-            min(line["num_outputs"], recipe.repair.num_candidates) - len(line["candidates"]) for _, line in written
+            min(line["num_outputs"], recipe.repair.num_candidates) - len(line["candidates"])
+            for _, line in written
         ),
         "num_tokens": sum(line["num_prompt_tokens"] + line["num_output_tokens"] for _, line in written),
         "verdicts": dict(sorted(verdicts.items())),
@@ -350,7 +352,9 @@ def _summary(
     """What the rounds come to: the share of bugs with a patch that passes by each round, over all that were judged."""
     most = recipe.repair.rounds.max_rounds
     ratios = {
-        f"plausible by round {number}": Ratio.mean([float((talk.passed_in or most + 1) <= number) for talk in talks])
+        f"plausible by round {number}": Ratio.mean(
+            [float((talk.passed_in or most + 1) <= number) for talk in talks]
+        )
         for number in range(1, most + 1)
     }
     ends: dict[str, list[str]] = {}

@@ -117,7 +117,7 @@ def _post(client: httpx.Client, server: Server, body: Mapping[str, Any]) -> dict
         try:
             response = client.post(url, json=body)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            problem = f"cannot be asked: {error or type(error).__name__}"
+            problem = f"cannot be asked: {str(error) or type(error).__name__}"
         else:
             if response.is_success:
                 return _json(response)
@@ -131,7 +131,9 @@ def _post(client: httpx.Client, server: Server, body: Mapping[str, Any]) -> dict
         if tried < server.num_retries:
             time.sleep(wait)
     raise UserError(
-        f"the server {problem}", f"{_WHERE}.url", "start it, and run the same command again: what was written is kept"
+        f"the server {problem}",
+        f"{_WHERE}.url",
+        "start it, and run the same command again: what was written is kept",
     )
 
 
@@ -140,6 +142,8 @@ def _json(response: httpx.Response) -> dict[str, Any]:
         said = response.json()
     except ValueError as error:
         raise UserError(
-            f"the server's answer is no JSON: {error}", f"{_WHERE}.url", "end it with the version: http://host:8000/v1"
+            f"the server's answer is no JSON: {error}",
+            f"{_WHERE}.url",
+            "end it with the version: http://host:8000/v1",
         ) from error
     return said if isinstance(said, dict) else {}

@@ -104,9 +104,7 @@ class Adapter(Options):
             update={"feedback": self.feedback(bug, function, outcomes[-1], found, limits)}
         )
 
-    def feedback(
-        self, bug: Bug, function: str, last: Outcome, found: Judgement, limits: Limits
-    ) -> Feedback:
+    def feedback(self, bug: Bug, function: str, last: Outcome, found: Judgement, limits: Limits) -> Feedback:
         """What the last step says of a candidate."""
         stage = _STAGES[found.verdict]
         where = Where((bug.path, *self.copies), bug.source.count(b"\n", 0, bug.start) + 1, function)
@@ -306,7 +304,9 @@ class Java(Adapter):
         return [
             Step("compile", [*compiled, *sources]),
             Step(
-                "test", [java, *flags, "-XX:MaxJavaStackTraceDepth=64", "-ea", "-cp", path, *tests], collect=[_END]
+                "test",
+                [java, *flags, "-XX:MaxJavaStackTraceDepth=64", "-ea", "-cp", path, *tests],
+                collect=[_END],
             ),
         ]
 

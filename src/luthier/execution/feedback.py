@@ -23,14 +23,18 @@ _MOST_ERRORS = 3
 _MESSAGE, _VALUE, _LINE = 300, 200, 160  # characters
 _SAID_LINES = 8
 
-_COMPILER = re.compile(r"^(?P<file>[^\s:][^:\n]*\.\w+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<said>.*)$")
+_COMPILER = re.compile(
+    r"^(?P<file>[^\s:][^:\n]*\.\w+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<said>.*)$"
+)
 _DETAIL = re.compile(r"^\s+(symbol|required|found|reason|equality constraints|lower bounds):\s*(.*)$")
 _PYTHON_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in .*)?$')
 _PYTEST_FRAME = re.compile(r"^(?P<file>[^\s:][^:]*):(?P<line>\d+):(?: in .*)?")
 _NAMED_LINE = re.compile(r"\b((?:on|at) line )(\d+)\b")
 _JAVA_FRAME = re.compile(r"^\s+at [^\s()]+\((?P<file>[^():]+\.java):(?P<line>\d+)\)$")
 _RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:: .*)?$")
-_THROWN = re.compile(r'^(?:Exception in thread "[^"]*" )?(?P<said>[\w.$]+(?:Exception|Error|Failure|Throwable)\b.*)$')
+_THROWN = re.compile(
+    r'^(?:Exception in thread "[^"]*" )?(?P<said>[\w.$]+(?:Exception|Error|Failure|Throwable)\b.*)$'
+)
 _NUMBERED = re.compile(r"^(?:\d+\)|---) ")
 _UNITTEST = re.compile(r"^(?:FAIL|ERROR): (?P<name>\S.*)$")
 # JUnit 4, JUnit 5 and TestNG, Hamcrest.
@@ -287,7 +291,9 @@ def _failed(text: str, where: Where) -> Feedback:
         thrown = next((m["said"] for line in lines if (m := _THROWN.match(line))), "")
         return Feedback(stage="test", test=name, error=clean(thrown))
     said, places, shown = raised
-    assertion = shown if shown.startswith(("assert ", "self.assert")) and said.startswith("AssertionError") else ""
+    assertion = (
+        shown if shown.startswith(("assert ", "self.assert")) and said.startswith("AssertionError") else ""
+    )
     actual, expected = "", ""
     if assertion.startswith("assert "):
         expected = _wanted(assertion)

@@ -88,9 +88,7 @@ class Judge:
             if text is None:
                 nothing = Feedback(stage="extract")
                 results.append(
-                    Judgement(
-                        verdict="not-judged", message="the output gives no function", feedback=nothing
-                    )
+                    Judgement(verdict="not-judged", message="the output gives no function", feedback=nothing)
                 )
             elif is_unchanged(bug, text):
                 results.append(Judgement(verdict="no-change", feedback=self._of_buggy(bug)))

@@ -75,9 +75,7 @@ def view_rounds(
         if results is None:
             continue
         names = _chosen(results["bugs"], count)
-        talks = {
-            name: load_lines(folder / "conversations" / results["bugs"][name]["file"]) for name in names
-        }
+        talks = {name: load_lines(folder / "conversations" / results["bugs"][name]["file"]) for name in names}
         shown.append(
             {
                 "name": side,

@@ -162,7 +162,9 @@ class Repair(Task):
     ) -> list[dict[str, str]]:
         """The conversation before the reply, for a chat template or a server."""
         shown = fenced(input_parts(place, self.input, language, self.comments).text, language)
-        around = f"It stands behind this:\n\n{fenced(context, language)}\n\n" if context and self.outside else ""
+        around = (
+            f"It stands behind this:\n\n{fenced(context, language)}\n\n" if context and self.outside else ""
+        )
         asked = f"Fix the bug in this {_NAMES[language]} function. {_ANSWER}\n\n{around}{shown}"
         turns = [{"role": "user", "content": asked}]
         for attempt in attempts:

@@ -24,7 +24,9 @@ def test_a_reply_gives_its_function_by_its_step(case: dict[str, Any]) -> None:
 
 def test_there_are_replies_of_all_shapes() -> None:
     steps = Counter(case["step"] for case in TREE["replies"])
-    assert len(TREE["replies"]) >= 80 and len({case["name"] for case in TREE["replies"]}) == len(TREE["replies"])
+    assert len(TREE["replies"]) >= 80 and len({case["name"] for case in TREE["replies"]}) == len(
+        TREE["replies"]
+    )
     assert set(steps) == {
         "fence", "diff", "signature", "parse", "unparsed", "truncated", "wrong-method", "no-code", "empty",
     }  # fmt: skip

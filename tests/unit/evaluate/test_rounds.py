@@ -37,7 +37,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         task={"type": "repair"},
         data={"max_length": 400},
         repair={
-            **{"num_candidates": 2, "max_new_tokens": 20, "timeout_s": 20, "memory_mib": 512, "num_workers": 2},
+            **{
+                "num_candidates": 2,
+                "max_new_tokens": 20,
+                "timeout_s": 20,
+                "memory_mib": 512,
+                "num_workers": 2,
+            },
             "bugs": {"type": "bugs", "path": str(bugs), "id_column": "id", "group_column": "project"},
         },
     )
@@ -77,7 +83,9 @@ def talks(run: RunFolder, which: str = "base-rounds") -> dict[str, list[dict[str
     return {path.stem: read_jsonl(path) for path in (run.repair / which / "conversations").iterdir()}
 
 
-def test_the_feedback_of_each_bug_reaches_its_own_prompt(base: Recipe, run: RunFolder, script: Script) -> None:
+def test_the_feedback_of_each_bug_reaches_its_own_prompt(
+    base: Recipe, run: RunFolder, script: Script
+) -> None:
     found = ran(base, run)
     values = {name: one["value"] for name, one in found["metrics"].items()}
     assert values == {"plausible by round 1": 0, "plausible by round 2": 1, "plausible by round 3": 1}
@@ -90,8 +98,12 @@ def test_the_feedback_of_each_bug_reaches_its_own_prompt(base: Recipe, run: RunF
         assert second["prompt"].removeprefix(first["prompt"]) == (
             f"    return -1\n# AssertionError\n# assert {name}(1) == {SECRETS[name]}\n# expected: {SECRETS[name]}\n# fixed code:\n"
         )
-        assert [c["function"] for c in second["candidates"]] == [f"def {name}(x):\n    y = x\n    return {SECRETS[name]}\n"]
-    assert found["rounds"][0]["verdicts"] == {"test-failed": 8} and found["rounds"][1]["verdicts"] == {"passed": 4}
+        assert [c["function"] for c in second["candidates"]] == [
+            f"def {name}(x):\n    y = x\n    return {SECRETS[name]}\n"
+        ]
+    assert found["rounds"][0]["verdicts"] == {"test-failed": 8} and found["rounds"][1]["verdicts"] == {
+        "passed": 4
+    }
 
 
 def test_the_feedback_of_another_bug_repairs_nothing(
@@ -111,48 +123,66 @@ def test_the_feedback_of_another_bug_repairs_nothing(
     assert found["metrics"]["plausible by round 3"]["value"] == 0 and len(script.prompts) > 4
 
 
-def test_patches_are_never_offered_again(base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_are_never_offered_again(
+    base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scripted, "answer", lambda shown: scripted.WRONG)
     found = ran(base, run)
     assert found["rounds"][1]["num_candidates"] == 0 and found["rounds"][1]["num_repeated"] == 8
     assert found["ends"] == {"nothing-new": sorted(SECRETS)}
     for lines in talks(run).values():
-        offered = [normalised(c["function"], "python") for line in lines if "round" in line for c in line["candidates"]]
+        offered = [
+            normalised(c["function"], "python")
+            for line in lines
+            if "round" in line
+            for c in line["candidates"]
+        ]
         assert len(offered) == len(set(offered)) == 2
 
 
-def test_samples_go_on_where_beams_would_say_the_same(base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_go_on_where_beams_would_say_the_same(
+    base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scripted, "answer", lambda shown: scripted.WRONG)
     found = ran(base, run, "repair.method=sample")
-    assert [one["num_candidates"] for one in found["rounds"]] == [8, 0, 0] and found["ends"] == {"rounds": sorted(SECRETS)}
+    assert [one["num_candidates"] for one in found["rounds"]] == [8, 0, 0] and found["ends"] == {
+        "rounds": sorted(SECRETS)
+    }
 
 
 def test_after_a_patch_that_passes_another_is_asked_for(base: Recipe, run: RunFolder, script: Script) -> None:
     found = ran(base, run, "repair.rounds.variations=1")
-    assert [one["round"] for one in found["rounds"]] == [1, 2, 3] and found["ends"] == {"passed": sorted(SECRETS)}
+    assert [one["round"] for one in found["rounds"]] == [1, 2, 3] and found["ends"] == {
+        "passed": sorted(SECRETS)
+    }
     assert found["table"] == dict.fromkeys(SECRETS, 2)
     last = [line for line in talks(run)["beta"] if "round" in line][-1]
-    assert last["prompt"].endswith("    return 2802\n# this passes all tests; another way to write it:\n# fixed code:\n")
+    assert last["prompt"].endswith(
+        "    return 2802\n# this passes all tests; another way to write it:\n# fixed code:\n"
+    )
     assert last["candidates"] == []  # the script knows no other way
 
 
-@pytest.mark.parametrize(("change", "end"), [("max_tokens=10", "tokens"), ("max_seconds=0.0001", "seconds"), ("max_rounds=1", "rounds")])
+@pytest.mark.parametrize(
+    ("change", "end"),
+    [("max_tokens=10", "tokens"), ("max_seconds=0.0001", "seconds"), ("max_rounds=1", "rounds")],
+)
 def test_a_budget_ends_it(base: Recipe, run: RunFolder, script: Script, change: str, end: str) -> None:
     found = ran(base, run, f"repair.rounds.{change}")
     assert found["ends"] == {end: sorted(SECRETS)} and len(found["rounds"]) == 1
-    assert ran(base, run)["table"] == dict.fromkeys(SECRETS, 2)  # with more of it the same conversations go on
+    assert ran(base, run)["table"] == dict.fromkeys(
+        SECRETS, 2
+    )  # with more of it the same conversations go on
     assert len(script.prompts) == 8
 
 
 def test_a_prompt_without_room_ends_it(base: Recipe, run: RunFolder, script: Script) -> None:
-    length = max(line["num_prompt_tokens"] for lines in _fresh(base, run) for line in lines if "round" in line)
-    found = ran(base, run, f"data.max_length={length + 20 - 1}")
-    assert "prompt-too-long" in found["ends"]
-
-
-def _fresh(base: Recipe, run: RunFolder) -> list[list[dict[str, Any]]]:
     ran(base, run)
-    return list(talks(run).values())
+    longest = max(lines[1]["num_prompt_tokens"] for lines in talks(run).values())
+    found = ran(
+        base, run, f"data.max_length={longest + 20}"
+    )  # of the first round: the attempt is longer than what may go
+    assert found["ends"] == {"prompt-too-long": sorted(SECRETS)} and found["rounds"][1]["num_candidates"] == 0
 
 
 def test_a_kill_at_any_moment_costs_nothing(
@@ -180,14 +210,17 @@ def test_a_kill_at_any_moment_costs_nothing(
             ran(base, other)
         monkeypatch.setattr(rounds.Talk, "put", usual)
         if moment % 2:  # in the middle of a line
-            path = max((other.repair / "base-rounds" / "conversations").iterdir(), key=lambda p: p.stat().st_mtime_ns)
+            path = max(
+                (other.repair / "base-rounds" / "conversations").iterdir(), key=lambda p: p.stat().st_mtime_ns
+            )
             path.write_bytes(path.read_bytes() + b'{"round": 2, "prom')
         lost = 1  # what was written by the model, and killed on its way into the file
         monkeypatch.setattr(Judge, "_run", None)  # nothing is judged twice
         ran(base, other)
         assert len(script.prompts) <= num_prompts + lost
         timeless = [
-            {name: [{**line, "seconds": 0} for line in lines] for name, lines in one.items()} for one in (talks(other), whole)
+            {name: [{**line, "seconds": 0} for line in lines] for name, lines in one.items()}
+            for one in (talks(other), whole)
         ]
         assert timeless[0] == timeless[1]
         script.prompts.clear()
@@ -202,7 +235,9 @@ def test_other_settings_begin_anew(base: Recipe, run: RunFolder, script: Script)
     assert len(script.prompts) == 8
 
 
-def rows_of(run: RunFolder, recipe: Recipe, which: str, tokenizer: TextTokenizer, **options: Any) -> dict[str, Row]:
+def rows_of(
+    run: RunFolder, recipe: Recipe, which: str, tokenizer: TextTokenizer, **options: Any
+) -> dict[str, Row]:
     task = Repair(**{k: v for k, v in recipe.task.items() if k != "type"})
     found = {}
     for record in RepairRounds(path=str(run.repair / which), **options).records():
@@ -215,7 +250,9 @@ def rows_of(run: RunFolder, recipe: Recipe, which: str, tokenizer: TextTokenizer
     return found
 
 
-@pytest.mark.parametrize("changes", [[], ["task.input=IR1", "task.output=OR1"], CHAT], ids=["lines", "function", "chat"])
+@pytest.mark.parametrize(
+    "changes", [[], ["task.input=IR1", "task.output=OR1"], CHAT], ids=["lines", "function", "chat"]
+)
 def test_rows_made_of_rounds_have_the_prompts_that_the_rounds_had(
     base: Recipe, run: RunFolder, script: Script, changes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +292,9 @@ def test_which_patches_become_rows(base: Recipe, run: RunFolder, script: Script)
     assert [a["output"] for a in beta.fields["attempts"]] == ["    return -1\n"]
     assert not list(RepairRounds(path=folder, min_attempts=2).records())
     reference = [r for r in RepairRounds(path=folder, right="reference").records() if isinstance(r, Record)]
-    assert {r.fields["after"] for r in reference} == {f"def {n}(x):\n    y = x\n    return {v}\n" for n, v in SECRETS.items()}
+    assert {r.fields["after"] for r in reference} == {
+        f"def {n}(x):\n    y = x\n    return {v}\n" for n, v in SECRETS.items()
+    }
     with pytest.raises(UserError, match="holds no conversations"):
         list(RepairRounds(path=str(run.path)).records())
 
@@ -264,7 +303,9 @@ def server_settings(url: str, **others: Any) -> str:
     return "repair.rounds.server=" + json.dumps({"url": url, "model": "m", "num_at_once": 2, **others})
 
 
-def test_a_server_is_asked_in_its_protocol(base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_asked_in_its_protocol(
+    base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("THE_KEY", "k-1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with served(scripted.reply) as (url, asked):
@@ -275,7 +316,9 @@ def test_a_server_is_asked_in_its_protocol(base: Recipe, run: RunFolder, monkeyp
             ("/v1/chat/completions", "Bearer k-1", "m", 1, 20)
         }
         second = [a["messages"] for a in asked if len(a["messages"]) == 3]
-        assert len(second) == 4 and all([m["role"] for m in one] == ["user", "assistant", "user"] for one in second)
+        assert len(second) == 4 and all(
+            [m["role"] for m in one] == ["user", "assistant", "user"] for one in second
+        )
         ran(base, run, *changes, which="server")
         assert len(asked) == 8  # what it wrote is not asked again
     assert found["rounds"][0]["extraction"] == {"fence": 4}
@@ -289,7 +332,9 @@ def test_a_server_is_asked_in_its_protocol(base: Recipe, run: RunFolder, monkeyp
     assert "k-1" not in "".join(p.read_text() for p in run.path.rglob("*") if p.is_file())
 
 
-def test_a_server_with_one_answer_is_asked_again_and_a_busy_one_later(base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_with_one_answer_is_asked_again_and_a_busy_one_later(
+    base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with served(scripted.reply, status=[429, 503], headers={"retry-after": "0"}) as (url, asked):
         ran(base, run, *CHAT, server_settings(url), "repair.rounds.max_rounds=1", which="server")
@@ -297,7 +342,9 @@ def test_a_server_with_one_answer_is_asked_again_and_a_busy_one_later(base: Reci
     assert {a["seed"] for a in asked} == {0, 1}
 
 
-def test_what_a_server_cannot_do_is_said(base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_server_cannot_do_is_said(
+    base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with served(scripted.reply, status=[401] * 9) as (url, _), pytest.raises(UserError, match="says 401"):
         ran(base, run, *CHAT, server_settings(url), which="server")
@@ -309,7 +356,9 @@ def test_what_a_server_cannot_do_is_said(base: Recipe, run: RunFolder, monkeypat
         ran(base, run, server_settings(url), which="server")
 
 
-def test_no_server_is_contacted_unless_it_is_named(base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_is_contacted_unless_it_is_named(
+    base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from luthier.evaluate import server
 
     monkeypatch.setattr(server, "answers", None)

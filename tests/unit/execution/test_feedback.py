@@ -39,7 +39,7 @@ def test_the_recorded_outputs_are_those_of_the_table() -> None:
     assert set(RECORDED) == {case.name for case in CASES} and len(CASES) >= 60
 
 
-LIVE = ["assert", "division", "syntax colon", "pytest ints", "unittest equal", "time-out", "javac types", "junit strings"]
+LIVE = ["assert", "division", "syntax colon", "pytest ints", "unittest equal", "junit strings"]
 
 
 @pytest.mark.parametrize("name", LIVE)
@@ -59,7 +59,7 @@ PIECES = ["Traceback (most recent call last):\n", '  File "a.py", line 4, in f\n
 NOISE = st.lists(st.sampled_from(PIECES) | st.text(max_size=20), max_size=30).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     NOISE,
     NOISE,

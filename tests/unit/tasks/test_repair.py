@@ -169,13 +169,17 @@ def test_the_oldest_attempts_give_way_first(tokenizer: TextTokenizer) -> None:
     encoded = encode(example, tokenizer, 400)
     assert isinstance(encoded, Row)
     text = prompt(encoded, tokenizer)
-    assert text.startswith("def add(a, b):\n    c = a\n# buggy code") and text.count("# AssertionError") in range(5, 30)
+    assert text.startswith("def add(a, b):\n    c = a\n# buggy code") and text.count(
+        "# AssertionError"
+    ) in range(5, 30)
     assert "    return 29\n" in text and "    return 0\n" not in text
 
 
 def test_the_place_of_a_change_can_be_given(tokenizer: TextTokenizer) -> None:
     found = row(Repair(), tokenizer, span=[1, 3])
-    assert found.target == "    c = a\n    return c + b\n" and "# buggy code\n#     c = a\n" in prompt(found, tokenizer)
+    assert found.target == "    c = a\n    return c + b\n" and "# buggy code\n#     c = a\n" in prompt(
+        found, tokenizer
+    )
     (dropped,) = examples(Repair(), tokenizer, span=[1, 2])
     assert isinstance(dropped, Dropped) and dropped.reason == "no-round-trip"
 

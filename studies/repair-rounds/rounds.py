@@ -101,16 +101,21 @@ def by_script(files: Mapping[str, Path], work: Path, *, tried: bool = False) -> 
 
 
 def add(found: dict[str, Any], name: str, place: Path) -> None:
+    """Adds the figures of a folder of results, all of them numbers, or numbers with their intervals."""
     results = read_json(place / "rounds.json")
     found["plausible_by_round"][name] = {
-        metric.rpartition(" ")[2]: [one["value"], *(one["interval"] or ())]
+        metric.rpartition(" ")[2]: [round(n, 4) for n in (one["value"], *one["interval"])]
+        if one["interval"]
+        else one["value"]
         for metric, one in results["metrics"].items()
     }
     found["rounds"][name] = {
-        "num_bugs": results["num_bugs"], "num_judged": results["num_judged"],
+        "num_bugs": results["num_bugs"],
+        "num_judged": results["num_judged"],
         "left_out": {reason: len(names) for reason, names in results["left_out"].items()},
-        "ends": {reason: len(names) for reason, names in results["ends"].items()}, "by_round": results["rounds"],
-    }  # fmt: skip
+        "ends": {reason: len(names) for reason, names in results["ends"].items()},
+        **{str(one["round"]): {key: one[key] for key in one if key != "round"} for one in results["rounds"]},
+    }
 
 
 def bugs_of(path: Path, language: str, work: Path, tried: bool) -> dict[str, str]:

@@ -11,7 +11,6 @@ Parts: ``script`` (each bug's feedback reaches its prompt), ``model`` (plausible
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import shlex
 import sys
@@ -21,11 +20,18 @@ from typing import Any
 
 import rounds
 
-import luthier
 from luthier.run_folder import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results.json"
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
+NOTES = (
+    "plausible_by_round: share of judged bugs with a patch that passes all tests in that round or before, with its 95% bootstrap interval over problems. "
+    "base and tuned: beams of the model before and after training, each prompt with the earlier wrong patches and what their tests said. script: "
+    "repairs a bug exactly when its prompt shows what that bug's own wrong patch raised."
+)
 
 
 def main() -> None:
@@ -45,31 +51,28 @@ def main() -> None:
     options = parser.parse_args()
     if options.tried:
         options.work = options.work.with_name(f"{options.work.name}-tried")
-    results = (
-        read_json(RESULTS) if RESULTS.is_file() and not options.tried else {"figures": {}, "commands": {}}
-    )
     for name, part in PARTS.items():
         if options.only and name not in options.only:
             continue
         found = part(options)
         if found is None:
             print(f"{name}: left out, its file is not given", flush=True)
-            continue
-        for figure, value in found.items():
-            merged = isinstance(value, dict)
-            results["figures"][figure] = {**results["figures"].get(figure, {}), **value} if merged else value
-        results["commands"][name] = shlex.join(["python", "studies/repair-rounds/run.py", *sys.argv[1:]])
-        results |= {
-            "versions": {"luthier": luthier.__version__},
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "notes": "plausible_by_round: share of judged bugs with a patch that passes all tests in that round or before, with its 95% "
-            "bootstrap interval over problems; model: beams, each prompt with the earlier wrong patches and their feedback; script: "
-            "repairs a bug exactly when its prompt shows what that bug's own wrong patch raised.",
-        }
-        if not options.tried:
-            write_json(RESULTS, results)
-    json.dump(results["figures"], sys.stdout, indent=1)
-    print()
+        else:
+            write_json(options.work / "figures" / f"{name}.json", found)
+    figures: dict[str, Any] = {}
+    for name in PARTS:
+        path = options.work / "figures" / f"{name}.json"
+        figures |= results.flat(read_json(path)) if path.is_file() else {}
+    if options.tried:
+        print(json.dumps(figures, indent=1))
+        return
+    results.write(
+        HERE / "results.json",
+        figures,
+        command=shlex.join(["python", "studies/repair-rounds/run.py", *sys.argv[1:]]),
+        packages=["luthier", "torch", "transformers"],
+        notes=NOTES,
+    )
 
 
 def humaneval(options: argparse.Namespace) -> dict[str, Path]:

@@ -36,10 +36,10 @@ def page(path: Path = RESULTS) -> str:
     by_round: dict[str, dict[int, Any]] = {}
     for name, value in figures.items():
         if name.startswith(FIRST):
-            who, _, number = name.removeprefix(FIRST).rpartition("/")
-            by_round.setdefault(who, {})[int(number)] = value
+            who, _, which = name.removeprefix(FIRST).rpartition("/")
+            by_round.setdefault(who, {})[int(which)] = value
     if by_round:
-        most = max(number for values in by_round.values() for number in values)
+        most = max(which for values in by_round.values() for which in values)
         numbers = range(1, most + 1)
         lines += ["", "## Bugs repaired by each round, %", ""]
         lines += [f"| | bugs | {' | '.join(map(str, numbers))} |", f"|---|--:|{'--:|' * most}"]

@@ -140,6 +140,19 @@ def test_patches_are_never_offered_again(
         assert len(offered) == len(set(offered)) == 2
 
 
+def test_a_patch_that_changes_nothing_is_told_what_the_buggy_function_does(
+    base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Script.one
+    monkeypatch.setattr(
+        Script, "one", staticmethod(lambda text, rank: usual(text.replace("return -1", "return y"), rank))
+    )
+    found = ran(base, run, "repair.num_candidates=1")
+    assert found["rounds"][0]["verdicts"] == {"no-change": 4} and found["table"] == dict.fromkeys(SECRETS, 2)
+    second = [line for line in talks(run)["beta"] if "round" in line][1]["prompt"]
+    assert "    return y\n# this changes nothing\n# AssertionError\n# assert beta(1) == 2802\n" in second
+
+
 def test_samples_go_on_where_beams_would_say_the_same(
     base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:

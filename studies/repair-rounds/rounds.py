@@ -152,7 +152,9 @@ class Script:
             return re.sub(r"\{", f'{{ if (true) throw new RuntimeException("{mark}"); ', function, count=1)
         header = re.match(r"\s*def .*?:[ \t]*\n", function, re.DOTALL)
         assert header is not None, function
-        return f'{header[0]}    raise ValueError("{mark}")\n{function[header.end() :]}'
+        body = function[header.end() :]
+        indent = body[: len(body) - len(body.lstrip())]
+        return f'{header[0]}{indent}raise ValueError("{mark}")\n{body}'
 
     def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
         mark, wrong, fixed = next(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ from luthier import recipe as recipes
 from luthier import recipe_file, registry
 from luthier.environment import environment
 from luthier.errors import Refused, UserError
-from luthier.recipe import Classifier, GraphEvaluation, Recipe
-from luthier.records import SPLITS
+from luthier.recipe import Classifier, Recipe
 from luthier.run_folder import (
     RunFolder,
     hash_value,
@@ -249,60 +247,33 @@ def evaluate(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
     """Base and tuned model on the test rows: predictions and scores with intervals; trains first if need be."""
-    from luthier.evaluate import classify, runner
-    from luthier.models.load import load_tokenizer, load_trained, load_untrained, starts_adapted
+    from luthier.evaluate import judges
+    from luthier.evaluate.runner import Judging
+    from luthier.models.load import load_tokenizer
     from luthier.rows import Rows
-    from luthier.tasks.classification import Classification
-    from luthier.tasks.ontology import Ontology
 
     place = train(recipe, *overrides, folder=folder, progress=progress)
     if not writes():
         return place
     recipe = settled(read(recipe, *overrides), place)
     task = recipes.build("task", recipe.task)
-    # What only the graph of all documents depends on is no part of what each row depends on.
-    by_row = recipe.model_copy(
-        update={"evaluate": recipe.evaluate.model_copy(update={"ontology": GraphEvaluation()})}
-    )
     code, before = registry.registered("metric"), _train_key(place, recipe)
-    key = _key(place, by_row, "evaluate", "seed", code=code, before=before)
-    graph_key = _key(place, recipe, "evaluate", "seed", code=code, before=before)
-    rows_done = _done(place, "evaluate", key, place.scores)
-    graph_done = not isinstance(task, Ontology) or _done(
-        place, "ontology", graph_key, place.ontology / "scores.json"
-    )
-    if rows_done and graph_done:
+    keys = {j: _key(place, j.seen(recipe), "evaluate", "seed", code=code, before=before) for j in judges.of(task)}
+    waiting = {j: key for j, key in keys.items() if not _done(place, j.name, key, j.result(place))}
+    if not waiting:
         return place
-    if not place.rows("test").is_file() or not len(rows := Rows(place.rows("test"))):
+    if not place.rows("test").is_file() or not len(Rows(place.rows("test"))):
         raise UserError(
             "there are no test rows to compare on",
             "recipe key data.splits.test",
             "give the test split a share",
         )
     tokenizer = load_tokenizer(recipe.model)
-    tuned = load_trained(recipe.model, place, len(tokenizer))
-    if isinstance(task, Classification):
-        with user_disk_errors(place.path):
-            classify.evaluate(recipe, place, task, tokenizer, tuned, progress)
-            _note_done(place, "evaluate", key)
-        return place
-    models: runner.Models = {
-        "base": lambda: runner.without_adapter(tuned),
-        "tuned": lambda: nullcontext(tuned),
-    }
-    if recipe.model.adapter is None or starts_adapted(recipe.model):
-        base = load_untrained(recipe.model, len(tokenizer))
-        models = {"base": lambda: nullcontext(base), "tuned": lambda: nullcontext(tuned)}
+    models = judges.models(recipe, place, tokenizer)
     with user_disk_errors(place.path):
-        if not rows_done:
-            runner.evaluate(recipe, place, task, rows, tokenizer, models, progress)
-            _note_done(place, "evaluate", key)
-        if not graph_done:
-            from luthier.evaluate.ontology import evaluate_graph
-
-            splits = {split: Rows(place.rows(split)) for split in SPLITS}
-            evaluate_graph(recipe, place, task, splits, tokenizer, models, graph_key, progress)
-            _note_done(place, "ontology", graph_key)
+        for judge, key in waiting.items():
+            judge.judge(Judging(recipe, place, task, tokenizer, models, key, progress))
+            _note_done(place, judge.name, key)
     return place
 
 

@@ -100,7 +100,6 @@ def evaluate(options: argparse.Namespace, arm: str) -> None:
     from luthier.evaluate import runner
     from luthier.models.load import load_tokenizer, load_trained
     from luthier.recipe import build
-    from luthier.rows import Rows
     from luthier.run_folder import RunFolder
 
     recipe = recipe_of(options, arm)
@@ -113,8 +112,8 @@ def evaluate(options: argparse.Namespace, arm: str) -> None:
         "base": lambda: runner.without_adapter(tuned),
         "tuned": lambda: nullcontext(tuned),
     }
-    rows = Rows(place.rows("test"))
-    runner.evaluate(recipe, place, build("task", recipe.task), rows, tokenizer, models, say)
+    task = build("task", recipe.task)
+    runner.evaluate(runner.Judging(recipe, place, task, tokenizer, models, progress=say))
 
 
 def categories(options: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from luthier.encoding.batches import collate, micro_batches
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.evaluate import ngrams
+from luthier.evaluate.runner import Judging, Progress
 from luthier.evaluate.significance import Pair, Ratio, describe, mcnemar, paired_bootstrap, paired_macro_f1
 from luthier.metrics import classes as metrics
 from luthier.models.classifier import head_of
@@ -35,7 +36,6 @@ from luthier.rows import Rows
 from luthier.run_folder import RunFolder, read_json, write_json, write_text
 from luthier.tasks.classification import NO_LABEL, Classification
 
-Progress = Callable[[str, int, int | None], None]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -70,31 +70,17 @@ class Answers:
         return np.exp(metrics.log_probabilities(self.logits, self.temperature))
 
 
-def evaluate(
-    recipe: Recipe,
-    run: RunFolder,
-    task: Classification,
-    tokenizer: TextTokenizer,
-    model: PreTrainedModel | PeftModel,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Writes ``predictions.jsonl`` and ``scores.json``; returns the scores.
-
-    Args:
-        recipe: The run's.
-        run: Its prepared and trained folder, with test rows.
-        task: The recipe's.
-        tokenizer: The model's.
-        model: As trained.
-        progress: Called with a label, what is done and how much there is.
-    """
+def evaluate(judging: Judging) -> dict[str, Any]:
+    """Writes ``predictions.jsonl`` and ``scores.json`` of the tuned model and its baseline; returns the scores."""
+    recipe, run, task, tokenizer = judging.recipe, judging.run, judging.task, judging.tokenizer
+    assert isinstance(task, Classification)
     if recipe.evaluate.metrics != "auto":
         raise UserError(
             "metrics of generated text say nothing about classes",
             "recipe key evaluate.metrics",
             "leave it out: a classifier's own are always measured",
         )
-    report = progress or (lambda label, done, total: None)
+    report = judging.progress or (lambda label, done, total: None)
     rows = {split: Rows(run.rows(split)) for split in ("train", "eval", "test") if run.rows(split).is_file()}
     labels: dict[str, Any] = {split: found.labels() for split, found in rows.items() if len(found)}
     names = read_json(run.labels)["names"]
@@ -105,8 +91,8 @@ def evaluate(
     )  # fmt: skip
     base = _answers(task, baseline.logits, rows, labels)
     middle = time.perf_counter()
-    judge = _judge(recipe, task, model, tokenizer, names, report)
-    tuned = _answers(task, judge, rows, labels)
+    with judging.models["tuned"]() as model:
+        tuned = _answers(task, _judge(recipe, task, model, tokenizer, names, report), rows, labels)
     seconds = {"base": round(middle - began, 2), "tuned": round(time.perf_counter() - middle, 2)}
 
     test, groups = rows["test"], rows["test"].column("group").to_pylist()

@@ -26,7 +26,7 @@ from luthier.encoding.encode import encode_prompt
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.encoding.token_bytes import token_bytes
 from luthier.errors import UserError
-from luthier.evaluate.runner import Models, Progress, scored_batches
+from luthier.evaluate.runner import Judging, Models, Progress, scored_batches
 from luthier.metrics import ontology as metrics
 from luthier.metrics.ontology import TitledGraph
 from luthier.models.sample import Sampled, Sampling, sample
@@ -71,35 +71,18 @@ class _Stage:
         return TitledGraph(titles, edges, self.encoder.embed(titles))
 
 
-def evaluate_graph(
-    recipe: Recipe,
-    run: RunFolder,
-    task: OntologyTask,
-    rows: Mapping[Split, Rows],
-    tokenizer: TextTokenizer,
-    models: Models,
-    key: str,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Writes the run's ``ontology/``; returns what is in its ``scores.json``.
-
-    Args:
-        recipe: The run's.
-        run: Where to write.
-        task: How paths are written and read.
-        rows: The train, eval and test splits.
-        tokenizer: The models'.
-        models: ``base`` and ``tuned``, each a context that lends the model.
-        key: Hash of all that decides what is written; texts of another key are thrown away.
-        progress: Called with a label, documents done and documents in all.
-    """
+def evaluate_graph(judging: Judging) -> dict[str, Any]:
+    """Writes the run's ``ontology/``, without the texts of another key; returns what is in its ``scores.json``."""
+    recipe, run, task = judging.recipe, judging.run, judging.task
+    assert isinstance(task, OntologyTask)
+    rows: dict[Split, Rows] = {split: Rows(run.rows(split)) for split in SPLITS}
     stage = _Stage(
-        recipe, run, task, tokenizer, models, rows,
+        recipe, run, task, judging.tokenizer, judging.models, rows,
         EdgeCounts.of(paths_of(rows["train"])),
         SentenceEncoder(recipe.evaluate.ontology.embedding_model),
-        progress or (lambda label, done, total: None),
+        judging.progress or (lambda label, done, total: None),
     )  # fmt: skip
-    _forget_others(run, key)
+    _forget_others(run, judging.key)
     stage.truths = {split: _truth(rows[split]) for split in SPLITS}
     systems: dict[str, Any] = {}
     for system in ("tuned", *dict.fromkeys(recipe.evaluate.ontology.baselines)):

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,36 +30,43 @@ Progress = Callable[[str, int, int | None], None]
 Models = Mapping[str, Callable[[], AbstractContextManager[PreTrainedModel | PeftModel]]]
 
 
-def evaluate(
-    recipe: Recipe,
-    run: RunFolder,
-    task: Task,
-    rows: Rows,
-    tokenizer: TextTokenizer,
-    models: Models,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Writes ``predictions.jsonl`` and ``scores.json``; returns the scores.
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What every judge is given.
 
-    Args:
+    Attributes:
         recipe: The run's.
-        run: Where to write.
-        task: Says which part of a text is compared, and when generation stops.
-        rows: The test split.
+        run: Its prepared folder, with test rows; results go there.
+        task: The recipe's.
         tokenizer: The models'.
         models: ``base`` and ``tuned``, each a context that lends the model.
-        progress: Called with a label, rows done and rows in all.
+        key: Hash of all that the result depends on.
+        progress: Called with a label, what is done and how much there is.
     """
+
+    recipe: Recipe
+    run: RunFolder
+    task: Task
+    tokenizer: TextTokenizer
+    models: Models
+    key: str = ""
+    progress: Progress | None = None
+
+
+def evaluate(judging: Judging) -> dict[str, Any]:
+    """Writes ``predictions.jsonl`` and ``scores.json``; returns the scores."""
+    recipe, run, task, tokenizer = judging.recipe, judging.run, judging.task, judging.tokenizer
+    rows = Rows(run.rows("test"))
     examples = [rows.row(i) for i in range(len(rows))]
     names = list(task.metrics) if recipe.evaluate.metrics == "auto" else recipe.evaluate.metrics
     metrics = {name: registry.lookup("metric", name, "recipe key evaluate.metrics") for name in names}
     results: dict[str, list[dict[str, Any]]] = {}
     seconds: dict[str, float] = {}
-    for which, lend in models.items():
+    for which, lend in judging.models.items():
         began = time.perf_counter()
         with lend() as model:
             model.eval()
-            results[which] = _judge(recipe, task, examples, tokenizer, model, metrics, which, progress)
+            results[which] = _judge(recipe, task, examples, tokenizer, model, metrics, which, judging.progress)
         seconds[which] = round(time.perf_counter() - began, 2)
     prompts = [tokenizer.decode(row.input_ids[: row.num_prompt_tokens], first=True) for row in examples]
     predictions = [

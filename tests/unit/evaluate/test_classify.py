@@ -7,6 +7,7 @@ from tests.fixtures.tiny_classifier import labelled_rows
 from luthier.errors import UserError
 from luthier.evaluate import classify
 from luthier.evaluate.ngrams import NGrams, features
+from luthier.evaluate.runner import Judging
 from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
@@ -95,4 +96,4 @@ def test_features_count_n_grams_of_the_prompt() -> None:
 def test_metrics_of_generated_text_are_refused() -> None:
     recipe = Recipe.model_validate({"evaluate": {"metrics": ["exact_match"]}})
     with pytest.raises(UserError, match="say nothing about classes"):
-        classify.evaluate(recipe, RunFolder("none"), Classification(), None, None)  # type: ignore[arg-type]
+        classify.evaluate(Judging(recipe, RunFolder("none"), Classification(), None, {}))  # type: ignore[arg-type]

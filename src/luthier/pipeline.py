@@ -6,14 +6,16 @@ modules are imported where they are used, so that naming a stage does not load t
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from luthier import recipe as recipes
-from luthier import recipe_file, registry
+from luthier import recipe_file, registry, stages
 from luthier.environment import environment
 from luthier.errors import Refused, UserError
 from luthier.recipe import Classifier, Recipe
@@ -37,6 +39,35 @@ Progress = Callable[[str, int, int | None], None]
 # Settings of training that may differ when it goes on.
 _CHANGES_NO_STEP = ("stop_on", "sharding", "trackers")
 AnyRecipe = Recipe | str | Path | Mapping[str, Any]
+Verb = TypeVar("Verb", bound=Callable[..., RunFolder])
+
+
+def _by_stage(verb: Verb) -> Verb:
+    """A verb that does a recipe with ``stages`` stage by stage, in order, each in a run folder of its own."""
+
+    @functools.wraps(verb)
+    def each(
+        recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, **options: Any
+    ) -> RunFolder:
+        whole = read(recipe, *overrides)
+        if not whole.stages:
+            return verb(whole, folder=folder, **options)
+        place = RunFolder(folder or Path("runs") / whole.name)
+        _begin(whole, place)
+        for name, own in place.trainings().items():
+            logger.info("stage %s", name)
+            with _log_in(own):
+                verb(recipes.stage(whole, name), folder=own.path, **options)
+            if verb.__name__ == "evaluate" and writes():
+                _measure_forgetting(place, name, options.get("progress"))
+        if verb.__name__ == "report" and writes():
+            from luthier.report import stages as page
+
+            with user_disk_errors(place.path):
+                page.write(place, whole)
+        return place
+
+    return cast(Verb, each)
 
 
 def run(
@@ -53,6 +84,8 @@ def run(
     Raises:
         UserError: A mistake in recipe or data. Refused: a gate says no. Finished stages stay finished in either case.
     """
+    if read(recipe, *overrides).stages:
+        prepare(recipe, *overrides, folder=folder, progress=progress)  # mistakes in later data show before any training
     try:
         evaluate(recipe, *overrides, folder=folder, progress=progress)
     except Refused:
@@ -61,6 +94,7 @@ def run(
     return report(recipe, *overrides, folder=folder, progress=progress)
 
 
+@_by_stage
 def prepare(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
@@ -75,6 +109,7 @@ def prepare(
     return place
 
 
+@_by_stage
 def check(
     recipe: AnyRecipe,
     *overrides: str,
@@ -118,6 +153,7 @@ def _rehearsal(context: RunContext) -> Rehearsal:
     return Rehearsal(context.recipe, context.run, lambda: context.model, lambda: context.tokenizer)
 
 
+@_by_stage
 def train(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
@@ -128,6 +164,13 @@ def train(
     from luthier.train import loop as training
     from luthier.train.ranks import Ranks
 
+    place = RunFolder(folder or Path("runs") / read(recipe, *overrides).name)
+    if name := stages.waits_for(read(recipe, *overrides).model, place):
+        raise UserError(
+            f"the stage {name!r} that this one goes on from is not trained",
+            str(place.beside(name).path),
+            "run the whole recipe: its stages are done in order",
+        )
     ranks = Ranks()
     with ranks.together(), ranks.one_after_the_first():
         place = check(recipe, *overrides, folder=folder, progress=progress)
@@ -148,7 +191,7 @@ def train(
     if _done(place, "train", key, place.result()):
         return place
     if place.result() and _stages(place).get("train") is not None:  # a result without a note was cut off here
-        raise _other_training(place, "data")
+        raise _other_training(place, "data or start")
     tokenizer = load_tokenizer(recipe.model)
     sharding = recipe.train.sharding if ranks.count > 1 else "none"
     model = load_model(
@@ -243,6 +286,7 @@ def _engine(
     return found
 
 
+@_by_stage
 def evaluate(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
@@ -277,6 +321,7 @@ def evaluate(
     return place
 
 
+@_by_stage
 def report(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
@@ -403,10 +448,8 @@ def read(recipe: AnyRecipe, *overrides: str) -> Recipe:
 
 
 def settled(recipe: Recipe, place: RunFolder) -> Recipe:
-    """The recipe of a run in its folder: a model from random weights lies there, and so do the classes of a head."""
-    model = recipe.model
-    if model.scratch is not None:
-        model = model.model_copy(update={"name": str(place.start), "revision": None})
+    """The recipe of a run in its folder: that decides where its model lies, and which classes a head has."""
+    model = stages.in_run(recipe.model, place)
     if place.labels.is_file():
         head = recipes.build("task", recipe.task).head(read_json(place.labels)["names"])
         if head is not None:
@@ -437,23 +480,70 @@ def _make_start(recipe: Recipe, place: RunFolder) -> None:
 
 def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None) -> tuple[Recipe, RunFolder]:
     """The recipe and its run folder, with the resolved recipe, environment and log in place."""
-    recipe = read(recipe, *overrides)
-    place = RunFolder(folder or Path("runs") / recipe.name)
-    recipe = settled(recipe, place)
+    given = read(recipe, *overrides)
+    place = RunFolder(folder or Path("runs") / given.name)
+    recipe = settled(given, place)
     place.create()
     _refuse_other_recipe(place, recipe)
     with user_disk_errors(place.path):
-        write_text(place.recipe, recipe_file.dump(recipe))
+        write_text(place.recipe, recipe_file.dump(given))
         if not place.environment.is_file():
             write_json(place.environment, environment(recipe.seed))
-        if not any(getattr(h, "baseFilename", "") == str(place.log.resolve()) for h in logger.handlers):
-            handler = logging.FileHandler(place.log.resolve(), encoding="utf-8", errors="backslashreplace")
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            logger.addHandler(handler)
-            if writes():  # the others say only what is theirs
-                logger.setLevel(logging.INFO)
+        _log_to(place)
         _make_start(recipe, place)
     return recipe, place
+
+
+def _log_to(place: RunFolder) -> None:
+    if any(getattr(h, "baseFilename", "") == str(place.log.resolve()) for h in logger.handlers):
+        return
+    handler = logging.FileHandler(place.log.resolve(), encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    if writes():  # the others say only what is theirs
+        logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def _log_in(place: RunFolder) -> Iterator[None]:
+    """A block after which nothing more is logged in a stage's folder."""
+    try:
+        yield
+    finally:
+        for handler in list(logger.handlers):
+            if getattr(handler, "baseFilename", "") == str(place.log.resolve()):
+                logger.removeHandler(handler)
+                handler.close()
+
+
+def _begin(whole: Recipe, place: RunFolder) -> None:
+    """Writes the recipe with its stages, and what changes from one to the next."""
+    place.create()
+    with user_disk_errors(place.path):
+        _log_to(place)
+        write_text(place.recipe, recipe_file.dump(whole))
+        write_json(place.changes, stages.changes(whole))
+
+
+def _measure_forgetting(place: RunFolder, name: str, progress: Progress | None) -> None:
+    """Adds to ``forgetting.json`` what a stage's model scores on the test rows of each stage before it."""
+    from luthier.evaluate import forgetting
+
+    folders = place.trainings()
+    later = folders[name]
+    known = read_json(place.forgetting) if place.forgetting.is_file() else []
+    for earlier in list(folders)[: list(folders).index(name)]:
+        own = folders[earlier]
+        key = hash_value([_stages(own)["evaluate"], _stages(later)["train"]])
+        pair = {"stage": earlier, "after": name}
+        if any(entry["key"] == key for entry in known if pair.items() <= entry.items()):
+            continue
+        sides = [(settled(recipe_file.load(one.recipe), one), one) for one in (own, later)]
+        with user_disk_errors(place.path):
+            found = forgetting.measure(*sides[0], *sides[1], progress)
+            known = [entry for entry in known if not pair.items() <= entry.items()]
+            known.append({**pair, "key": key, **found})
+            write_json(place.forgetting, known)
 
 
 def writes() -> bool:
@@ -467,8 +557,10 @@ def _key(
     tree = recipe.model_dump(mode="json")
     for name in _CHANGES_NO_STEP:
         tree["train"].pop(name)
-    if recipe.model.scratch is not None:
+    if recipe.model.scratch is not None or _trained_by(recipe) is not None:
         tree["model"].pop("name")  # wherever the run folder lies by now
+    if recipe.model.start_from:
+        tree["model"].pop("start_from")  # what is in it counts: `before`
     sources = {name: registry.code_hash(entry) for name, entry in (code or {}).items()}
     return hash_value(
         [read_json(place.manifest)["key"], {part: tree[part] for part in parts}, sources, before]
@@ -480,12 +572,19 @@ def _train_key(place: RunFolder, recipe: Recipe) -> str:
 
 
 def _start(recipe: Recipe) -> str:
-    """Hash of the adapter that training goes on from; nothing if it begins anew."""
-    if not recipe.model.start_from:
-        return ""
-    from luthier.models.start import start_hash
+    """Hash of the training that this one goes on from; nothing if it begins anew."""
+    if recipe.model.start_from:
+        from luthier.models.start import start_hash
 
-    return start_hash(recipe.model)
+        return start_hash(recipe.model)
+    earlier = _trained_by(recipe)
+    return "" if earlier is None else _stages(earlier).get("train", "")
+
+
+def _trained_by(recipe: Recipe) -> RunFolder | None:
+    """The run that has trained, as a whole, the model that this one begins with; None for any other model."""
+    run = RunFolder(Path(recipe.model.name).parent)
+    return run if recipe.model.name == str(run.model) and run.stages.is_file() else None
 
 
 def _done(place: RunFolder, stage: str, key: str, result: Path | None) -> bool:

@@ -28,6 +28,8 @@ Watcher = Literal[
 ]
 
 
+# Begins what names the result of an earlier training stage, in ``model.name`` and ``model.start_from``.
+STAGE = "stage:"
 # First weights of an adapter that are taken out of the base weights.
 FROM_WEIGHTS = ("olora", "pissa", "pissa-fast")
 
@@ -493,6 +495,8 @@ class Recipe(Options):
     """Candidate patches and their judging."""
     report: Report = Report()
     """The page."""
+    stages: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = {}
+    """Trainings one after the other, by name, each with the recipe's keys that it has otherwise: ``{plain: {}, hard: {train: {epochs: 1}}}``. Each goes on from what the one before it has trained, unless its own ``model`` says ``name``, ``start_from`` or ``scratch``; ``stage:NAME`` there is the result of an earlier one."""
 
     @model_validator(mode="after")
     def _shardable(self) -> Recipe:
@@ -557,9 +561,20 @@ def validate(
         raise UserErrors(
             [*problems, UserError(f"no plain keys and values: {error}", file, "use text as keys")]
         ) from error
-    recipe = None
+    problems += _resolve(tree, lines, file)
+    stages = tree.get("stages")
+    for name in stages if isinstance(stages, dict) else ():
+        problems += _stage_problems(tree, name, lines, file, problems)
+    if problems:
+        raise UserErrors(problems)
+    return Recipe.model_validate(tree)
+
+
+def _resolve(tree: dict[str, Any], lines: Mapping[tuple[str, ...], int], file: str) -> list[UserError]:
+    """Fills in the defaults of tasks and sources; all problems of the tree."""
+    problems: list[UserError] = []
     try:
-        recipe = Recipe.model_validate(tree)
+        Recipe.model_validate(tree)
     except ValidationError as error:
         problems += _problems(error, Recipe, (), lines, file)
     for path, kind in _TYPED.items():
@@ -591,9 +606,89 @@ def validate(
             problems += _problems(error, entry, path, lines, file)
         except UserError as error:
             problems.append(error)
-    if problems or recipe is None:
-        raise UserErrors(problems)
-    return Recipe.model_validate(tree)
+    return problems
+
+
+def stage(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of one of a recipe's stages: its keys, and where it goes on from."""
+    return validate(_stage_tree(recipe.model_dump(mode="json"), name))
+
+
+def _stage_tree(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    stages: Mapping[str, dict[str, Any]] = tree["stages"]
+    names = list(stages)
+    place = names.index(name)
+    whole: dict[str, Any] = json.loads(json.dumps({key: tree[key] for key in tree if key != "stages"}))
+    given = stages[name] if isinstance(stages[name], dict) else {}
+    merged: dict[str, Any] = _merged(whole, given)
+    merged["name"] = f"{tree.get('name', Recipe().name)}-{name}"
+    model, own = merged.setdefault("model", {}), given.get("model") or {}
+    if not place or not isinstance(model, dict) or {"name", "start_from", "scratch"} & set(own):
+        return merged
+    before = _stage_tree(tree, names[place - 1])["model"]
+    if isinstance(before, dict) and before.get("adapter", {}) is None:
+        model |= {"name": f"{STAGE}{names[place - 1]}", "revision": None, "scratch": None, "start_from": None}
+    else:
+        model["start_from"] = f"{STAGE}{names[place - 1]}"
+    if model["start_from"] is None or model.get("start_mode") == "merge":  # both are in what it goes on from
+        model |= {"new_tokens": own.get("new_tokens", []), "rope": own.get("rope")}
+    return merged
+
+
+def _merged(base: Any, own: Any) -> Any:
+    """A section with what a stage has otherwise; a task or source of another type takes its place."""
+    if not isinstance(base, dict) or not isinstance(own, dict):
+        return own
+    if own.get("type", base.get("type")) != base.get("type"):
+        return own
+    return {**base, **{key: _merged(base.get(key), value) for key, value in own.items()}}
+
+
+def _stage_problems(
+    tree: Mapping[str, Any],
+    name: str,
+    lines: Mapping[tuple[str, ...], int],
+    file: str,
+    known: Sequence[UserError],
+) -> list[UserError]:
+    """What is wrong in a stage alone, with its name."""
+    own = tree["stages"][name]
+    if not isinstance(own, dict):
+        return []  # reported with the recipe
+    path = ("stages", name)
+    found = [
+        UserError(f"a stage has no {key!r}", place_of((*path, key), file, _line_of((*path, key), lines)), "leave it out")
+        for key in ("name", "stages")
+        if key in own
+    ]
+    if not found:
+        inner = {key[2:]: line for key, line in lines.items() if key[:2] == path and len(key) > 2}
+        whole = _stage_tree(tree, name)
+        found = _resolve(whole, {**lines, **inner}, file) + _unknown_stages(tree, name, whole, {**lines, **inner}, file)
+    said = {(error.what, error.where) for error in known}
+    return [
+        UserError(f"stage {name!r}: {error.what}", error.where, error.fix)
+        for error in found
+        if (error.what, error.where) not in said
+    ]
+
+
+def _unknown_stages(
+    tree: Mapping[str, Any], name: str, whole: Mapping[str, Any], lines: Mapping[tuple[str, ...], int], file: str
+) -> list[UserError]:
+    """References to stages that do not come before this one."""
+    names = list(tree["stages"])
+    earlier = [f"{STAGE}{one}" for one in names[: names.index(name)]]
+    model = whole["model"] if isinstance(whole["model"], dict) else {}
+    return [
+        UserError(
+            f"{given!r} is no earlier stage",
+            place_of(("model", key), file, _line_of(("model", key), lines)),
+            f"one of: {', '.join(earlier)}" if earlier else "the first stage starts from a model: name one",
+        )
+        for key in ("name", "start_from")
+        if isinstance(given := model.get(key), str) and given.startswith(STAGE) and given not in earlier
+    ]
 
 
 def _options_class(kind: str, entry: Any, where: str) -> type[Options]:

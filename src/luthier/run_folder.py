@@ -52,10 +52,31 @@ class RunFolder:
         self.stages = self.path / "stages.json"
         self.stopped = self.path / "stopped.json"
         self.launch = self.path / "launch"
+        self.changes = self.path / "changes.json"
+        self.forgetting = self.path / "forgetting.json"
 
     def rows(self, split: str) -> Path:
         """The Arrow file (IPC stream) of a split's encoded rows."""
         return self.data / f"{split}.arrow"
+
+    def training(self, name: str) -> RunFolder:
+        """The folder of a training stage of this run's recipe."""
+        return RunFolder(self.path / "stages" / name)
+
+    def trainings(self) -> dict[str, RunFolder]:
+        """The folders of all training stages by name, in order; none where the recipe is one training."""
+        told = read_json(self.changes) if self.changes.is_file() else []
+        return {entry["stage"]: self.training(entry["stage"]) for entry in told}
+
+    def beside(self, name: str) -> RunFolder:
+        """Another training stage of the recipe that this folder is a stage of."""
+        return RunFolder(self.path.absolute().parent / name)
+
+    def on(self, earlier: RunFolder) -> RunFolder:
+        """Where this stage's model is judged on the rows of an earlier one."""
+        place = RunFolder(self.path / "on" / earlier.path.name)
+        place.data, place.labels = earlier.data, earlier.labels
+        return place
 
     def result(self) -> Path | None:
         """The trained adapter or model, if there is one."""

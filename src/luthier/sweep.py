@@ -107,6 +107,12 @@ def plan(
             f"the sweep has {count:,} runs", "option --sweep", f"name at most {_MOST_RUNS:,} combinations"
         )
     base = recipe_file.load(target, overrides)
+    if base.stages:
+        raise UserError(
+            "a sweep compares single trainings, and this recipe has stages",
+            "recipe key stages",
+            "sweep over a recipe of one stage, with model.start_from where it goes on from another",
+        )
     top = folder or Path("runs") / f"{base.name}-sweep"
     if (top / "recipe.yaml").is_file():
         raise UserError(f"{top} holds a single run", str(top), "name another folder for the sweep with --run")

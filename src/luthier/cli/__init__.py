@@ -109,7 +109,7 @@ def _luthier(
     pass
 
 
-def _opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> tuple[Any, RunFolder]:
+def _named(target: str, overrides: Sequence[str] | None, run: Path | None) -> tuple[Any, RunFolder]:
     """The recipe and the run folder that a verb is about; a run folder stands for the recipe in it."""
     from luthier import recipe_file
 
@@ -121,19 +121,32 @@ def _opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> t
                 str(place),
                 "name a recipe or a run folder",
             )
-        from luthier.pipeline import settled
-
-        folder = RunFolder(run or place)
-        return settled(recipe_file.load(place / "recipe.yaml", overrides or ()), folder), folder
+        return recipe_file.load(place / "recipe.yaml", overrides or ()), RunFolder(run or place)
     recipe = recipe_file.load(target, overrides or ())
     return recipe, RunFolder(run or Path("runs") / recipe.name)
+
+
+def _opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> tuple[Any, RunFolder]:
+    """The same for a verb that is about a single training, whose recipe is as its folder settles it."""
+    recipe, folder = _named(target, overrides, run)
+    if recipe.stages:
+        raise UserError(
+            f"the recipe has {len(recipe.stages)} training stages, and this is about one",
+            target,
+            f"name the folder of a stage: {folder.training(next(iter(recipe.stages))).path}",
+        )
+    if not Path(target).is_dir():
+        return recipe, folder
+    from luthier.pipeline import settled
+
+    return settled(recipe, folder), folder
 
 
 def _stage(
     name: str, target: str, overrides: Sequence[str] | None, run: Path | None, **options: Any
 ) -> RunFolder:
     """Runs a stage of the pipeline with progress; a failure says what is saved."""
-    recipe, place = _opened(target, overrides, run)
+    recipe, place = _named(target, overrides, run)
     from luthier import pipeline
 
     stage: Callable[..., RunFolder] = getattr(pipeline, name)
@@ -186,8 +199,10 @@ def run(
     if not _speaks():
         return
     console = screen.out()
-    tables.trained(place, console)
-    tables.evaluated(place, console)
+    for one in tables.each_training(place, console):
+        tables.trained(one, console)
+        tables.evaluated(one, console)
+    tables.forgotten(place, console)
     _say_report(place)
 
 
@@ -199,11 +214,15 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption 
     """
     from luthier.cli import tables
 
-    tables.prepared(_stage("prepare", recipe, overrides, run), screen.out())
+    place = _stage("prepare", recipe, overrides, run)
+    console = screen.out()
+    for one in tables.each_training(place, console):
+        tables.prepared(one, console)
 
 
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object: ok, findings, passed, skipped.")
+    bool,
+    typer.Option("--json", help="Print one JSON object: ok, findings, passed, skipped; or ok, and these by stage."),
 ]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Only what needs no model: the data checks.")]
 VerboseOption = Annotated[
@@ -226,15 +245,23 @@ def check(
 
     [dim]$[/] luthier check my.yaml --json | jq .findings
     """
+    from json import dumps
+
     from luthier.cli import tables
     from luthier.run_folder import read_json
 
     place = _stage("check", recipe, overrides, run, **({"quick": True} if quick else {}))
-    if json:
+    found = {name: read_json(one.findings) for name, one in (place.trainings() or {"": place}).items()}
+    ok = all(findings["ok"] for findings in found.values())
+    console = screen.out()
+    if json and place.trainings():
+        sys.stdout.write(dumps({"ok": ok, "stages": found}, indent=1, ensure_ascii=False) + "\n")
+    elif json:
         sys.stdout.write(place.findings.read_text(encoding="utf-8"))
     else:
-        tables.checked(place, screen.out(), verbose=verbose)
-    if not read_json(place.findings)["ok"]:
+        for one in tables.each_training(place, console):
+            tables.checked(one, console, verbose=verbose)
+    if not ok:
         raise typer.Exit(1)
 
 
@@ -346,7 +373,9 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption = 
 
     place = _stage("train", recipe, overrides, run)
     if _speaks():
-        tables.trained(place, screen.out())
+        console = screen.out()
+        for one in tables.each_training(place, console):
+            tables.trained(one, console)
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -359,7 +388,10 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption
 
     place = _stage("evaluate", recipe, overrides, run)
     if _speaks():
-        tables.evaluated(place, screen.out())
+        console = screen.out()
+        for one in tables.each_training(place, console):
+            tables.evaluated(one, console)
+        tables.forgotten(place, console)
 
 
 @app.command(rich_help_panel=_STAGES)
@@ -831,7 +863,7 @@ def launch(
             recipe, keys, sweep, run, nodes=nodes, processes=processes, slurm_options=options
         )
         return
-    read, place = _opened(recipe, keys, run)
+    read, place = _named(recipe, keys, run)
     launching.launch(
         recipe,
         keys,

@@ -111,6 +111,8 @@ def _print_defect(error: BaseException, console: Console) -> None:
 
 def saved(run: RunFolder) -> str:
     """What a run that failed has finished, and how to go on."""
+    if told := [text for one in run.trainings().values() if (text := saved(one))]:
+        return told[-1]
     steps = [path for path in run.checkpoints.glob("step-*") if path.name[5:].isdigit()]
     newest = max(steps, key=lambda path: int(path.name[5:]), default=None)
     finished = {

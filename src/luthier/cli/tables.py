@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich import box
@@ -35,6 +35,15 @@ def table(console: Console, *columns: str, title: str | None = None, right: Iter
 def cells(*values: object) -> list[Text]:
     """Values as cells that hold no markup and no control characters."""
     return [value if isinstance(value, Text) else Text(safe(str(value))) for value in values]
+
+
+def each_training(run: RunFolder, console: Console) -> Iterator[RunFolder]:
+    """The folders of a run's training stages, each with its name before it; or the run's own."""
+    for name, one in run.trainings().items():
+        console.print(Text(safe(f"stage {name}"), "bold"))
+        yield one
+    if not run.trainings():
+        yield run
 
 
 def prepared(run: RunFolder, console: Console) -> None:
@@ -110,20 +119,34 @@ def evaluated(run: RunFolder, console: Console) -> None:
     """Base against tuned, with intervals and plain words."""
     scores = read_json(run.scores)
     title = f"{scores['num_rows']:,} {scores['split']} rows in {scores['num_groups']:,} groups"
+    _compared(scores, console, title, ("base", "tuned", "tuned is"))
+    for name, test in scores.get("mcnemar", {}).items():
+        text = (
+            f"{name}: {test['only_tuned']} rows right only when tuned, {test['only_base']} only before; "
+            f"McNemar p = {test['p_value']:.2g}"
+        )
+        console.print(Text(safe(text)))
+
+
+def forgotten(run: RunFolder, console: Console) -> None:
+    """What later training stages have made of the test rows of earlier ones."""
+    for entry in read_json(run.forgetting) if run.forgetting.is_file() else []:
+        title = f"forgetting: {entry['stage']} after {entry['after']}"
+        if "not_measured" in entry:
+            console.print(Text(safe(f"{title}: not measured, {entry['not_measured']}")))
+            continue
+        title += f", {entry['num_rows']:,} test rows in {entry['num_groups']:,} groups"
+        _compared(entry, console, title, (entry["stage"], entry["after"], "it became"))
+
+
+def _compared(scores: Mapping[str, Any], console: Console, title: str, names: tuple[str, str, str]) -> None:
+    """A metric a line, of two models on the same rows."""
+    first, other, verdicts = names
     result = table(
-        console,
-        "metric",
-        "base",
-        "tuned",
-        "difference",
-        "95% interval",
-        "tuned is",
-        title=title,
-        right=range(1, 5),
+        console, "metric", first, other, "difference", "95% interval", verdicts, title=title, right=range(1, 5)
     )
-    first = ("bits_per_byte", "exact_match", "edit_similarity", "token_accuracy")
-    names = [*(n for n in first if n in scores["metrics"]), *(n for n in scores["metrics"] if n not in first)]
-    for name in names:
+    order = ("bits_per_byte", "exact_match", "edit_similarity", "token_accuracy")
+    for name in sorted(scores["metrics"], key=lambda n: order.index(n) if n in order else len(order)):
         metric = scores["metrics"][name]
         share = metric["unit"] == "share"
         ends = [_figure(end, share, sign=True) for end in metric["interval"] or ()]
@@ -138,12 +161,6 @@ def evaluated(run: RunFolder, console: Console) -> None:
             )
         )
     console.print(result)
-    for name, test in scores.get("mcnemar", {}).items():
-        text = (
-            f"{name}: {test['only_tuned']} rows right only when tuned, {test['only_base']} only before; "
-            f"McNemar p = {test['p_value']:.2g}"
-        )
-        console.print(Text(safe(text)))
 
 
 def verdict(metric: Mapping[str, Any]) -> Text:

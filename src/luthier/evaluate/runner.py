@@ -39,7 +39,7 @@ class Judging:
         run: Its prepared folder, with test rows; results go there.
         task: The recipe's.
         tokenizer: The models'.
-        models: ``base`` and ``tuned``, each a context that lends the model.
+        models: ``base`` (which may be lacking) and ``tuned``, each a context that lends the model.
         key: Hash of all that the result depends on.
         progress: Called with a label, what is done and how much there is.
     """
@@ -54,7 +54,7 @@ class Judging:
 
 
 def evaluate(judging: Judging) -> dict[str, Any]:
-    """Writes ``predictions.jsonl`` and ``scores.json``; returns the scores."""
+    """Writes ``predictions.jsonl`` and, where there are two models to compare, ``scores.json``; returns the scores."""
     recipe, run, task, tokenizer = judging.recipe, judging.run, judging.task, judging.tokenizer
     rows = Rows(run.rows("test"))
     examples = [rows.row(i) for i in range(len(rows))]
@@ -88,12 +88,14 @@ def evaluate(judging: Judging) -> dict[str, Any]:
             predictions, texts, _scored(task, examples, texts, metrics), strict=True
         ):
             prediction["baseline"] = {"output": text, "scores": scored}
+    write_text(run.predictions, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
+    if "base" not in results:
+        return {}
     scores = {
         "split": "test",
         **compare(predictions, recipe.evaluate.num_bootstrap, recipe.seed),
         "seconds": seconds,
     }
-    write_text(run.predictions, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
     write_json(run.scores, scores)
     return scores
 

@@ -65,6 +65,11 @@ def resolve(settings: Model) -> str:
         from luthier.models.merge import merged_start  # loads models itself
 
         return str(merged_start(settings))
+    if settings.start_from:
+        # An adapter that was trained on a merged start needs that one as its base.
+        _, earlier = start.find(settings)
+        if earlier.start_from and earlier.name == settings.name:
+            return resolve(earlier)
     name = settings.name
     if name in registry.registered("model") or ".py@" in name:
         return str(_checked(Path(registry.lookup("model", name, _NAME)())))

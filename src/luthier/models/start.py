@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from luthier import recipe_file
+from luthier import recipe_file, stages
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.models.adapter import WEIGHTS, lora_layers
@@ -44,7 +44,7 @@ def find(settings: Model) -> tuple[Path, Model]:
             "save the adapter again with peft's save_pretrained",
         )
     if adapter == run.adapter and run.recipe.is_file():
-        return adapter, recipe_file.load(run.recipe).model
+        return adapter, stages.in_run(recipe_file.load(run.recipe).model, run)
     return adapter, settings.model_copy(update={"start_from": None})
 
 

@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import tree_sitter
+import tree_sitter_cpp
 import tree_sitter_java
 import tree_sitter_python
+
+from luthier.encoding.lexer import Language
 
 Parsed = Literal["python", "java"]
 PARSED: tuple[Parsed, ...] = ("python", "java")
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[Language, set[str]] = {
+    "c": {"function_definition"},
     "python": {"function_definition"},
     "java": {"method_declaration", "constructor_declaration", "compact_constructor_declaration"},
 }
-_OWNERS = {
+_OWNERS: dict[Language, set[str]] = {
+    "c": {"class_specifier", "struct_specifier", "namespace_definition"},
     "python": {"class_definition", "function_definition"},
     "java": {
         "class_declaration", "interface_declaration", "enum_declaration", "record_declaration",
@@ -59,7 +64,7 @@ class Function:
     end: int
 
 
-def functions(text: bytes, language: Parsed) -> list[Function]:
+def functions(text: bytes, language: Language) -> list[Function]:
     """The functions of a file in order, nested ones after those that hold them."""
     found: list[Function] = []
     seen: dict[str, int] = {}
@@ -152,6 +157,10 @@ def _dedented(text: str) -> str:
 
 def _name(node: tree_sitter.Node) -> str:
     name = node.child_by_field_name("name")
+    while name is None and (inner := node.child_by_field_name("declarator")) is not None:  # C: *f(int), A::f()
+        node = inner
+        name = node if node.type in ("identifier", "field_identifier", "destructor_name", "operator_name") else None
+        name = name or node.child_by_field_name("name")
     return "" if name is None or name.text is None else name.text.decode("utf-8", "replace")
 
 
@@ -165,12 +174,12 @@ def _whole_lines(text: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=8)  # one file is looked at for each of its functions
-def tree(text: bytes, language: Parsed) -> tree_sitter.Tree:
+def tree(text: bytes, language: Language) -> tree_sitter.Tree:
     """The syntax tree of a text, errors included."""
     return _parser(language).parse(text)
 
 
 @functools.cache
-def _parser(language: Parsed) -> tree_sitter.Parser:
-    grammar = tree_sitter_python if language == "python" else tree_sitter_java
+def _parser(language: Language) -> tree_sitter.Parser:
+    grammar = {"python": tree_sitter_python, "java": tree_sitter_java, "c": tree_sitter_cpp}[language]
     return tree_sitter.Parser(tree_sitter.Language(grammar.language()))

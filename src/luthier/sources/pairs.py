@@ -27,7 +27,8 @@ class Pairs(Source):
 
     Fields of a record: ``before``, ``after``, ``language``, and ``context`` where the rest of the file is known. Functions
     that are equal but for white space and comments, on either side of any fix, are one group with all their fixes: a chain
-    of fixes of one function never straddles a split.
+    of fixes of one function never straddles a split. Nor do fixes to which
+    a source gives one group.
     """
 
     benchmarks: list[dict[str, Any]] = []
@@ -35,7 +36,7 @@ class Pairs(Source):
 
     @abstractmethod
     def pairs(self) -> Iterator[Record | Dropped]:
-        """The fixes; their groups are replaced."""
+        """The fixes; those of one group stay together, whatever else joins them."""
 
     def records(self) -> Iterator[Record | Dropped]:
         """The fixes in two passes: the first finds which belong together."""
@@ -48,6 +49,8 @@ class Pairs(Source):
                 kept.append(not held & set(sides))
                 roots.append(sides[0])
                 components.join(*sides)
+                if item.group != item.id:
+                    components.join(sides[0], _hash(f"group {item.group}"))
         place = 0
         for item in self.pairs():
             if isinstance(item, Record):

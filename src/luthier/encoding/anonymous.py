@@ -1,0 +1,248 @@
+"""Code without what its comments, names and texts say about it: renamed by the rules of its language, alike on both sides of a fix.
+
+Renamed are names that the code itself declares (functions, parameters, variables, types, labels), and any name that gives an
+answer away (``goodG2B``, ``CWE89_helper``); so are pieces of text that do. Names of what others have written stay: they say
+what the code does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import tree_sitter
+
+from luthier.encoding.lexer import Language, without_comments
+from luthier.encoding.syntax import tree
+
+# In names and texts, wherever in a word: what benchmarks of vulnerabilities call their good and bad halves.
+GIVEAWAY = re.compile(
+    r"good|bad|cwe|flaw|vuln|taint|unsafe|insecure|exploit|malicious|attack|injection|overflow|g2b|b2g"
+    r"|(?<![a-z])fix(ed|es)?(?![a-z])",
+    re.IGNORECASE,
+)
+_NAMES = {
+    "identifier", "type_identifier", "field_identifier", "statement_identifier", "namespace_identifier",
+}  # fmt: skip
+_TEXTS = {"string_content", "string_fragment", "raw_string_content", "multiline_string_fragment"}
+_KEPT = {"self", "cls", "this", "main"}
+# Declarations: type of the node -> the field that holds the name, and what kind of name it is.
+_DECLARED: dict[Language, dict[str, tuple[str, str]]] = {
+    "python": {
+        "function_definition": ("name", "func"),
+        "class_definition": ("name", "type"),
+        "default_parameter": ("name", "var"),
+        "typed_default_parameter": ("name", "var"),
+        "assignment": ("left", "var"),
+        "augmented_assignment": ("left", "var"),
+        "for_statement": ("left", "var"),
+        "for_in_clause": ("left", "var"),
+        "named_expression": ("name", "var"),
+    },
+    "java": {
+        "method_declaration": ("name", "func"),
+        "constructor_declaration": ("name", "type"),
+        "class_declaration": ("name", "type"),
+        "interface_declaration": ("name", "type"),
+        "enum_declaration": ("name", "type"),
+        "record_declaration": ("name", "type"),
+        "formal_parameter": ("name", "var"),
+        "catch_formal_parameter": ("name", "var"),
+        "variable_declarator": ("name", "var"),
+        "enhanced_for_statement": ("name", "var"),
+        "resource": ("name", "var"),
+    },
+    "c": {
+        "function_definition": ("declarator", "func"),
+        "parameter_declaration": ("declarator", "var"),
+        "optional_parameter_declaration": ("declarator", "var"),
+        "init_declarator": ("declarator", "var"),
+        "declaration": ("declarator", "var"),
+        "for_range_loop": ("declarator", "var"),
+        "labeled_statement": ("label", "label"),
+        "preproc_def": ("name", "var"),
+    },
+}
+# Nodes all of whose direct names are declared.
+_LISTS = {
+    "parameters": "var", "lambda_parameters": "var", "typed_parameter": "var", "list_splat_pattern": "var",
+    "dictionary_splat_pattern": "var", "as_pattern_target": "var", "inferred_parameters": "var",
+}  # fmt: skip
+# Patterns that hold further names.
+_PATTERNS = {"pattern_list", "tuple_pattern", "list_pattern", "tuple", "list", "list_splat_pattern"}
+# A name in this field of such a node is somebody else's, whatever is declared here.
+_OTHERS = {
+    "attribute": "attribute",
+    "keyword_argument": "name",
+    "field_access": "field",
+}
+_CALLS = {"call": "function", "method_invocation": "name", "call_expression": "function"}
+
+
+def anonymous(sides: Sequence[str], language: Language) -> list[str]:
+    """Versions of a function without comments, with the same new names for the same old ones in all of them.
+
+    Each version's outermost function gets the same name. Names are numbered as they come, from the first version on.
+
+    Raises:
+        NotCode: Something in a version is no token of its language.
+    """
+    parsed = [_Parsed(without_comments(side, language), language) for side in sides]
+    declared: dict[str, str] = {}
+    given: dict[str, str] = {}
+    for one in parsed:
+        own = dict(one.declared())
+        declared |= {name: kind for name, kind in own.items() if name not in declared}
+        if outermost := next((name for name, kind in own.items() if kind == "func"), None):
+            given[outermost] = "func_1"
+    names = _Names(given, {word for one in parsed for word in one.names()} - declared.keys())
+    return [one.rewritten(declared, names) for one in parsed]
+
+
+def identifiers(text: str, language: Language) -> list[str]:
+    """The names in a piece of code, in order; keywords and comments are none."""
+    return _Parsed(text, language).names()
+
+
+class _Names:
+    """New names by old ones.
+
+    Args:
+        given: Those that are fixed already.
+        taken: Names that the code has.
+    """
+
+    def __init__(self, given: dict[str, str], taken: set[str]) -> None:
+        self._given, self._taken = given, taken
+        self._counts = {"func": 1} if given else {}
+
+    def of(self, old: str, kind: str) -> str:
+        """The new name of an old one."""
+        while old not in self._given:
+            self._counts[kind] = self._counts.get(kind, 0) + 1
+            new = f"{kind}_{self._counts[kind]}"
+            if new not in self._taken:
+                self._given[old] = new
+        return self._given[old]
+
+
+class _Parsed:
+    """A piece of code with its tree, which a frame of a few bytes may surround."""
+
+    def __init__(self, text: str, language: Language) -> None:
+        self._language: Language = language
+        first = next((line for line in text.split("\n") if line.strip()), "")
+        self._before, behind = b"", b""
+        self._bytes = text.encode("utf-8", "surrogatepass")
+        self._root = tree(self._bytes, language).root_node
+        if language == "python" and first[:1].isspace():  # an indent may not come first
+            self._before = b"if 1:\n"
+        elif language == "java" and self._root.has_error:  # a method outside of a class is none to the grammar
+            self._before, behind = b"class X {\n", b"\n}"
+        if self._before:
+            self._root = tree(self._before + self._bytes + behind, language).root_node
+
+    def names(self) -> list[str]:
+        """All names, in order."""
+        frame = len(self._before)
+        end = frame + len(self._bytes)
+        return [_text(n) for n in self._leaves() if n.type in _NAMES and frame <= n.start_byte < end]
+
+    def declared(self) -> Iterator[tuple[str, str]]:
+        """Names that are declared here with their kind, outer ones first."""
+        found = _DECLARED[self._language]
+        for node in _walk(self._root):
+            if node.start_byte < len(self._before) and node.end_byte > len(self._before) + len(self._bytes):
+                continue  # the frame's own
+            if node.type in found:
+                field, kind = found[node.type]
+                for name in node.children_by_field_name(field):
+                    yield from self._declared_by(name, kind)
+            elif node.type in _LISTS:
+                for child in node.named_children:
+                    if child.type == "identifier":
+                        yield from self._declared_by(child, _LISTS[node.type])
+                    if node.type == "typed_parameter":
+                        break  # what follows is its type
+            elif node.type == "lambda_expression":
+                parameter = node.child_by_field_name("parameters")
+                if parameter is not None and parameter.type == "identifier":
+                    yield from self._declared_by(parameter, "var")
+            elif node.type == "labeled_statement":
+                yield from self._declared_by(node.named_children[0], "label")
+
+    def _declared_by(self, node: tree_sitter.Node | None, kind: str) -> Iterator[tuple[str, str]]:
+        """The names of a declarator or pattern."""
+        if node is None:
+            return
+        if node.type in _NAMES:
+            name = _text(node)
+            if name not in _KEPT and not (name.startswith("__") and name.endswith("__")):
+                yield name, kind
+        elif node.type in _PATTERNS:
+            for child in node.named_children:
+                yield from self._declared_by(child, kind)
+        elif node.type == "function_declarator":
+            yield from self._declared_by(node.child_by_field_name("declarator"), "func")
+        elif node.type == "qualified_identifier":
+            yield from self._declared_by(node.child_by_field_name("name"), kind)
+        elif node.type.endswith("_declarator"):
+            inner = node.child_by_field_name("declarator")
+            yield from self._declared_by(inner or next(iter(node.named_children), None), kind)
+
+    def rewritten(self, declared: dict[str, str], names: _Names) -> str:
+        """The text with new names and texts."""
+        parts: list[bytes] = []
+        place, frame = 0, len(self._before)
+        for node in self._leaves():
+            start, end = node.start_byte - frame, node.end_byte - frame
+            if start < place or end > len(self._bytes):
+                continue
+            text = _text(node)
+            if node.type in _TEXTS and GIVEAWAY.search(text):
+                new = names.of(text, "text")
+            elif node.type in _NAMES and text in declared and not _is_others(node, declared[text]):
+                new = names.of(text, declared[text])
+            elif node.type in _NAMES and GIVEAWAY.search(text):
+                new = names.of(text, _kind(node))
+            else:
+                continue
+            parts += [self._bytes[place:start], new.encode()]
+            place = end
+        return b"".join([*parts, self._bytes[place:]]).decode("utf-8", "surrogatepass")
+
+    def _leaves(self) -> Iterator[tree_sitter.Node]:
+        return (node for node in _walk(self._root) if not node.named_children)
+
+
+def _walk(root: tree_sitter.Node) -> Iterator[tree_sitter.Node]:
+    """All nodes in the order of the text."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += reversed(node.children)
+
+
+def _text(node: tree_sitter.Node) -> str:
+    return (node.text or b"").decode("utf-8", "surrogatepass")
+
+
+def _is_field(node: tree_sitter.Node, fields: dict[str, str]) -> bool:
+    parent = node.parent
+    return parent is not None and parent.type in fields and parent.child_by_field_name(fields[parent.type]) == node
+
+
+def _is_others(node: tree_sitter.Node, kind: str) -> bool:
+    """Whether a name that is declared as such a kind is another one here: a member, an argument's, a method's."""
+    if kind != "func" and _is_field(node, {"method_invocation": "name"}):
+        return True
+    return node.type == "field_identifier" or _is_field(node, _OTHERS)
+
+
+def _kind(node: tree_sitter.Node) -> str:
+    """What a name that is not declared here stands for, as far as its place tells."""
+    if node.type in ("type_identifier", "namespace_identifier"):
+        return "type"
+    owner = node.parent if _is_others(node, "func") and node.parent is not None else node
+    return "func" if _is_field(owner, _CALLS) else "var"

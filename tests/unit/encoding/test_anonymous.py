@@ -1,0 +1,108 @@
+"""Names that are taken out of code: alike on both sides, and nothing else changed."""
+
+import pytest
+
+from luthier.encoding.anonymous import GIVEAWAY, anonymous, identifiers
+from luthier.encoding.lexer import NotCode, tokens
+
+PYTHON = '''    def fetch(self, name, *rest, limit=3, **others):
+        """Fetch the good ones."""
+        # the fix
+        for key, value in self.name.items():
+            total, left = lookup(name=name, key=key), f"{value} of {limit}"
+            total = [each for each in rest if each.name == name]
+        with open(name) as file:
+            return (lambda x: x + total)(file)
+'''
+JAVA = """    private static int goodG2B(Map<String, Integer> counts, int... more) throws BadCase {
+        int total = 0; // FIX: counted
+        outer:
+        for (Map.Entry<String, Integer> entry : counts.entrySet()) {
+            total += this.total(entry.getKey()) + counts.size();
+            if (total > 3) break outer;
+        }
+        try { CWE89_Helper.badSink("a bad source", total); } catch (IOException problem) { log(problem, "total"); }
+        return total + goodG2B(counts);
+    }
+"""
+C = """static int *CWE121_x_bad(const char *data, struct node *list) {
+    char buffer[10], *end = buffer;
+    int i, bad = 0;
+    for (i = 0; i <= strlen(data); i++) { list->data[i] = data[i]; }
+    if (bad) goto out;
+    printf("%s bad", data);
+out:
+    return &i;
+}
+"""
+
+
+def one(text: str, language: str) -> str:
+    return anonymous([text], language)[0]  # type: ignore[arg-type]
+
+
+def test_python_names_are_renamed_by_what_they_stand_for() -> None:
+    found = one(PYTHON, "python")
+    # Members, names of arguments and functions of others stay.
+    assert found == '''    def func_1(self, var_1, *var_2, var_3=3, **var_4):
+        """text_1"""
+        for var_5, var_6 in self.name.items():
+            var_7, var_8 = lookup(name=var_1, key=var_5), f"{var_6} of {var_3}"
+            var_7 = [var_9 for var_9 in var_2 if var_9.name == var_1]
+        with open(var_1) as var_10:
+            return (lambda var_11: var_11 + var_7)(var_10)
+'''
+
+
+def test_java_names_are_renamed_by_what_they_stand_for() -> None:
+    found = one(JAVA, "java")
+    names = identifiers(found, "java")
+    assert found.count("func_1(") == 2 and "goodG2B" not in found
+    assert not [name for name in names if GIVEAWAY.search(name)] and "bad" not in found and "CWE" not in found
+    for kept in ("entrySet()", "getKey()", "size()", "IOException", '"total"', "log(", "Map.Entry"):
+        assert kept in found
+    for gone in ("counts", "entry ", "problem", "outer", "more"):
+        assert gone not in found
+    assert "this.total(" in found, "a method that is not declared here"
+
+
+def test_c_names_are_renamed_by_what_they_stand_for() -> None:
+    found = one(C, "c")
+    for kept in ("strlen(", "printf(", "->data[", "struct node *"):
+        assert kept in found
+    for gone in ("bad", "CWE", "buffer", "end", " i ", "out", "list-", "(data"):
+        assert gone not in found, found
+    assert "goto label_1;" in found and "label_1:" in found
+
+
+@pytest.mark.parametrize(("text", "language"), [(PYTHON, "python"), (JAVA, "java"), (C, "c")])
+def test_only_names_texts_and_comments_change(text: str, language: str) -> None:
+    before, after = (
+        [t.kind for t in tokens(side, language) if t.kind != "comment"]  # type: ignore[arg-type]
+        for side in (text, one(text, language))
+    )
+    assert before == after
+    assert one(one(text, language), language) == one(text, language)
+
+
+def test_both_sides_of_a_fix_have_the_same_new_names() -> None:
+    bad = "def bad(path, mode):\n    other = path\n    return open(other, mode)\n"
+    good = "def good(path, mode):\n    base = clean(path)\n    return open(base, mode)\n"
+    before, after = anonymous([bad, good], "python")
+    assert before == "def func_1(var_1, var_2):\n    var_3 = var_1\n    return open(var_3, var_2)\n"
+    assert after == "def func_1(var_1, var_2):\n    var_4 = clean(var_1)\n    return open(var_4, var_2)\n"
+
+
+def test_new_names_are_not_those_that_are_there() -> None:
+    assert one("def f(a):\n    return var_1 + a\n", "python") == "def func_1(var_2):\n    return var_1 + var_2\n"
+
+
+def test_broken_code_is_renamed_as_far_as_it_goes_and_no_code_is_refused() -> None:
+    assert "func_1(" in one("int f(int a) { return a + ; }", "c")
+    with pytest.raises(NotCode):
+        one("def f(:\n  'x\n", "python")
+
+
+def test_indents_and_line_ends_stay() -> None:
+    text = "\tdef f(a):\r\n\t\treturn a\r\n"
+    assert one(text, "python") == "\tdef func_1(var_1):\r\n\t\treturn var_1\r\n"

@@ -84,8 +84,9 @@ def run(
     Raises:
         UserError: A mistake in recipe or data. Refused: a gate says no. Finished stages stay finished in either case.
     """
-    if read(recipe, *overrides).stages:
-        prepare(recipe, *overrides, folder=folder, progress=progress)  # mistakes in later data show before any training
+    # Mistakes in later data show before any training; of several processes none may keep the others waiting for so long.
+    if read(recipe, *overrides).stages and os.environ.get("WORLD_SIZE", "1") == "1":
+        prepare(recipe, *overrides, folder=folder, progress=progress)
     try:
         evaluate(recipe, *overrides, folder=folder, progress=progress)
     except Refused:

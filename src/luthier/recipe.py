@@ -790,6 +790,8 @@ def _fields_at(owner: type[BaseModel], loc: Iterable[int | str]) -> list[str]:
 def schema() -> dict[str, Any]:
     """The JSON schema of a recipe, with every registered task and source, for editors."""
     result = Recipe.model_json_schema()
+    stages = result["properties"]["stages"]  # each is a recipe that need not be whole
+    stages["patternProperties"] = dict.fromkeys(stages["patternProperties"], {"$ref": "#"})
     for path, kind in _TYPED.items():
         variants = []
         for name, entry in registry.registered(kind).items():

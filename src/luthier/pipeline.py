@@ -303,7 +303,9 @@ def evaluate(
     recipe = settled(read(recipe, *overrides), place)
     task = recipes.build("task", recipe.task)
     code, before = registry.registered("metric"), _train_key(place, recipe)
-    keys = {j: _key(place, j.seen(recipe), "evaluate", "seed", code=code, before=before) for j in judges.of(task)}
+    keys = {
+        j: _key(place, j.seen(recipe), "evaluate", "seed", code=code, before=before) for j in judges.of(task)
+    }
     waiting = {j: key for j, key in keys.items() if not _done(place, j.name, key, j.result(place))}
     if not waiting:
         return place

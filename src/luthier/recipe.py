@@ -657,14 +657,20 @@ def _stage_problems(
         return []  # reported with the recipe
     path = ("stages", name)
     found = [
-        UserError(f"a stage has no {key!r}", place_of((*path, key), file, _line_of((*path, key), lines)), "leave it out")
+        UserError(
+            f"a stage has no {key!r}",
+            place_of((*path, key), file, _line_of((*path, key), lines)),
+            "leave it out",
+        )
         for key in ("name", "stages")
         if key in own
     ]
     if not found:
         inner = {key[2:]: line for key, line in lines.items() if key[:2] == path and len(key) > 2}
         whole = _stage_tree(tree, name)
-        found = _resolve(whole, {**lines, **inner}, file) + _unknown_stages(tree, name, whole, {**lines, **inner}, file)
+        found = _resolve(whole, {**lines, **inner}, file) + _unknown_stages(
+            tree, name, whole, {**lines, **inner}, file
+        )
     said = {(error.what, error.where) for error in known}
     return [
         UserError(f"stage {name!r}: {error.what}", error.where, error.fix)
@@ -674,7 +680,11 @@ def _stage_problems(
 
 
 def _unknown_stages(
-    tree: Mapping[str, Any], name: str, whole: Mapping[str, Any], lines: Mapping[tuple[str, ...], int], file: str
+    tree: Mapping[str, Any],
+    name: str,
+    whole: Mapping[str, Any],
+    lines: Mapping[tuple[str, ...], int],
+    file: str,
 ) -> list[UserError]:
     """References to stages that do not come before this one."""
     names = list(tree["stages"])

@@ -75,7 +75,8 @@ class RunFolder:
     def on(self, earlier: RunFolder) -> RunFolder:
         """Where this stage's model is judged on the rows of an earlier one."""
         place = RunFolder(self.path / "on" / earlier.path.name)
-        place.data, place.labels = earlier.data, earlier.labels
+        for name in ("data", "ledger", "manifest", "labels", "dropped"):
+            setattr(place, name, getattr(earlier, name))
         return place
 
     def result(self) -> Path | None:

@@ -47,6 +47,8 @@ def figures(sven: Path | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sven", type=Path)
     print(json.dumps(figures(parser.parse_args().sven), indent=1))

@@ -20,7 +20,12 @@ TRIED = ["train.max_steps=2", "stages.with-class.train.max_steps=2", "data.max_r
 
 
 def figures(
-    sven: Path, work: Path, model: str = "embedded:smollm2-135m", overrides: tuple[str, ...] = (), *, tried: bool = False
+    sven: Path,
+    work: Path,
+    model: str = "embedded:smollm2-135m",
+    overrides: tuple[str, ...] = (),
+    *,
+    tried: bool = False,
 ) -> dict[str, Any]:
     """Scores of each stage (``stages``) and of the second stage's model on the first one's test rows (``forgetting``).
 
@@ -31,7 +36,12 @@ def figures(
         overrides: Further keys of the recipe.
         tried: Two steps only.
     """
-    keys = [f"data.source.path={sven.resolve()}", f"model.name={model}", *overrides, *(TRIED if tried else [])]
+    keys = [
+        f"data.source.path={sven.resolve()}",
+        f"model.name={model}",
+        *overrides,
+        *(TRIED if tried else []),
+    ]
     place = pipeline.run(recipe_file.load("repair-stages", keys), folder=work / "stages", progress=say)
     found: dict[str, Any] = {"stages": {}, "forgetting": {}}
     for name, run in place.trainings().items():
@@ -58,7 +68,9 @@ def say(label: str, done: int, total: int | None) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sven", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs") / "study-repair-rounds")
     parser.add_argument("--model", default="embedded:smollm2-135m")

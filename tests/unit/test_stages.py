@@ -86,14 +86,16 @@ def test_all_mistakes_are_told_at_once_with_the_stage_s_name(tmp_path: Path) -> 
     assert len(told) == len(wanted), told
 
 
-@pytest.mark.parametrize("wrong", [["a"], {"a b": {}}, {"a": None}, {"a": {"stages": {}}}, {"a": {"model": 3}}])
+@pytest.mark.parametrize(
+    "wrong", [["a"], {"a b": {}}, {"a": None}, {"a": {"stages": {}}}, {"a": {"model": 3}}]
+)
 def test_stages_of_another_form_are_refused(wrong: object) -> None:
     with pytest.raises(UserErrors):
         validate({"stages": wrong})
 
 
 def test_a_mistake_in_the_start_of_a_stage_is_said_with_its_name() -> None:
-    with pytest.raises(UserErrors, match="stage 'hard': .*start_mode=stack needs model.adapter"):
+    with pytest.raises(UserErrors, match=r"stage 'hard': .*start_mode=stack needs model\.adapter"):
         given(adapter=None, start_mode="stack")
 
 

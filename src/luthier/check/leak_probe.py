@@ -72,21 +72,30 @@ def probe(source: Vulnerable, seed: int = 0) -> Probe | None:
 
 
 def functions_of(source: Vulnerable) -> tuple[list[tuple[str, Language]], list[bool], list[str]]:
-    """Each function once with its language, whether it is vulnerable, and its group; of 4,000 fixes at most."""
-    found: dict[tuple[str, Language, bool], str] = {}
-    fixes = 0
+    """Both functions of each fix, of 4,000 fixes at most: with their language, whether they are vulnerable, and their group."""
+    texts: list[tuple[str, Language]] = []
+    labels, groups = [], []
     for item in source.records():
-        if not isinstance(item, Record) or fixes == _MOST_FIXES:
+        if not isinstance(item, Record):
             continue
-        fixes += 1
         language = cast(Language, item.fields["language"])
-        sides = {"before": VULNERABLE, "after": FIXED} if source.rows == "fixes" else {"text": item.fields["label"]}
+        sides = (
+            {"before": VULNERABLE, "after": FIXED}
+            if source.rows == "fixes"
+            else {"text": item.fields["label"]}
+        )
         for column, label in sides.items():
-            found.setdefault((item.fields[column], language, label == VULNERABLE), item.group)
-    return [key[:2] for key in found], [key[2] for key in found], list(found.values())
+            texts.append((item.fields[column], language))
+            labels.append(label == VULNERABLE)
+            groups.append(item.group)
+        if len(texts) >= 2 * _MOST_FIXES:
+            break
+    return texts, labels, groups
 
 
-def judged(names: Sequence[Sequence[str]], labels: Sequence[bool], groups: Sequence[str], seed: int = 0) -> Probe:
+def judged(
+    names: Sequence[Sequence[str]], labels: Sequence[bool], groups: Sequence[str], seed: int = 0
+) -> Probe:
     """A logistic regression over which names, and which words in names, a function has; judged by cross-validation over groups.
 
     Args:
@@ -113,7 +122,7 @@ def judged(names: Sequence[Sequence[str]], labels: Sequence[bool], groups: Seque
     counts_RG = np.random.default_rng(seed).multinomial(
         len(order), np.full(len(order), 1 / len(order)), size=_NUM_RESAMPLES
     )
-    low, high = np.nanquantile(_accuracy(counts_RG @ sums_GC), [0.025, 0.975])
+    low, high = np.nanquantile(_accuracy(counts_RG.astype(np.float64) @ sums_GC), [0.025, 0.975])
     whole = float(_accuracy(sums_GC.sum(axis=0)))
     return Probe(whole, (float(low), float(high)), len(labels_N), len(order))
 
@@ -144,7 +153,9 @@ def _fitted(train_NF: csr_array, labels_N: NDArray[np.bool_], held_NF: csr_array
         slopes_N = -weights_N * signs_N * expit(-margins_N)
         return float(value), np.append(train_NF.T @ slopes_N + penalty * weights_F, slopes_N.sum())
 
-    found: Any = minimize(loss, np.zeros(train_NF.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    found: Any = minimize(
+        loss, np.zeros(train_NF.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 300}
+    )
     return np.asarray(held_NF @ found.x[:-1] + found.x[-1])
 
 

@@ -222,7 +222,9 @@ def prepare(recipe: RecipeArgument, overrides: Overrides = None, run: RunOption 
 
 JsonOption = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON object: ok, findings, passed, skipped; or ok, and these by stage."),
+    typer.Option(
+        "--json", help="Print one JSON object: ok, findings, passed, skipped; or ok, and these by stage."
+    ),
 ]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Only what needs no model: the data checks.")]
 VerboseOption = Annotated[

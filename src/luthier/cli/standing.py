@@ -34,8 +34,8 @@ def lines(run: RunFolder) -> list[tuple[str, str]]:
     if run.stopped.is_file():
         stopped = read_json(run.stopped)
         said.append(("stopped", f"{stopped['kind']}: {stopped['what']}"))
-    if stages := run.trainings():
-        for name, one in stages.items():
+    if trainings := run.trainings():
+        for name, one in trainings.items():
             waits = ("stage", f"{name}: waits for its turn")
             said += [("stage", name), *lines(one)[1:]] if one.recipe.is_file() else [waits]
         return said + [("report", str(run.report))] * run.report.is_file()

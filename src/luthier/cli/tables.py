@@ -143,7 +143,15 @@ def _compared(scores: Mapping[str, Any], console: Console, title: str, names: tu
     """A metric a line, of two models on the same rows."""
     first, other, verdicts = names
     result = table(
-        console, "metric", first, other, "difference", "95% interval", verdicts, title=title, right=range(1, 5)
+        console,
+        "metric",
+        first,
+        other,
+        "difference",
+        "95% interval",
+        verdicts,
+        title=title,
+        right=range(1, 5),
     )
     order = ("bits_per_byte", "exact_match", "edit_similarity", "token_accuracy")
     for name in sorted(scores["metrics"], key=lambda n: order.index(n) if n in order else len(order)):

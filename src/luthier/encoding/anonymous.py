@@ -7,8 +7,11 @@ what the code does.
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import count
+from typing import NamedTuple
 
 import tree_sitter
 
@@ -17,7 +20,7 @@ from luthier.encoding.syntax import tree
 
 # In names and texts, wherever in a word: what benchmarks of vulnerabilities call their good and bad halves.
 GIVEAWAY = re.compile(
-    r"good|bad|cwe|flaw|vuln|taint|unsafe|insecure|exploit|malicious|attack|injection|overflow|g2b|b2g"
+    r"good|bad|cwe[-_ ]?\d*|flaw|vuln|taint|unsafe|insecure|exploit|malicious|attack|injection|overflow|g2b|b2g"
     r"|(?<![a-z])fix(ed|es)?(?![a-z])",
     re.IGNORECASE,
 )
@@ -82,21 +85,23 @@ _CALLS = {"call": "function", "method_invocation": "name", "call_expression": "f
 def anonymous(sides: Sequence[str], language: Language) -> list[str]:
     """Versions of a function without comments, with the same new names for the same old ones in all of them.
 
-    Each version's outermost function gets the same name. Names are numbered as they come, from the first version on.
+    Each version's outermost function gets the same name, and so do names that differ in nothing but what tells
+    (``badSink``, ``goodG2BSink``). The names of one version are numbered as they come; those of several in an order drawn
+    from their text, for numbers that grow from version to version would tell which one is the later.
 
     Raises:
         NotCode: Something in a version is no token of its language.
     """
     parsed = [_Parsed(without_comments(side, language), language) for side in sides]
     declared: dict[str, str] = {}
-    given: dict[str, str] = {}
     for one in parsed:
-        own = dict(one.declared())
-        declared |= {name: kind for name, kind in own.items() if name not in declared}
-        if outermost := next((name for name, kind in own.items() if kind == "func"), None):
-            given[outermost] = "func_1"
-    names = _Names(given, {word for one in parsed for word in one.names()} - declared.keys())
-    return [one.rewritten(declared, names) for one in parsed]
+        declared |= {name: kind for name, kind in one.declared() if name not in declared}
+    names = _Names({word for one in parsed for word in one.names()} - declared.keys())
+    pieces = [one.pieces(declared) for one in parsed]
+    for one, own in zip(parsed, pieces, strict=True):
+        names.meet(own, next((name for name, kind in one.declared() if kind == "func"), None))
+    names.number(random.Random("\0".join(sides)) if len(sides) > 1 else None)
+    return [one.rewritten(own, names) for one, own in zip(parsed, pieces, strict=True)]
 
 
 def identifiers(text: str, language: Language) -> list[str]:
@@ -104,26 +109,63 @@ def identifiers(text: str, language: Language) -> list[str]:
     return _Parsed(text, language).names()
 
 
+class _Piece(NamedTuple):
+    """A name or text that is to be replaced: its place in bytes, and what kind of name it is."""
+
+    start: int
+    end: int
+    text: str
+    kind: str
+
+
 class _Names:
     """New names by old ones.
 
     Args:
-        given: Those that are fixed already.
-        taken: Names that the code has.
+        taken: Names that stay.
     """
 
-    def __init__(self, given: dict[str, str], taken: set[str]) -> None:
-        self._given, self._taken = given, taken
-        self._counts = {"func": 1} if given else {}
+    def __init__(self, taken: set[str]) -> None:
+        self._taken = taken
+        self._kinds: dict[Hashable, str] = {}
+        self._new: dict[Hashable, str] = {}
+        self._outermost: set[Hashable] = set()
+        # What a name that tells stands for: its kind, its text without what tells, and a number where one version has several.
+        self._slots: dict[str, tuple[str, str, int]] = {}
 
-    def of(self, old: str, kind: str) -> str:
-        """The new name of an old one."""
-        while old not in self._given:
-            self._counts[kind] = self._counts.get(kind, 0) + 1
-            new = f"{kind}_{self._counts[kind]}"
-            if new not in self._taken:
-                self._given[old] = new
-        return self._given[old]
+    def meet(self, pieces: Sequence[_Piece], outermost: str | None) -> None:
+        """Takes in the names of a version."""
+        telling = {piece.text: piece.kind for piece in pieces if GIVEAWAY.search(piece.text)}
+        used = {self._slots[text] for text in telling if text in self._slots}
+        for text, kind in telling.items():
+            if text not in self._slots:
+                rest = re.sub(r"[\W_]", "", GIVEAWAY.sub("", text)).lower()
+                slot = next(slot for n in count() if (slot := (kind, rest, n)) not in used)
+                self._slots[text] = slot
+                used.add(slot)
+        for piece in pieces:
+            self._kinds.setdefault(self._key(piece.text), piece.kind)
+        if outermost is not None:
+            self._outermost.add(self._key(outermost))
+
+    def number(self, draw: random.Random | None) -> None:
+        """Gives each name its new one, in the order in which they were met unless another is drawn."""
+        keys = [key for key in self._kinds if key not in self._outermost]
+        if draw is not None:
+            draw.shuffle(keys)
+        new = {kind: self._free(kind) for kind in {"func", *self._kinds.values()}}
+        self._new = dict.fromkeys(self._outermost, next(new["func"]))
+        self._new |= {key: next(new[self._kinds[key]]) for key in keys}
+
+    def _free(self, kind: str) -> Iterator[str]:
+        return (name for n in count(1) if (name := f"{kind}_{n}") not in self._taken)
+
+    def of(self, piece: _Piece) -> str:
+        """The new name or text."""
+        return self._new[self._key(piece.text)]
+
+    def _key(self, text: str) -> Hashable:
+        return self._slots.get(text, text)
 
 
 class _Parsed:
@@ -137,10 +179,13 @@ class _Parsed:
         self._root = tree(self._bytes, language).root_node
         if language == "python" and first[:1].isspace():  # an indent may not come first
             self._before = b"if 1:\n"
-        elif language == "java" and self._root.has_error:  # a method outside of a class is none to the grammar
+        elif (
+            language == "java" and self._root.has_error
+        ):  # a method outside of a class is none to the grammar
             self._before, behind = b"class X {\n", b"\n}"
         if self._before:
             self._root = tree(self._before + self._bytes + behind, language).root_node
+        self._nodes = list(_walk(self._root))
 
     def names(self) -> list[str]:
         """All names, in order."""
@@ -151,7 +196,7 @@ class _Parsed:
     def declared(self) -> Iterator[tuple[str, str]]:
         """Names that are declared here with their kind, outer ones first."""
         found = _DECLARED[self._language]
-        for node in _walk(self._root):
+        for node in self._nodes:
             if node.start_byte < len(self._before) and node.end_byte > len(self._before) + len(self._bytes):
                 continue  # the frame's own
             if node.type in found:
@@ -190,29 +235,35 @@ class _Parsed:
             inner = node.child_by_field_name("declarator")
             yield from self._declared_by(inner or next(iter(node.named_children), None), kind)
 
-    def rewritten(self, declared: dict[str, str], names: _Names) -> str:
-        """The text with new names and texts."""
-        parts: list[bytes] = []
-        place, frame = 0, len(self._before)
+    def pieces(self, declared: dict[str, str]) -> list[_Piece]:
+        """What is to be replaced, in order."""
+        found = []
         for node in self._leaves():
-            start, end = node.start_byte - frame, node.end_byte - frame
-            if start < place or end > len(self._bytes):
+            start, end = node.start_byte - len(self._before), node.end_byte - len(self._before)
+            if start < 0 or end > len(self._bytes) or not (node.type in _TEXTS or node.type in _NAMES):
                 continue
             text = _text(node)
-            if node.type in _TEXTS and GIVEAWAY.search(text):
-                new = names.of(text, "text")
-            elif node.type in _NAMES and text in declared and not _is_others(node, declared[text]):
-                new = names.of(text, declared[text])
-            elif node.type in _NAMES and GIVEAWAY.search(text):
-                new = names.of(text, _kind(node))
+            if node.type in _TEXTS:
+                kind = "text" if GIVEAWAY.search(text) else None
+            elif text in declared and not _is_others(node, declared[text]):
+                kind = declared[text]
             else:
-                continue
-            parts += [self._bytes[place:start], new.encode()]
-            place = end
+                kind = _kind(node) if GIVEAWAY.search(text) else None
+            if kind is not None:
+                found.append(_Piece(start, end, text, kind))
+        return found
+
+    def rewritten(self, pieces: Sequence[_Piece], names: _Names) -> str:
+        """The text with new names and texts."""
+        parts: list[bytes] = []
+        place = 0
+        for piece in pieces:
+            parts += [self._bytes[place : piece.start], names.of(piece).encode()]
+            place = piece.end
         return b"".join([*parts, self._bytes[place:]]).decode("utf-8", "surrogatepass")
 
     def _leaves(self) -> Iterator[tree_sitter.Node]:
-        return (node for node in _walk(self._root) if not node.named_children)
+        return (node for node in self._nodes if not node.named_child_count)
 
 
 def _walk(root: tree_sitter.Node) -> Iterator[tree_sitter.Node]:
@@ -230,7 +281,11 @@ def _text(node: tree_sitter.Node) -> str:
 
 def _is_field(node: tree_sitter.Node, fields: dict[str, str]) -> bool:
     parent = node.parent
-    return parent is not None and parent.type in fields and parent.child_by_field_name(fields[parent.type]) == node
+    return (
+        parent is not None
+        and parent.type in fields
+        and parent.child_by_field_name(fields[parent.type]) == node
+    )
 
 
 def _is_others(node: tree_sitter.Node, kind: str) -> bool:

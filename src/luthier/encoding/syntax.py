@@ -157,9 +157,15 @@ def _dedented(text: str) -> str:
 
 def _name(node: tree_sitter.Node) -> str:
     name = node.child_by_field_name("name")
-    while name is None and (inner := node.child_by_field_name("declarator")) is not None:  # C: *f(int), A::f()
+    while (
+        name is None and (inner := node.child_by_field_name("declarator")) is not None
+    ):  # C: *f(int), A::f()
         node = inner
-        name = node if node.type in ("identifier", "field_identifier", "destructor_name", "operator_name") else None
+        name = (
+            node
+            if node.type in ("identifier", "field_identifier", "destructor_name", "operator_name")
+            else None
+        )
         name = name or node.child_by_field_name("name")
     return "" if name is None or name.text is None else name.text.decode("utf-8", "replace")
 

@@ -15,7 +15,11 @@ from luthier.run_folder import RunFolder, logger, read_jsonl
 
 
 def measure(
-    recipe: Recipe, earlier: RunFolder, later_recipe: Recipe, later: RunFolder, progress: Progress | None = None
+    recipe: Recipe,
+    earlier: RunFolder,
+    later_recipe: Recipe,
+    later: RunFolder,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Scores in the form of ``scores.json``: ``base`` is the model as the earlier stage left it, ``tuned`` the later one.
 
@@ -38,7 +42,9 @@ def measure(
     elif getattr(recipe.model, "head", None) != getattr(later_recipe.model, "head", None):
         reason = "the later stage has another head"
     if reason:
-        logger.warning("forgetting: %s after %s is not measured: %s", earlier.path.name, later.path.name, reason)
+        logger.warning(
+            "forgetting: %s after %s is not measured: %s", earlier.path.name, later.path.name, reason
+        )
         return {"not_measured": reason}
     task = build("task", recipe.task)
     model = load_trained(later_recipe.model, later, len(tokenizer))
@@ -57,13 +63,12 @@ def _compared(rows: Sequence[dict[str, Any]], num_resamples: int, seed: int) -> 
     """As ``compare``; rows of classes have no tokens, but a loss and scores."""
     if "target_bytes" in rows[0]:
         return compare(rows, num_resamples, seed)
-    columns = {"loss": lambda side: side["loss_nats"]} | {
-        name: (lambda side, name=name: side["scores"][name]) for name in rows[0]["tuned"]["scores"]
-    }
-    pairs = {
-        name: Pair(*(Ratio.mean([value(row[which]) for row in rows]) for which in ("base", "tuned")))
-        for name, value in columns.items()
-    }
+
+    def values(which: str, name: str) -> Ratio:
+        return Ratio.mean([(row[which]["scores"] | {"loss": row[which]["loss_nats"]})[name] for row in rows])
+
+    names = [*rows[0]["tuned"]["scores"], "loss"]
+    pairs = {name: Pair(values("base", name), values("tuned", name)) for name in names}
     groups = [row["group"] for row in rows]
     found = paired_bootstrap(list(pairs.values()), groups, num_resamples=num_resamples, seed=seed)
     metrics = {name: describe(name, one) for name, one in zip(pairs, found, strict=True)}

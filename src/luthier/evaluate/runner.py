@@ -66,7 +66,9 @@ def evaluate(judging: Judging) -> dict[str, Any]:
         began = time.perf_counter()
         with lend() as model:
             model.eval()
-            results[which] = _judge(recipe, task, examples, tokenizer, model, metrics, which, judging.progress)
+            results[which] = _judge(
+                recipe, task, examples, tokenizer, model, metrics, which, judging.progress
+            )
         seconds[which] = round(time.perf_counter() - began, 2)
     prompts = [tokenizer.decode(row.input_ids[: row.num_prompt_tokens], first=True) for row in examples]
     predictions = [

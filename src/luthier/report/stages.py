@@ -34,7 +34,9 @@ def write(place: RunFolder, recipe: Recipe) -> Path:
         recipe=recipe,
         stages=[_stage(name, run, told[name]) for name, run in folders.items()],
         forgetting=forgetting(place),
-        picture=Markup("data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()) if drawn else None,
+        picture=Markup("data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode())
+        if drawn
+        else None,
         recipe_text=place.recipe.read_text(encoding="utf-8"),
         look=pages.look(),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -70,7 +72,13 @@ def _stage(name: str, run: RunFolder, told: Mapping[str, Any]) -> dict[str, Any]
         "headline": sentence,
         "verdict": verdict,
         "metrics": sections.metrics(scores) if scores else [],
-        "state": "evaluated" if scores else "trained" if run.result() else "in training" if past.steps else "not trained yet",
+        "state": "evaluated"
+        if scores
+        else "trained"
+        if run.result()
+        else "in training"
+        if past.steps
+        else "not trained yet",
         "page": f"stages/{name}/{run.report.name}" if run.report.is_file() else None,
         "findings": _findings(run),
     }
@@ -88,4 +96,6 @@ def _findings(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> str:
-    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return (
+        "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )

@@ -60,13 +60,17 @@ class Juliet(Vulnerable):
                 )
             template = path.with_name(case["template"]).relative_to(self.path).as_posix()
             for bad, good in pairs:
-                yield weakness(f"{name}:{bad.name}:{good.name}", bad.text, good.text, language, case[0], template)
+                yield weakness(
+                    f"{name}:{bad.name}:{good.name}", bad.text, good.text, language, case[0], template
+                )
 
     def own_fingerprint(self) -> str:
         """Hash of the files."""
         total = hashlib.sha256()
         for path, _, _ in self._cases():
-            total.update(f"{path.relative_to(self.path)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+            total.update(
+                f"{path.relative_to(self.path)}\0".encode() + hashlib.sha256(path.read_bytes()).digest()
+            )
         return total.hexdigest()
 
     def _cases(self) -> Iterator[tuple[Path, Language, re.Match[str]]]:

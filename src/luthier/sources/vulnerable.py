@@ -65,7 +65,9 @@ class Vulnerable(Pairs):
         return Record(made.id, {**item.fields, **made.fields}, item.group)
 
 
-def weakness(record_id: str, before: object, after: object, language: object, cwe: object, group: str) -> Record | Dropped:
+def weakness(
+    record_id: str, before: object, after: object, language: object, cwe: object, group: str
+) -> Record | Dropped:
     """A fix with its CWE as a record, or why it is none."""
     number = _CWE.search(str(cwe))
     if number is None:

@@ -44,7 +44,9 @@ def one(text: str, language: str) -> str:
 def test_python_names_are_renamed_by_what_they_stand_for() -> None:
     found = one(PYTHON, "python")
     # Members, names of arguments and functions of others stay.
-    assert found == '''    def func_1(self, var_1, *var_2, var_3=3, **var_4):
+    assert (
+        found
+        == '''    def func_1(self, var_1, *var_2, var_3=3, **var_4):
         """text_1"""
         for var_5, var_6 in self.name.items():
             var_7, var_8 = lookup(name=var_1, key=var_5), f"{var_6} of {var_3}"
@@ -52,6 +54,7 @@ def test_python_names_are_renamed_by_what_they_stand_for() -> None:
         with open(var_1) as var_10:
             return (lambda var_11: var_11 + var_7)(var_10)
 '''
+    )
 
 
 def test_java_names_are_renamed_by_what_they_stand_for() -> None:
@@ -89,12 +92,38 @@ def test_both_sides_of_a_fix_have_the_same_new_names() -> None:
     bad = "def bad(path, mode):\n    other = path\n    return open(other, mode)\n"
     good = "def good(path, mode):\n    base = clean(path)\n    return open(base, mode)\n"
     before, after = anonymous([bad, good], "python")
-    assert before == "def func_1(var_1, var_2):\n    var_3 = var_1\n    return open(var_3, var_2)\n"
-    assert after == "def func_1(var_1, var_2):\n    var_4 = clean(var_1)\n    return open(var_4, var_2)\n"
+    path, mode, other = identifiers(before, "python")[1:4]
+    base = identifiers(after, "python")[3]
+    assert {path, mode, other, base} == {"var_1", "var_2", "var_3", "var_4"}
+    assert before == f"def func_1({path}, {mode}):\n    {other} = {path}\n    return open({other}, {mode})\n"
+    assert (
+        after == f"def func_1({path}, {mode}):\n    {base} = clean({path})\n    return open({base}, {mode})\n"
+    )
+
+
+def test_numbers_do_not_tell_which_side_is_which() -> None:
+    sides = ["def f(a):\n    b = {0}\n    return a\n", "def f(a):\n    c = {0}\n    return a\n"]
+    higher = 0
+    for number in range(60):
+        before, after = (
+            identifiers(s, "python")[2] for s in anonymous([s.format(number) for s in sides], "python")
+        )
+        higher += after > before
+    assert 15 < higher < 45
+
+
+def test_names_that_differ_only_in_what_tells_become_one() -> None:
+    sides = ["def bad(badData, goodData):\n    return helper.badSink(badData)\n",
+             "def goodG2B(badData, goodData):\n    return helper.goodG2BSink(goodData)\n"]  # fmt: skip
+    before, after = (identifiers(side, "python") for side in anonymous(sides, "python"))
+    assert before[:5] == after[:5] and len(set(before[1:3])) == 2, "two names of one version stay two"
+    assert before[5] != after[5]
 
 
 def test_new_names_are_not_those_that_are_there() -> None:
-    assert one("def f(a):\n    return var_1 + a\n", "python") == "def func_1(var_2):\n    return var_1 + var_2\n"
+    assert (
+        one("def f(a):\n    return var_1 + a\n", "python") == "def func_1(var_2):\n    return var_1 + var_2\n"
+    )
 
 
 def test_broken_code_is_renamed_as_far_as_it_goes_and_no_code_is_refused() -> None:

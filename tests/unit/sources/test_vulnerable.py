@@ -30,8 +30,16 @@ def records(source: Juliet | CwePairs) -> list[Record]:
 
 def test_bad_functions_are_paired_with_good_ones_of_their_part(tree: Path) -> None:
     found = records(Juliet(path=str(tree), clean=False))
-    assert len(found) == 3 * 10 * 3 * 2 + 3 * 10 * 3  # templates x ways x variants; two good halves in Java, one in Python
-    java = next(r for r in found if r.id.endswith("CWE193_Off_by_One_Error__file_do_01.bad:CWE193_Off_by_One_Error__file_do_01.goodG2B"))
+    assert (
+        len(found) == 3 * 10 * 3 * 2 + 3 * 10 * 3
+    )  # templates x ways x variants; two good halves in Java, one in Python
+    java = next(
+        r
+        for r in found
+        if r.id.endswith(
+            "CWE193_Off_by_One_Error__file_do_01.bad:CWE193_Off_by_One_Error__file_do_01.goodG2B"
+        )
+    )
     assert java.fields["cwe"] == "CWE-193" and java.fields["language"] == "java"
     assert "void bad(" in java.fields["before"] and "void goodG2B(" in java.fields["after"]
     assert not any("goodG2B();" in r.fields["after"] for r in found), "what only calls the others"
@@ -56,9 +64,16 @@ def test_nothing_that_gives_the_answer_away_is_left(tree: Path) -> None:
 
 def test_functions_alone_are_numbered_alone(tree: Path) -> None:
     found = records(Juliet(path=str(tree), rows="functions"))
-    assert {(r.fields["label"], r.fields["cwe"] == "none") for r in found} == {("vulnerable", False), ("fixed", True)}
+    assert {(r.fields["label"], r.fields["cwe"] == "none") for r in found} == {
+        ("vulnerable", False),
+        ("fixed", True),
+    }
     for one in found[:20]:
-        numbers = {name for name in identifiers(one.fields["text"], one.fields["language"]) if name.startswith("var_")}
+        numbers = {
+            name
+            for name in identifiers(one.fields["text"], one.fields["language"])
+            if name.startswith("var_")
+        }
         assert numbers == {f"var_{i + 1}" for i in range(len(numbers))}, "a gap would tell of the other side"
 
 
@@ -80,26 +95,34 @@ def test_the_probe_is_scikit_learn_s_regression() -> None:
 
     draw = np.random.default_rng(0)
     labels = draw.random(120) < 0.3
-    names = [[f"n{i}" for i in draw.integers(0, 30, 5)] + ["x"] * (label and draw.random() < 0.5) for label in labels]
+    names = [
+        [f"n{i}" for i in draw.integers(0, 30, 5)] + ["x"] * int(label and draw.random() < 0.5)
+        for label in labels
+    ]
     features = leak_probe._features(names)
     ours = leak_probe._fitted(features, labels, features)
     weights = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
-    theirs = linear.LogisticRegression(C=120.0, tol=1e-8, max_iter=5000).fit(features, labels, sample_weight=weights)
+    theirs = linear.LogisticRegression(C=120.0, tol=1e-8, max_iter=5000).fit(
+        features, labels, sample_weight=weights
+    )
     np.testing.assert_allclose(ours, theirs.decision_function(features), atol=2e-3)
 
 
 def test_the_probe_judges_on_groups_that_it_has_not_seen() -> None:
-    names = [[f"only_here_{i // 4}_{i % 2}"] for i in range(400)]
+    names = [[f"n{i}"] for i in range(400)]
     groups = [f"{i // 4}" for i in range(400)]
     blind = judged(names, [bool(i % 2) for i in range(400)], groups)
     assert blind.is_chance, "what is learned of a group is of no use for the others"
-    seeing = judged([[*n, f"side{i % 2}"] for i, n in enumerate(names)], [bool(i % 2) for i in range(400)], groups)
+    seeing = judged(
+        [[*n, f"side{i % 2}"] for i, n in enumerate(names)], [bool(i % 2) for i in range(400)], groups
+    )
     assert seeing.accuracy == 1.0 and not seeing.is_chance
 
 
-def test_a_function_counts_once(tree: Path) -> None:
-    texts, labels, groups = functions_of(Juliet(path=str(tree)))
-    assert len(texts) == len(labels) == len(groups) == len({*zip(texts, labels, strict=True)})
+@pytest.mark.parametrize("rows", ["fixes", "functions"])
+def test_the_probe_sees_both_sides_of_each_fix(tree: Path, rows: str) -> None:
+    texts, labels, groups = functions_of(Juliet(path=str(tree), rows=rows))  # type: ignore[arg-type]
+    assert len(texts) == len(groups) == 2 * sum(labels)
 
 
 def test_a_folder_without_test_cases_is_refused(tmp_path: Path) -> None:
@@ -134,5 +157,7 @@ def test_real_rows_are_cleaned(tmp_path: Path) -> None:
     found = list(CwePairs(path=str(DATA / "sven-val.jsonl.gz")).records())
     kept = [item for item in found if isinstance(item, Record)]
     assert len(kept) > 0.9 * len(lines), [item for item in found if isinstance(item, Dropped)]
-    left = [n for r in kept for n in identifiers(r.fields["before"], r.fields["language"]) if GIVEAWAY.search(n)]
+    left = [
+        n for r in kept for n in identifiers(r.fields["before"], r.fields["language"]) if GIVEAWAY.search(n)
+    ]
     assert left == []

@@ -801,7 +801,7 @@ def schema() -> dict[str, Any]:
     """The JSON schema of a recipe, with every registered task and source, for editors."""
     result = Recipe.model_json_schema()
     stages = result["properties"]["stages"]  # each is a recipe that need not be whole
-    stages["patternProperties"] = dict.fromkeys(stages["patternProperties"], {"$ref": "#"})
+    stages["patternProperties"] = {name: {"$ref": "#"} for name in stages["patternProperties"]}
     for path, kind in _TYPED.items():
         variants = []
         for name, entry in registry.registered(kind).items():

@@ -26,7 +26,7 @@ from tests.fixtures.juliet import write_juliet  # noqa: E402
 
 
 def figures(sven: Path | None) -> dict[str, Any]:
-    """``leak_probe_before``, ``leak_probe_after`` and ``chance``: accuracy with its 95% interval, by data.
+    """``leak_probe_before``, ``leak_probe_after`` and ``chance``: accuracy with its 95% interval, by data, rows and names that were taken out.
 
     Args:
         sven: Its rows (JSONL); without them only the generated test cases are probed.
@@ -38,11 +38,17 @@ def figures(sven: Path | None) -> dict[str, Any]:
             sources["sven"] = CwePairs(path=str(sven))
         for name, source in sources.items():
             for rows in ("fixes", "functions"):
-                for clean, side in ((False, "before"), (True, "after")):
-                    result = probe(source.model_copy(update={"rows": rows, "clean": clean}))
+                for label, clean, names in (
+                    ("before", False, "own"),
+                    ("after", True, "own"),
+                    ("after", True, "all"),
+                ):
+                    update = {"rows": rows, "clean": clean, "names": names}
+                    result = probe(source.model_copy(update=update))
                     assert result is not None, "too few groups"
+                    key = f"{name}/{rows}" + (f"/{names}-names" if clean else "")
                     figure = [round(x, 4) for x in (result.accuracy, *result.interval)]
-                    found[f"leak_probe_{side}"][f"{name}/{rows}"] = figure
+                    found[f"leak_probe_{label}"][key] = figure
     return found
 
 

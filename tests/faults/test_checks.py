@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.fixtures.juliet import write_juliet
 from tests.fixtures.tiny_model import make_model, make_tokenizer
 from tests.fixtures.tiny_run import write_recipe
 from tokenizers import AddedToken, normalizers
@@ -245,6 +246,13 @@ def test_target_whole_knows_control_tokens_and_lossy_rows(context: RunContext) -
         rewrite(context, split, [lossy])
     with pytest.raises(Skip, match="all 3 rows"):
         found(context, "target-whole")
+
+
+def test_names_that_give_vulnerable_code_away(context: RunContext, tmp_path: Path) -> None:
+    tree = write_juliet(tmp_path / "juliet", variants=1)
+    raw = with_recipe(context, f"data.source={{type: juliet, path: {tree}, clean: false}}")
+    assert only(raw, "name-leak").measured > 0.99
+    only(with_recipe(raw, "data.source.clean=true"), "name-leak", "note")
 
 
 def test_target_without_an_end(context: RunContext) -> None:

@@ -128,16 +128,15 @@ def judged(
 
 
 def _features(names: Sequence[Sequence[str]]) -> csr_array:
-    """Names and the words of names, each function's of length 1; shape (N, F)."""
+    """Which names, and which words of names, each function has, and not how many; shape (N, F)."""
     columns: dict[str, int] = {}
-    starts, places, values = [0], [], []
+    starts, places = [0], []
     for of_one in names:
         found = {f"name {name}" for name in of_one}
         found |= {f"word {word.lower()}" for name in of_one for word in _WORD.findall(name)}
         places += sorted(columns.setdefault(feature, len(columns)) for feature in found)
-        values += [len(found) ** -0.5] * len(found)
         starts.append(len(places))
-    return csr_array((values, places, starts), shape=(len(names), max(1, len(columns))))
+    return csr_array((np.ones(len(places)), places, starts), shape=(len(names), max(1, len(columns))))
 
 
 def _fitted(train_NF: csr_array, labels_N: NDArray[np.bool_], held_NF: csr_array) -> Floats:

@@ -28,6 +28,8 @@ _NAMES = {
     "identifier", "type_identifier", "field_identifier", "statement_identifier", "namespace_identifier",
 }  # fmt: skip
 _TEXTS = {"string_content", "string_fragment", "raw_string_content", "multiline_string_fragment"}
+# New names get numbers up to this, where they are drawn.
+_NUMBERS = 100
 _KEPT = {"self", "cls", "this", "main"}
 # Declarations: type of the node -> the field that holds the name, and what kind of name it is.
 _DECLARED: dict[Language, dict[str, tuple[str, str]]] = {
@@ -82,12 +84,17 @@ _OTHERS = {
 _CALLS = {"call": "function", "method_invocation": "name", "call_expression": "function"}
 
 
-def anonymous(sides: Sequence[str], language: Language) -> list[str]:
+def anonymous(sides: Sequence[str], language: Language, *, everything: bool = False) -> list[str]:
     """Versions of a function without comments, with the same new names for the same old ones in all of them.
 
     Each version's outermost function gets the same name, and so do names that differ in nothing but what tells
-    (``badSink``, ``goodG2BSink``). The names of one version are numbered as they come; those of several in an order drawn
-    from their text, for numbers that grow from version to version would tell which one is the later.
+    (``badSink``, ``goodG2BSink``). The names of one version are numbered as they come. Those of several, or all names, get
+    numbers drawn from a range: numbers that grow would tell which version is the later, or how many names there are.
+
+    Args:
+        sides: The versions.
+        language: Theirs.
+        everything: Rename the names of libraries and members as well.
 
     Raises:
         NotCode: Something in a version is no token of its language.
@@ -97,10 +104,10 @@ def anonymous(sides: Sequence[str], language: Language) -> list[str]:
     for one in parsed:
         declared |= {name: kind for name, kind in one.declared() if name not in declared}
     names = _Names({word for one in parsed for word in one.names()} - declared.keys())
-    pieces = [one.pieces(declared) for one in parsed]
+    pieces = [one.pieces(declared, everything) for one in parsed]
     for one, own in zip(parsed, pieces, strict=True):
         names.meet(own, next((name for name, kind in one.declared() if kind == "func"), None))
-    names.number(random.Random("\0".join(sides)) if len(sides) > 1 else None)
+    names.number(random.Random("\0".join(sides)) if len(sides) > 1 or everything else None)
     return [one.rewritten(own, names) for one, own in zip(parsed, pieces, strict=True)]
 
 
@@ -149,16 +156,16 @@ class _Names:
             self._outermost.add(self._key(outermost))
 
     def number(self, draw: random.Random | None) -> None:
-        """Gives each name its new one, in the order in which they were met unless another is drawn."""
+        """Gives each name its new one; the numbers are drawn, or go up in the order in which names were met."""
         keys = [key for key in self._kinds if key not in self._outermost]
-        if draw is not None:
-            draw.shuffle(keys)
-        new = {kind: self._free(kind) for kind in {"func", *self._kinds.values()}}
+        new = {}
+        for kind in ("func", *sorted({*self._kinds.values()} - {"func"})):
+            numbers = list(range(1, max(_NUMBERS, 2 * len(keys)) + 1))
+            if draw is not None:
+                draw.shuffle(numbers)
+            new[kind] = (name for name in [f"{kind}_{n}" for n in numbers] if name not in self._taken)
         self._new = dict.fromkeys(self._outermost, next(new["func"]))
         self._new |= {key: next(new[self._kinds[key]]) for key in keys}
-
-    def _free(self, kind: str) -> Iterator[str]:
-        return (name for n in count(1) if (name := f"{kind}_{n}") not in self._taken)
 
     def of(self, piece: _Piece) -> str:
         """The new name or text."""
@@ -235,7 +242,7 @@ class _Parsed:
             inner = node.child_by_field_name("declarator")
             yield from self._declared_by(inner or next(iter(node.named_children), None), kind)
 
-    def pieces(self, declared: dict[str, str]) -> list[_Piece]:
+    def pieces(self, declared: dict[str, str], everything: bool) -> list[_Piece]:
         """What is to be replaced, in order."""
         found = []
         for node in self._leaves():
@@ -245,8 +252,10 @@ class _Parsed:
             text = _text(node)
             if node.type in _TEXTS:
                 kind = "text" if GIVEAWAY.search(text) else None
-            elif text in declared and not _is_others(node, declared[text]):
+            elif text in declared and (everything or not _is_others(node, declared[text])):
                 kind = declared[text]
+            elif everything:
+                kind = None if text in _KEPT else _kind(node)
             else:
                 kind = _kind(node) if GIVEAWAY.search(text) else None
             if kind is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ class Vulnerable(Pairs):
     """``fixes`` are records with both sides, to repair; ``functions`` are records of one side each, to classify."""
     clean: bool = True
     """Take out what gives the answer away: comments, names such as ``bad`` and ``CWE89_x``, texts with these, and all names that a function declares, which are numbered instead, alike on both sides of a fix."""
+    names: Literal["own", "all"] = "own"
+    """Which names are numbered: those that a function declares itself (``own``), or those of libraries and members as well, so that nothing is left to read but how code is built."""
 
     @abstractmethod
     def found(self) -> Iterator[Record | Dropped]:
@@ -50,19 +53,25 @@ class Vulnerable(Pairs):
                 yield Record(f"{item.id}#{side}", fields, item.group)
 
     def _cleaned(self, item: Record) -> Record | Dropped:
-        sides = [str(item.fields["before"]), str(item.fields["after"])]
+        sides = str(item.fields["before"]), str(item.fields["after"])
         language = cast(Language, item.fields["language"])
+        everything = self.names == "all"
         try:
             if self.rows == "fixes":
-                before, after = anonymous(sides, language)
+                before, after = _without_names(sides, language, everything)
             else:  # a function alone must not be numbered by its other side
-                before, after = (anonymous([side], language)[0] for side in sides)
+                before, after = (_without_names((side,), language, everything)[0] for side in sides)
         except NotCode as error:
             return Dropped(item.id, "not-code", str(error))
         made = fix(item.id, before, after, language)
         if isinstance(made, Dropped):
             return made
         return Record(made.id, {**item.fields, **made.fields}, item.group)
+
+
+@functools.lru_cache(maxsize=4096)  # records are read twice
+def _without_names(sides: tuple[str, ...], language: Language, everything: bool) -> list[str]:
+    return anonymous(sides, language, everything=everything)
 
 
 def weakness(

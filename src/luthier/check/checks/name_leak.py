@@ -22,7 +22,8 @@ def name_leak(context: CheckContext) -> Iterator[Finding]:
 
     Example: the functions ``bad`` and ``good`` of a Juliet test suite, or helpers such as ``CWE89_badSink``.
 
-    Fix: set ``data.source.clean: true``; where names of libraries are what is left, waive the check and say so.
+    Fix: set ``data.source.clean: true``. What is left after that are names of libraries, which a fix may well need:
+    ``data.source.names: all`` takes them out too.
 
     Catalogue: 23
     """
@@ -38,16 +39,17 @@ def name_leak(context: CheckContext) -> Iterator[Finding]:
         before = probe(source.model_copy(update={"clean": False}), context.recipe.seed)
         text += f" after cleaning, and in {before} before"
     leaks = after.interval[0] > CHANCE
-    yield Finding(
-        "name-leak",
-        "error" if leaks else "note",
-        f"{text}; chance is {CHANCE:.0%}",
-        "recipe key data.source",
-        "waive it with check.waive=[name-leak] if these are names of libraries"
+    fix = (
+        "set data.source.names=all, unless names of libraries may tell"
         if source.clean
         else "set data.source.clean=true"
-        if leaks
-        else "nothing is to be done",
+    )
+    yield Finding(
+        "name-leak",
+        ("warning" if source.clean else "error") if leaks else "note",
+        f"{text}; chance is {CHANCE:.0%}",
+        "recipe key data.source",
+        fix,
         measured=round(after.accuracy, 4),
         expected=CHANCE,
     )

@@ -626,12 +626,17 @@ def _stage_tree(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not place or not isinstance(model, dict) or {"name", "start_from", "scratch"} & set(own):
         return merged
     before = _stage_tree(tree, names[place - 1])["model"]
-    if isinstance(before, dict) and before.get("adapter", {}) is None:
-        model |= {"name": f"{STAGE}{names[place - 1]}", "revision": None, "scratch": None, "start_from": None}
+    if not isinstance(before, dict):
+        return merged  # reported of that stage
+    earlier = f"{STAGE}{names[place - 1]}"
+    if before.get("adapter", {}) is None:
+        model |= {"name": earlier, "revision": None, "scratch": None, "start_from": None}
     else:
-        model["start_from"] = f"{STAGE}{names[place - 1]}"
-    if model["start_from"] is None or model.get("start_mode") == "merge":  # both are in what it goes on from
-        model |= {"new_tokens": own.get("new_tokens", []), "rope": own.get("rope")}
+        model |= {key: before[key] for key in ("name", "revision") if key in before} | {"start_from": earlier}
+    # Tokens and positions of a whole or merged model are in it.
+    inside = model["start_from"] is None or model.get("start_mode") == "merge"
+    for key, none in (("new_tokens", []), ("rope", None)):
+        model[key] = own.get(key, none if inside else before.get(key, none))
     return merged
 
 

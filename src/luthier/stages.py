@@ -25,36 +25,49 @@ def in_run(model: Model, run: RunFolder) -> Model:
     """
     if model.scratch is not None:
         return model.model_copy(update={"name": str(run.start), "revision": None})
-    name = _named(model)
-    if name is None:
-        return model
-    earlier = run.beside(name)
+    if model.name.startswith(STAGE):
+        earlier = _begun(model.name, run)
+        if earlier.result() is not None:
+            model = model.model_copy(update={"name": str(earlier.model)})
+        else:
+            model = _standing_in(model, earlier, {})
+    if model.start_from and model.start_from.startswith(STAGE):
+        earlier = _begun(model.start_from, run)
+        if earlier.result() is not None:
+            return model.model_copy(update={"start_from": str(earlier.path)})
+        start = in_run(recipe_file.load(earlier.recipe).model, earlier).start_from
+        if model.start_mode == "merge":
+            return _standing_in(model, earlier, {"start_from": start})
+        return model.model_copy(update={"start_from": start})
+    return model
+
+
+def _begun(name: str, run: RunFolder) -> RunFolder:
+    """The folder of an earlier stage, with its recipe."""
+    earlier = run.beside(name.removeprefix(STAGE))
     if not earlier.recipe.is_file():
         raise UserError(
-            f"the stage {name!r} that this one goes on from has not begun",
+            f"the stage {earlier.path.name!r} that this one goes on from has not begun",
             str(earlier.path),
             "run the whole recipe: its stages are done in order",
         )
-    if earlier.result() is not None:
-        if model.start_from:
-            return model.model_copy(update={"start_from": str(earlier.path)})
-        return model.model_copy(update={"name": str(earlier.model)})
+    return earlier
+
+
+def _standing_in(model: Model, earlier: RunFolder, update: dict[str, Any]) -> Model:
+    """The model that an earlier stage starts from, with the tokens and positions that its result will have."""
     before = in_run(recipe_file.load(earlier.recipe).model, earlier)
-    update: dict[str, Any] = {"start_from": before.start_from}
-    if not model.start_from or model.start_mode == "merge":
-        update |= {
-            "name": before.name,
-            "revision": before.revision,
-            "new_tokens": [*before.new_tokens, *model.new_tokens],
-            "rope": model.rope or before.rope,
-        }
+    tokens, rope = [*before.new_tokens, *model.new_tokens], model.rope or before.rope
+    update |= {"name": before.name, "revision": before.revision, "new_tokens": tokens, "rope": rope}
     return model.model_copy(update=update)
 
 
 def waits_for(model: Model, run: RunFolder) -> str | None:
     """The earlier stage that has to be trained before this model can be; None if nothing is lacking."""
-    name = _named(model)
-    return name if name is not None and run.beside(name).result() is None else None
+    names = [
+        name.removeprefix(STAGE) for name in (model.name, model.start_from or "") if name.startswith(STAGE)
+    ]
+    return next((name for name in names if run.beside(name).result() is None), None)
 
 
 def _named(model: Model) -> str | None:

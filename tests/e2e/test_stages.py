@@ -121,15 +121,14 @@ def test_a_run_killed_in_each_stage_ends_as_if_it_never_was(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A LoRA adapter, one on the merged model, one going on from that, a whole model merged from it, and a whole one from that."""
+    """A whole model, an adapter on it, one on the two merged, and one going on from that."""
     folder = tmp_path_factory.mktemp("chain")
     short = {"max_steps": 2, "eval_every_steps": 2, "checkpoint_every_steps": 2}
     stages = {
+        "whole": {"model": {"adapter": None}},
         "lora": {},
         "merged": {"model": {"start_mode": "merge"}},
         "continued": {},
-        "whole": {"model": {"start_mode": "merge", "adapter": None}},
-        "last": {"model": {"adapter": None}},
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LUTHIER_CACHE", str(folder / "cache"))
@@ -140,11 +139,11 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 @pytest.mark.slow
 def test_stages_go_on_from_adapters_merged_models_and_whole_ones(chain: RunFolder) -> None:
     runs = list(chain.trainings().values())
-    assert [run.result().name for run in runs] == ["adapter", "adapter", "adapter", "model", "model"]  # type: ignore[union-attr]
+    assert [run.result().name for run in runs] == ["model", "adapter", "adapter", "adapter"]  # type: ignore[union-attr]
     for before, run in pairwise(runs):
         ended = read_jsonl(before.history)[-1]["eval"]["loss"]
         assert read_jsonl(run.history)[0]["eval"]["loss"] == pytest.approx(ended, rel=1e-3), run.path.name
-    assert len(read_json(chain.forgetting)) == 4 + 3 + 2 + 1
+    assert len(read_json(chain.forgetting)) == 3 + 2 + 1
     assert all("metrics" in entry for entry in read_json(chain.forgetting))
 
 

@@ -50,6 +50,15 @@ def test_a_stage_goes_on_from_the_one_before_it() -> None:
     assert merged.start_from == "stage:plain" and merged.new_tokens == [], "they are in the merged model"
     whole = stage(validate({**TREE, "model": {**TREE["model"], "adapter": None}}), "hard").model
     assert (whole.name, whole.start_from, whole.new_tokens) == ("stage:plain", None, [])
+    chain = {
+        "whole": {"model": {"adapter": None}},
+        "lora": {},
+        "merged": {"model": {"start_mode": "merge"}},
+        "on": {},
+    }
+    models = [stage(validate({**TREE, "stages": chain}), name).model for name in chain]
+    starts = [(model.name, model.start_from, model.new_tokens) for model in models[1:]]
+    assert starts == [("stage:whole", before, []) for before in (None, "stage:lora", "stage:merged")]
     for own in ({"start_from": "elsewhere"}, {"start_from": None}, {"name": "other"}):
         assert stage(given(**own), "hard").model.start_from == own.get("start_from")
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from luthier import pipeline, recipe_file
 from luthier.cli import app
 from luthier.errors import UserError
+from luthier.report import stages as page
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
@@ -95,7 +96,7 @@ def test_a_run_killed_in_each_stage_ends_as_if_it_never_was(tmp_path: Path) -> N
     assert bits["tuned"] != bits["base"] and bits["interval"][0] < bits["interval"][1]
     told = read_json(place.changes)[1]["changes"]
     assert told["task.outside"] == [False, True] and told["train.max_steps"] == [4, 3]
-    page = place.report.read_text()
+    shown = place.report.read_text()
     for text in (
         "plain, after class",
         "stages/class/report.html",
@@ -103,7 +104,7 @@ def test_a_run_killed_in_each_stage_ends_as_if_it_never_was(tmp_path: Path) -> N
         "Forgetting",
         "data:image/png",
     ):
-        assert text in page, text
+        assert text in shown, text
 
     # All of it stays done when the folder has moved, and each stage is a run like any other.
     moved = RunFolder(killed.rename(tmp_path / "moved"))
@@ -198,8 +199,9 @@ def test_forgetting_of_a_head_is_measured_and_of_another_head_is_not(tmp_path: P
         train={"max_steps": 2, "eval_every_steps": 2},
         check={"waive": ["initial-loss", "name-leak"]},
     )
-    place = pipeline.run(recipe_file.load(recipe), folder=tmp_path / "run")
+    read = recipe_file.load(recipe)
+    place = pipeline.evaluate(read, folder=tmp_path / "run")
     first, second, third = read_json(place.forgetting)
     assert {"accuracy", "loss"} == first["metrics"].keys()
     assert "another head" in second["not_measured"] and "another head" in third["not_measured"]
-    assert "another head" in place.report.read_text()
+    assert "another head" in page.write(place, read).read_text()

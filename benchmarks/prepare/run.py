@@ -9,11 +9,8 @@ are kept in the work folder, so an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -25,7 +22,11 @@ from typing import Any
 
 import psutil
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
 SIZES = (10_000, 100_000)
 
 
@@ -80,24 +81,16 @@ def add_figures(figures: dict[str, Any]) -> None:
     """Puts what one of the two scripts measured into results.json, beside what the other did."""
     path = HERE / "results.json"
     known = json.loads(path.read_text())["figures"] if path.is_file() else {}
-    packages = ("pyarrow", "numpy", "tokenizers", "tokie", "transformers", "datasets", "rensa")
-    results = {
-        "figures": known | figures,
-        "command": "python benchmarks/prepare/run.py && python benchmarks/prepare/projects.py",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
-        "date": datetime.date.today().isoformat(),
-        "notes": (
-            f"{os.cpu_count()} cores, {platform.machine()}. By rows: synthetic instruction rows; rows/s and MB/s of JSONL from "
-            "reading to the manifest, without start and imports; compare cpu_seconds where others used the machine (load "
-            "average). Peak memory: proportional set size of the process and its workers together, sampled five times a second, "
-            "imports included; and resident size of the largest process. By files: [median, lowest, highest] of the rounds; a "
-            "ratio is of two measurements of one round."
-        ),
-    }
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    results.write(
+        path,
+        known | figures,
+        command="python benchmarks/prepare/run.py && python benchmarks/prepare/projects.py",
+        packages=("pyarrow", "numpy", "tokenizers", "tokie", "transformers", "datasets", "rensa"),
+        notes="By rows: synthetic instruction rows; rows/s and MB/s of JSONL from reading to the manifest, without start and imports; "
+        "compare cpu_seconds where others used the machine (load average). Peak memory: proportional set size of the process and its "
+        "workers together, sampled five times a second, imports included; and resident size of the largest process. By files: [median, "
+        "lowest, highest] of the rounds; a ratio is of two measurements of one round.",
+    )
 
 
 def generate(path: Path, num_rows: int) -> None:

@@ -22,7 +22,7 @@ from luthier.sources.vulnerable import Vulnerable
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from tests.fixtures.juliet import write_juliet  # noqa: E402
+from tests.fixtures.juliet import write_juliet  # noqa: E402 # what the tests generate
 
 
 def figures(sven: Path | None) -> dict[str, Any]:

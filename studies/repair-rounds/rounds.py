@@ -11,10 +11,7 @@ import json
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,10 @@ from luthier.records import Record
 from luthier.run_folder import read_json
 from luthier.sources.bugs import HumanEvalPack
 from luthier.tasks.repair import Repair
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.fixtures.scripted import served  # the server that the tests ask
 
 CHAT = ["task.type=repair", "task.format=chat", "task.input=IR1", "task.output=OR1"]
 ENCODING = ["data.max_length=1536", "repair.max_new_tokens=128"]
@@ -88,7 +89,7 @@ def by_script(files: Mapping[str, Path], work: Path, *, tried: bool = False) -> 
     for language, path in files.items():
         run = work / f"{language}-script"
         if not (run / "repair" / "server-rounds" / "rounds.json").is_file():
-            with served(Script(path, language)) as url:
+            with served(Script(path, language)) as (url, _):
                 server = json.dumps({"url": url, "model": "script"})
                 keys = [
                     f"repair.bugs={json.dumps(bugs_of(path, language, work, tried))}",
@@ -162,34 +163,6 @@ class Script:
         )
         told = messages[-1]["content"] if len(messages) > 1 else ""
         return f"Here it is:\n\n{fenced(fixed if mark in told else wrong, self.language)}\n"
-
-
-@contextmanager
-def served(script: Script) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            message = {"role": "assistant", "content": script(body["messages"])}
-            content = json.dumps(
-                {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}
-            ).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def luthier(*arguments: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 
 import results  # noqa: E402 # what all benchmarks and studies write
 
+FILES = ("humaneval_python", "humaneval_java", "sven")
 NOTES = (
     "plausible_by_round: share of judged bugs with a patch that passes all tests in that round or before, with its 95% bootstrap interval over problems. "
     "base and tuned: beams of the model before and after training, each prompt with the earlier wrong patches and what their tests said. script: "
@@ -69,7 +69,13 @@ def main() -> None:
     results.write(
         HERE / "results.json",
         figures,
-        command=shlex.join(["python", "studies/repair-rounds/run.py", *sys.argv[1:]]),
+        command=" ".join(
+            [
+                "python studies/repair-rounds/run.py",
+                *(f"--only {name}" for name in options.only or ()),
+                *(f"--{name.replace('_', '-')} FILE" for name in FILES if getattr(options, name)),
+            ]
+        ),
         packages=["luthier", "torch", "transformers"],
         notes=NOTES,
     )

@@ -129,7 +129,7 @@ def _post(client: httpx.Client, server: Server, body: Mapping[str, Any]) -> dict
             given = response.headers.get("retry-after", "")
             wait = min(_LONGEST_WAIT_S, float(given)) if given.isdigit() else wait
         if tried < server.num_retries:
-            time.sleep(wait)
+            time.sleep(wait)  # as the server asks, or longer each time
     raise UserError(
         f"the server {problem}",
         f"{_WHERE}.url",

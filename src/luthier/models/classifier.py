@@ -153,7 +153,7 @@ class _StateSpaceClassifier:
         self.num_labels = config.num_labels
         self.backbone = self._decoder(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
-        self.post_init()  # type: ignore[attr-defined] # likewise
+        self.post_init()  # type: ignore[attr-defined] # of the model class beside it
 
     def forward(
         self,

@@ -115,25 +115,28 @@ def encode_prompt(example: Example, tokenizer: TextTokenizer, max_length: int) -
 
 
 def _tokenize(spans: Sequence[Span], tokenizer: TextTokenizer) -> _Tokens:
-    ids: list[int] = []
-    owners: list[int] = []
+    ids: list[np.ndarray] = [np.empty(0, np.int32)]
+    owners: list[np.ndarray] = [np.empty(0, np.int64)]
     lossy = False
     indexed = [(i, span) for i, span in enumerate(spans) if span.text]
     for run in _runs(indexed):
         ends = np.cumsum([len(span.text) for _, span in run])
+        of_run = np.array([i for i, _ in run])
         offset = 0
         for text, control in _pieces([span for _, span in run], tokenizer):
-            first = not ids
+            first = not any(map(len, ids))
             piece_ids, starts = tokenizer.encode_with_starts(text, first=first, control=control)
-            lossy |= tokenizer.decode(piece_ids, first=first) != text
-            places = np.searchsorted(ends, np.array(starts, dtype=np.int64) + offset, side="right")
-            ids += piece_ids
-            owners += [run[place][0] for place in places.clip(max=len(run) - 1)]
+            lossy |= tokenizer.is_lossy(piece_ids, text, first=first)
+            ids.append(piece_ids)
+            places = np.searchsorted(ends, starts + offset, side="right")
+            owners.append(of_run[places.clip(max=len(run) - 1)])
             offset += len(text)
     prefix = list(tokenizer.prefix_ids)
-    if prefix and ids[: len(prefix)] != prefix:  # chat templates write BOS themselves
-        ids, owners = prefix + ids, [-1] * len(prefix) + owners
-    return _Tokens(np.array(ids, dtype=np.int32), np.array(owners, dtype=np.int64), lossy)
+    if (
+        prefix and np.concatenate(ids)[: len(prefix)].tolist() != prefix
+    ):  # chat templates write BOS themselves
+        ids, owners = [np.array(prefix, np.int32), *ids], [np.full(len(prefix), -1), *owners]
+    return _Tokens(np.concatenate(ids), np.concatenate(owners), lossy)
 
 
 def _runs(indexed: Sequence[tuple[int, Span]]) -> Iterator[list[tuple[int, Span]]]:

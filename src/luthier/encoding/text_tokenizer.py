@@ -16,10 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Encoding, Tokenizer
+import numpy as np
+from tokenizers import Tokenizer
 
 from luthier.encoding.fast import LONG, FastReader, Read, fast_reader
 from luthier.encoding.infill import stop_tokens
+from luthier.encoding.token_bytes import token_bytes
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class TextTokenizer:
         self.eos_id: int | None = hf.eos_token_id
         self.special_ids = frozenset(int(i) for i, token in hf.added_tokens_decoder.items() if token.special)
         # The unknown token stands for characters that are not in the vocabulary: lossy, but no control token there.
-        self._never_data = self.special_ids - {hf.unk_token_id}
+        self._never_data = np.zeros(1 + max(hf.get_vocab().values()), bool)
+        self._never_data[list(self.special_ids - {hf.unk_token_id})] = True
         added = {token.content: int(i) for i, token in hf.added_tokens_decoder.items()}
         ends = [added[token] for token in stop_tokens(added)]
         self.stop_ids = frozenset([*stop_ids, *ends, *([] if self.eos_id is None else [self.eos_id])])
@@ -126,31 +129,35 @@ class TextTokenizer:
             first: Whether it begins a row (SentencePiece-like tokenizers put a space there).
             control: Whether special-token strings in it are control tokens; else they are plain text.
         """
-        ids: list[int] = self._encoding(text, first=first, control=control, offsets=False).ids
+        ids: list[int] = self._read([text], first=first, control=control, offsets=False)[0].ids.tolist()
         return ids
 
-    def encode_with_starts(self, text: str, *, first: bool, control: bool) -> tuple[list[int], list[int]]:
-        """The ids of a text, and the offset of the first character of each."""
-        encoding = self._encoding(text, first=first, control=control)
-        return encoding.ids, [start for start, _ in encoding.offsets]
+    def encode_all(self, texts: Sequence[str], *, first: bool = False) -> list[np.ndarray]:
+        """The ids of texts, each of shape (num_tokens,), read on all cores; special-token strings in them are plain text."""
+        return [read.ids for read in self._read(texts, first=first, control=False, offsets=False)]
 
-    def _encoding(self, text: str, *, first: bool, control: bool, offsets: bool = True) -> Encoding | Read:
+    def encode_with_starts(self, text: str, *, first: bool, control: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a text, and the offset of the first character of each; shape (num_tokens,) both."""
+        [(ids, offsets)] = self._read([text], first=first, control=control)
+        return ids, offsets[:, 0]
+
+    def _read(self, texts: Sequence[str], *, first: bool, control: bool, offsets: bool = True) -> list[Read]:
         backend = self._first if first else self._next
-        encoding: Encoding | Read
-        fast = self._fast[not first] if len(text) >= LONG else None
-        if fast is not None and not self.has_special_string(text):
-            encoding = fast.read(text, offsets=offsets)
+        fast = self._fast[not first] if sum(map(len, texts)) >= LONG else None
+        if fast is not None and not (control and any(map(self.has_special_string, texts))):
+            found = fast.read(texts, offsets=offsets)
         else:
             backend.encode_special_tokens = not control
-            encoding = backend.encode(text, add_special_tokens=False)
-        if not control and not self._never_data.isdisjoint(encoding.ids):
-            # A model whose merges or pieces spell a control token (unigram vocabularies hold "</s>").
-            raise UserError(
-                f"the tokenizer turns plain text into control tokens: {self._special_string.search(text)}",
-                f"text {text[:60]!r}",
-                "use a tokenizer whose vocabulary keeps control tokens apart",
-            )
-        return encoding
+            found = [Read.of(encoding) for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+        for text, read in zip(texts, found, strict=True):
+            if not control and self._never_data[read.ids].any():
+                # A model whose merges or pieces spell a control token (unigram vocabularies hold "</s>").
+                raise UserError(
+                    f"the tokenizer turns plain text into control tokens: {self._special_string.search(text)}",
+                    f"text {text[:60]!r}",
+                    "use a tokenizer whose vocabulary keeps control tokens apart",
+                )
+        return found
 
     @cached_property
     def _fast(self) -> tuple[FastReader | None, FastReader | None]:
@@ -160,20 +167,36 @@ class TextTokenizer:
         return first, first if same else fast_reader(self._next)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the faster readers, which another process makes for itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "_fast"}
+        """All but what another process makes for itself sooner than it is sent."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_fast", "_spelled")}
 
     def boundaries(self, text: str) -> set[int]:
         """Character offsets at which one token ends and the next begins when the text is encoded whole."""
-        offsets = self._encoding(text, first=True, control=False).offsets
+        offsets = self._read([text], first=True, control=False)[0].offsets.tolist()
         inner = {end for (_, end), (start, _) in pairwise(offsets) if end == start}
         return inner | {0, len(text)}
 
     def decode(self, ids: Iterable[int], *, first: bool = False) -> str:
         """The text of ids; ``first`` says that they begin a row. Ids that are none (-100, or too large) give nothing."""
         backend = self._first if first else self._next
-        text: str = backend.decode([int(i) for i in ids if i >= 0], skip_special_tokens=False)
+        ids = ids[ids >= 0].tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids if i >= 0]
+        text: str = backend.decode(ids, skip_special_tokens=False)
         return text
+
+    def is_lossy(self, ids: np.ndarray, text: str, *, first: bool = False) -> bool:
+        """Whether decoding the ids gives another text."""
+        if self._spelled and b"".join(map(self._spelled.__getitem__, ids.tolist())) == text.encode(
+            "utf-8", "surrogatepass"
+        ):
+            return False
+        return self.decode(ids, first=first) != text
+
+    @cached_property
+    def _spelled(self) -> list[bytes]:
+        """The bytes that each id stands for where decoding does no more than join them; else nothing."""
+        if (json.loads(self._next.to_str())["decoder"] or {}).get("type") != "ByteLevel":
+            return []
+        return [spelled or b"\xff" for spelled in token_bytes(self)]  # a byte that is in no text
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each id, so that they join to the whole; bytes of a split character go to its last id."""

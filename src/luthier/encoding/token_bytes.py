@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from typing import TYPE_CHECKING
 
-from luthier.encoding.text_tokenizer import TextTokenizer
+if TYPE_CHECKING:
+    from luthier.encoding.text_tokenizer import TextTokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -75,9 +75,9 @@ class Project:
 
     def by_distance(self, path: str, text: str) -> list[File]:
         """The same, those fewest folders away last; of the same distance by path."""
-        folder = path.rpartition("/")[0]
+        folder = "".join(path.rpartition("/")[:2])
         if folder not in self._by_distance:
-            self._by_distance[folder] = sorted(self.files, key=lambda file: -path_distance(path, file.path))
+            self._by_distance[folder] = sorted(self.files, key=lambda file: -path_distance(folder, file.path))
         left_out = {path, *self._by_text.get(text.strip(), ())}
         return [file for file in self._by_distance[folder] if file.path not in left_out]
 

@@ -47,6 +47,14 @@ def test_path_distance_puts_the_nearest_last() -> None:
     assert paths("path-distance") == BY_DISTANCE  # 2, 1, 1, 0, 0, 0 folders away
 
 
+def test_path_distance_does_not_depend_on_which_file_is_completed_first() -> None:
+    files = [File(f"a/{name}.py", f"{name} = 1\n", "python") for name in "xyz"]
+    one, other = Project("p", files), Project("p", files)
+    other.by_distance("a/x.py", "x = 1\n")
+    for each in (one, other):
+        assert [file.path for file in each.by_distance("a/y.py", "y = 1\n")] == ["a/x.py", "a/z.py"]
+
+
 def test_imports_first_puts_what_is_imported_before_the_target_last() -> None:
     # `from shop import cart` and `from .money import` stand in the prefix, `.vouchers` is not in the project yet.
     assert paths("imports-first") == [*BY_DISTANCE[:-2], "shop/cart.py", "shop/money.py"]

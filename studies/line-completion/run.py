@@ -158,7 +158,7 @@ class Study:
     def run(self, recipe: str, name: str, *overrides: str) -> None:
         """``luthier run`` of one of the study's recipes, unless it is finished."""
         stages = self.folder(name).stages
-        if stages.is_file() and "report" in read_json(stages):
+        if stages.is_file() and "evaluate" in read_json(stages):  # the page alone can be made anew
             return
         print(f"{datetime.datetime.now():%H:%M:%S} {name}", flush=True)
         data = [

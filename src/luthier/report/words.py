@@ -48,7 +48,7 @@ def observations(history: History, smoothed: Smoothed) -> list[Observation]:
     ]
     if diverged is None:
         rose = _overfitting(line, evals, noise)
-        found += [rose, None if rose else _plateau(evals) or _still_falling(evals), _gap(line, evals, noise)]
+        found += [rose, None if rose else _plateau(evals) or _still_falling(evals), _gap(history, line, evals, noise)]
     return [observation for observation in found if observation is not None]
 
 
@@ -175,15 +175,22 @@ def _still_falling(evals: list[tuple[int, float]]) -> Observation | None:
     )
 
 
-def _gap(line: dict[int, float], evals: list[tuple[int, float]], noise: float) -> Observation | None:
+def _gap(
+    history: History, line: dict[int, float], evals: list[tuple[int, float]], noise: float
+) -> Observation | None:
     if not evals or evals[-1][0] not in line:
         return None
     step, loss = evals[-1]
     gap = loss - line[step]
     if gap <= noise:
         return None
+    seen_again = history.steps[-1].get("epoch", 0) > 1
+    why = (
+        "part of what was learned holds for the training rows alone."
+        if seen_again
+        else "no training row was seen twice, so the validation rows are harder to predict by that much."
+    )
     return Observation(
         "gap",
-        f"At the end validation loss is {gap:.3f} nats above training loss, more than single steps scatter: part of what was learned "
-        "holds for the training rows alone.",
+        f"At the end validation loss is {gap:.3f} nats above training loss, more than single steps scatter: {why}",
     )

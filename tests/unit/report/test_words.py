@@ -41,6 +41,14 @@ def test_over_fitting() -> None:
     assert "deviation of 0.04" in found["noise"] or "deviation of 0.05" in found["noise"]
 
 
+def test_a_gap_within_one_epoch_is_not_called_over_fitting() -> None:
+    past, smoothed = made_up(lambda t: 2 - t, {0: 3.0, 0.5: 2.9, 1: 2.8}, noise=0.01)
+    assert "holds for the training rows alone" in kinds(past, smoothed)["gap"]
+    for row in past.steps:
+        row["epoch"] /= 3
+    assert "no training row was seen twice" in kinds(past, smoothed)["gap"]
+
+
 def test_plateau() -> None:
     evals = {0: 3.0, 0.2: 2.05, 0.4: 2.004, 0.6: 2.0, 0.8: 2.002, 1: 1.999}
     found = kinds(*made_up(lambda t: 2 + np.exp(-20 * t), evals))

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from tests.fixtures.tiny_run import write_recipe
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
 from luthier import pipeline
+from luthier.cli import app
 from luthier.errors import UserError
 from luthier.evaluate.prompt import complete
 from luthier.models.merge import merge
@@ -79,6 +81,8 @@ def test_tiny_run_learns_and_reports(tmp_path: Path, way: str) -> None:
     )
     assert found["unknown_labels"] == (0 if way == "several" else 3)
     assert "n-gram baseline" in place.report.read_text()
+    compared = CliRunner().invoke(app, ["compare", str(place.path), str(place.path)])
+    assert compared.exit_code == 0 and "Macro F1" in compared.output and "no clear difference" in compared.output
     history = read_jsonl(place.history)
     if way == "words":
         assert "bits_per_byte" in history[0]["eval"]

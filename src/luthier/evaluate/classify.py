@@ -25,7 +25,7 @@ from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.evaluate import ngrams
 from luthier.evaluate.runner import Judging, Progress
-from luthier.evaluate.significance import Pair, Ratio, describe, mcnemar, paired_bootstrap, paired_macro_f1
+from luthier.evaluate.significance import compare
 from luthier.metrics import classes as metrics
 from luthier.models.classifier import head_of
 from luthier.models.forward import base_model, row_logits
@@ -95,25 +95,28 @@ def evaluate(judging: Judging) -> dict[str, Any]:
         tuned = _answers(task, _judge(recipe, task, model, tokenizer, names, report), rows, labels)
     seconds = {"base": round(middle - began, 2), "tuned": round(time.perf_counter() - middle, 2)}
 
-    test, groups = rows["test"], rows["test"].column("group").to_pylist()
+    test = rows["test"]
     sides = {"base": base, "tuned": tuned}
-    results = {
-        which: _row_results(answers, labels["test"], names, task.several) for which, answers in sides.items()
-    }
-    texts = [tokenizer.decode(row.input_ids[: row.num_prompt_tokens].tolist(), first=True) for row in test]
-    lines = []
-    for i, row in enumerate(test):
-        said = {which: result[i] for which, result in results.items()}
-        target = row.target.strip()
-        facts = {"id": row.id, "group": row.group, "prompt": texts[i], "target": target, **said}
-        lines.append(json.dumps(facts, ensure_ascii=False) + "\n")
     head = task.head(names) or Head(names=tuple(names), hierarchy=task.hierarchy)
+    results = {which: _row_results(answers, labels["test"], head) for which, answers in sides.items()}
+    texts = [tokenizer.decode(row.input_ids[: row.num_prompt_tokens], first=True) for row in test]
+    true = _hot(labels["test"], len(names))
+    predictions = [
+        {
+            "id": row.id,
+            "group": row.group,
+            "prompt": texts[i],
+            "target": row.target.strip(),
+            "labels": [names[c] for c in np.flatnonzero(true[i])],
+            "meta": row.meta,
+            **{which: result[i] for which, result in results.items()},
+        }
+        for i, row in enumerate(test)
+    ]
     scores: dict[str, Any] = {
         "split": "test",
-        "num_rows": len(test),
-        "num_groups": len(set(groups)),
         "base_is": "baseline",
-        **_compared(recipe, head, results, sides, labels["test"], groups),
+        **compare(predictions, recipe.evaluate.num_bootstrap, recipe.seed),
         "seconds": seconds,
         "classification": {
             "way": task.way,
@@ -124,6 +127,7 @@ def evaluate(judging: Judging) -> dict[str, Any]:
             **described(names, sides, labels, texts, test.column("id").to_pylist()),
         },
     }
+    lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
     write_text(run.predictions, "".join(lines))
     write_json(run.scores, scores)
     return scores
@@ -231,78 +235,35 @@ def _answers(
     return Answers(logits, temperature, None, error)
 
 
-def _row_results(answers: Answers, labels: Ints, names: Sequence[str], several: bool) -> list[dict[str, Any]]:
+def _row_results(answers: Answers, labels: Ints, head: Head) -> list[dict[str, Any]]:
     """One result a row: answer, confidence, loss in nats (not divided by the temperature) and whether it is right."""
-    if several:
-        given = _given(answers)
+    names = head.names
+    given = _given(answers)
+    results: list[dict[str, Any]] = [
+        {"labels": [names[c] for c in np.flatnonzero(given[i])], "num_tokens": 1} for i in range(len(labels))
+    ]
+    if answers.thresholds is not None:
         nll = -(labels * log_expit(answers.logits) + (1 - labels) * log_expit(-answers.logits)).mean(1)
         right = (given == (labels > 0)).all(1)
-        return [
-            {
-                "output": ", ".join(names[c] for c in np.flatnonzero(given[i])) or NO_LABEL,
-                "loss_nats": float(nll[i]),
-                "num_tokens": 1,
-                "scores": {"accuracy": float(right[i])},
-            }
-            for i in range(len(labels))
-        ]
+        for i, result in enumerate(results):
+            result["output"] = ", ".join(result["labels"]) or NO_LABEL
+            result["loss_nats"] = float(nll[i])
+            result["scores"] = {"accuracy": float(right[i])}
+        return results
     log_probs = metrics.log_probabilities(answers.logits)
     said, probabilities = answers.logits.argmax(1), answers.probabilities
     best = np.argsort(answers.logits, axis=1, kind="stable")[:, ::-1][:, :TOP]
-    return [
-        {
-            "output": names[said[i]],
-            "confidence": round(float(probabilities[i, said[i]]), 6),
-            "loss_nats": float(-log_probs[i, labels[i]]),
-            "num_tokens": 1,
-            "scores": {
-                "accuracy": float(said[i] == labels[i]),
-                **({f"top_{TOP}_accuracy": float(labels[i] in best[i])} if len(names) > TOP else {}),
-            },
-        }
-        for i in range(len(labels))
-    ]
-
-
-def _compared(
-    recipe: Recipe,
-    head: Head,
-    results: Mapping[str, list[dict[str, Any]]],
-    sides: Mapping[str, Answers],
-    labels: Ints,
-    groups: Sequence[str],
-) -> dict[str, Any]:
-    """Every metric of both with the interval of its difference, in the form of ``significance.compare``."""
-    num_resamples, seed = recipe.evaluate.num_bootstrap, recipe.seed
-
-    def pair(value: Callable[[str], Sequence[float]]) -> Pair:
-        return Pair(Ratio.mean(value("base")), Ratio.mean(value("tuned")))
-
-    def scored(name: str) -> Pair:
-        return pair(lambda which: [row["scores"][name] for row in results[which]])
-
-    def right_at(level: Ints) -> Pair:
-        return pair(lambda w: (level[sides[w].logits.argmax(1)] == level[labels]).astype(float).tolist())
-
-    pairs = {name: scored(name) for name in results["base"][0]["scores"]}
-    pairs["loss"] = pair(lambda which: [row["loss_nats"] for row in results[which]])
-    for number, level in enumerate(head.levels(), 1):
-        pairs[f"accuracy_level_{number}"] = right_at(np.array(level))
-    base, tuned = (_given(sides[which]) for which in ("base", "tuned"))
-    found = paired_bootstrap(list(pairs.values()), groups, num_resamples=num_resamples, seed=seed)
-    differences = {
-        "macro_f1": paired_macro_f1(
-            _hot(labels, base.shape[1]), base, tuned, groups, num_resamples=num_resamples, seed=seed
-        ),
-        **dict(zip(pairs, found, strict=True)),
-    }
-    only_base, only_tuned, p_value = mcnemar(
-        *([row["scores"]["accuracy"] == 1 for row in results[which]] for which in ("base", "tuned"))
-    )
-    return {
-        "metrics": {name: describe(name, difference) for name, difference in differences.items()},
-        "mcnemar": {"accuracy": {"only_base": only_base, "only_tuned": only_tuned, "p_value": p_value}},
-    }
+    right_at = {"accuracy": said == labels}
+    if len(names) > TOP:
+        right_at[f"top_{TOP}_accuracy"] = (best == labels[:, None]).any(1)
+    for number, level in enumerate(map(np.array, head.levels()), 1):
+        right_at[f"accuracy_level_{number}"] = level[said] == level[labels]
+    for i, result in enumerate(results):
+        result["output"] = names[said[i]]
+        result["confidence"] = round(float(probabilities[i, said[i]]), 6)
+        result["loss_nats"] = float(-log_probs[i, labels[i]])
+        result["scores"] = {name: float(right[i]) for name, right in right_at.items()}
+    return results
 
 
 def _given(answers: Answers) -> NDArray[np.bool_]:

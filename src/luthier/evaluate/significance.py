@@ -93,6 +93,7 @@ def compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: 
     Returns:
         ``num_rows``, ``num_groups``, ``metrics`` and, where rows were generated, ``mcnemar``, ``macro`` (the generated scores
         as means over groups of their means) and ``baseline`` (their means for a rule without a model, if the task has one).
+        Of classes: ``mcnemar``, and metrics with ``macro_f1`` over the classes and without what is counted by token.
         Where rows name ``strata`` in their ``meta``: ``strata``, name -> value -> the same of the rows that have it.
     """
     result = _compare(predictions, num_resamples, seed)
@@ -111,18 +112,22 @@ def compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: 
 def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: int) -> dict[str, Any]:
 
     def ratio(which: str, numerator: str, denominator: str, scale: float = 1.0) -> Ratio:
-        of = [{**p[which], "target_bytes": p["target_bytes"]} for p in predictions]
+        of = [{**p[which], "target_bytes": p.get("target_bytes")} for p in predictions]
         return Ratio([row[numerator] / scale for row in of], [row[denominator] for row in of])
 
     def pair(*columns: Any, transform: Callable[[Floats], Floats] | None = None) -> Pair:
         return Pair(ratio("base", *columns), ratio("tuned", *columns), transform)
 
-    pairs = {
-        "loss": pair("weighted_nats", "weight"),
-        "perplexity": pair("weighted_nats", "weight", transform=np.exp),
-        "bits_per_byte": pair("loss_nats", "target_bytes", math.log(2)),
-        "token_accuracy": pair("num_correct", "num_tokens"),
-    }
+    of_classes = bool(predictions) and "labels" in predictions[0]
+    if of_classes:
+        pairs = {"loss": pair("loss_nats", "num_tokens")}
+    else:
+        pairs = {
+            "loss": pair("weighted_nats", "weight"),
+            "perplexity": pair("weighted_nats", "weight", transform=np.exp),
+            "bits_per_byte": pair("loss_nats", "target_bytes", math.log(2)),
+            "token_accuracy": pair("num_correct", "num_tokens"),
+        }
     scores = {
         name: [[p[which]["scores"][name] for p in predictions] for which in ("base", "tuned")]
         for name in (predictions[0]["base"].get("scores", {}) if predictions else {})
@@ -136,12 +141,16 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
             Ratio([score * share for score, share in zip(base, shares, strict=True)], shares),
             Ratio([score * share for score, share in zip(tuned, shares, strict=True)], shares),
         )
-        for name, (base, tuned) in scores.items()
+        for name, (base, tuned) in (scores.items() if not of_classes else ())
     }
     differences = paired_bootstrap(
         [*pairs.values(), *macro.values()], groups, num_resamples=num_resamples, seed=seed
     )
     result: dict[str, Any] = {"num_rows": len(predictions), "num_groups": len(set(groups)), "metrics": {}}
+    if of_classes:
+        hot = _hot([[p["labels"], p["base"]["labels"], p["tuned"]["labels"]] for p in predictions])
+        f1 = paired_macro_f1(*hot, groups, num_resamples=num_resamples, seed=seed)
+        result["metrics"]["macro_f1"] = describe("macro_f1", f1)
     for name, difference in zip(pairs, differences, strict=False):
         result["metrics"][name] = describe(name, difference)
     if macro:
@@ -164,6 +173,16 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
             "p_value": p_value,
         }
     return result
+
+
+def _hot(names: Sequence[Sequence[Sequence[str]]]) -> tuple[Bools, Bools, Bools]:
+    """Which classes each row has, and which two classifiers give it, shape (N, C) each, of the names of those."""
+    index = {name: place for place, name in enumerate(sorted({n for row in names for of in row for n in of}))}
+    found = np.zeros((3, len(names), len(index)), bool)
+    for number, row in enumerate(names):
+        for side, given in enumerate(row):
+            found[side, number, [index[name] for name in given]] = True
+    return found[0], found[1], found[2]
 
 
 def describe(name: str, difference: Difference) -> dict[str, Any]:

@@ -48,7 +48,11 @@ def observations(history: History, smoothed: Smoothed) -> list[Observation]:
     ]
     if diverged is None:
         rose = _overfitting(line, evals, noise)
-        found += [rose, None if rose else _plateau(evals) or _still_falling(evals), _gap(history, line, evals, noise)]
+        found += [
+            rose,
+            None if rose else _plateau(evals) or _still_falling(evals),
+            _gap(history, line, evals, noise),
+        ]
     return [observation for observation in found if observation is not None]
 
 

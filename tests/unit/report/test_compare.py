@@ -1,18 +1,22 @@
 import csv
 import io
 import json
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 from rich.console import Console
+from sklearn.metrics import f1_score
+from sklearn.preprocessing import MultiLabelBinarizer
 from tests.fixtures.synthetic_run import write_run
 
 from luthier.errors import UserError
 from luthier.evaluate import significance
 from luthier.report import compare, compare_files
-from luthier.run_folder import RunFolder, read_jsonl, write_text
+from luthier.run_folder import RunFolder, read_json, read_jsonl, write_json, write_text
 
 
 def paired(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -123,6 +127,30 @@ def test_wins_and_losses_are_the_rows_that_differ_most(tmp_path: Path) -> None:
         )
     [examples] = compare.compare([first, second], bootstrap).examples
     assert [(row["id"], row["gain"]) for row in examples] == [(ids[1], 1.0), (ids[0], -1.0)]
+
+
+def test_classifiers_are_compared_by_their_answers(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    for run, seed in ((first, 1), (second, 2)):
+        draw, said = random.Random(0), random.Random(seed)
+        change(run, labels=lambda row, draw=draw: sorted({draw.choice("abc"), draw.choice("abc")}))
+        change(run, tuned=lambda row, said=said: {
+            "output": "", "labels": said.choice([row["labels"], ["a"], []]), "loss_nats": said.random(), "num_tokens": 1,
+            "scores": {"accuracy": float(said.random() < 0.5)},
+        })  # fmt: skip
+        change(run, base=lambda row: row["tuned"], target_bytes=lambda row: None)
+        write_json(run.scores, {**read_json(run.scores), **bootstrap(list(read_jsonl(run.predictions)))})
+    result = compare.compare([first, second], bootstrap)
+    assert result.against_first.keys() == {"macro_f1", "loss", "accuracy"} and not result.notes
+    rows = [list(read_jsonl(run.predictions)) for run in (first, second)]
+    hot = MultiLabelBinarizer(classes=list("abc"))
+    true = hot.fit_transform([row["labels"] for row in rows[0]])
+    for side, of_run in zip(("base", "tuned"), rows, strict=True):
+        answers = hot.transform([row["tuned"]["labels"] for row in of_run])
+        figures = {name: test["figures"][side] for name, [test] in result.against_first.items() if test}
+        assert figures["macro_f1"] == pytest.approx(f1_score(true, answers, average="macro"))
+        assert figures["loss"] == pytest.approx(fmean(row["tuned"]["loss_nats"] for row in of_run))
+    assert result.strata[0]["length"] and result.examples[0]
 
 
 def test_files_hold_the_same_figures(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> None:
     from luthier.recipe import Recipe
 
     tokenizer = load_tokenizer(Recipe().model)
-    tokenizer.encode("x = 1\n" * 1000, first=True)  # what is made once is no part of a rate
+    tokenizer.encode("x = 1\n" * 60_000, first=True)  # what is made once is no part of a rate
     files = [] if options.measure == "prepare" else texts(options.most_files)
     began = time.perf_counter()
     if options.measure == "prepare":

@@ -82,7 +82,9 @@ def test_tiny_run_learns_and_reports(tmp_path: Path, way: str) -> None:
     assert found["unknown_labels"] == (0 if way == "several" else 3)
     assert "n-gram baseline" in place.report.read_text()
     compared = CliRunner().invoke(app, ["compare", str(place.path), str(place.path)])
-    assert compared.exit_code == 0 and "Macro F1" in compared.output and "no clear difference" in compared.output
+    assert (
+        compared.exit_code == 0 and "Macro F1" in compared.output and "no clear difference" in compared.output
+    )
     history = read_jsonl(place.history)
     if way == "words":
         assert "bits_per_byte" in history[0]["eval"]

@@ -54,18 +54,23 @@ def test_the_faster_reader_gives_the_same_tokens(text: str) -> None:
             assert (read.ids.tolist(), list(map(tuple, read.offsets.tolist()))) == (right.ids, right.offsets)
 
 
-def test_long_texts_go_through_it_and_control_tokens_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_made_when_much_was_read_and_is_used_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     usual = fast.FastReader.read
     monkeypatch.setattr(
         fast.FastReader, "read", lambda self, texts, **how: seen.extend(texts) or usual(self, texts, **how)
     )
-    tokenizer = smollm()
-    plain, special = "x = 1\n" * 400, "x = 1\n" * 400 + "<|im_end|>"
-    tokenizer.encode_with_starts(plain, first=True, control=False)
+    monkeypatch.setattr("luthier.encoding.text_tokenizer.MANY", 1000)
+    tokenizer = TextTokenizer(copy.deepcopy(smollm().hf))
+    plain, special = "x = 1\n" * 100, "x = 1\n" * 100 + "<|im_end|>"
+    slowly = tokenizer.encode_with_starts(plain, first=True, control=False)
+    assert not seen
+    fastly = tokenizer.encode_with_starts(plain, first=True, control=False)
+    assert seen[-1] == plain
+    for one, other in zip(slowly, fastly, strict=True):
+        assert np.array_equal(one, other)
     tokenizer.encode_with_starts(special, first=True, control=True)
-    tokenizer.encode_with_starts("x = 1\n", first=True, control=False)
-    assert [text for text in seen if len(text) >= fast.LONG] == [plain]
+    assert seen[-1] == plain  # control tokens are not for it
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.encode(plain) == tokenizer.encode(plain)
 
@@ -78,6 +83,7 @@ def test_a_reader_that_reads_anything_otherwise_is_not_used(monkeypatch: pytest.
 
     tokenizer, right = TextTokenizer(copy.deepcopy(smollm().hf)), smollm().encode("x = 1\n" * 400)
     monkeypatch.setattr(fast.FastReader, "read", wrong)
+    monkeypatch.setattr("luthier.encoding.text_tokenizer.MANY", 0)
     assert tokenizer._fast == (None, None)
     assert tokenizer.encode("x = 1\n" * 400) == right
 
@@ -93,7 +99,8 @@ def test_lossy_is_what_decoding_does_not_give_back(text: str, data: st.DataObjec
             assert tokenizer.is_lossy(tried, text) == (tokenizer.decode(tried) != text)
 
 
-def test_many_texts_are_read_like_each_by_itself() -> None:
+def test_many_texts_are_read_like_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.encoding.text_tokenizer.MANY", 0)
     texts = [
         "x = 1\n" * 300,
         "",

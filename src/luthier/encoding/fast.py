@@ -1,4 +1,4 @@
-"""A faster reading of long texts into tokens by tokie, used only where it was seen to give the very same ids and offsets.
+"""A faster reading of texts into tokens by tokie, used only where it was seen to give the very same ids and offsets.
 
 Only plain text is left to it: printable ASCII with tabs and line ends, where a byte is a character, and no added token. Of other characters tokie
 (0.1.4) takes some for another kind than the tokenizers do (Roman numerals are no numbers to it, and some controls are no space),
@@ -29,8 +29,8 @@ _LAST_CUT = re.compile(rf".*{_CUT.pattern}", re.DOTALL)
 _ACROSS = re.compile(
     r"[0-9A-Za-z][ \t\n\rĠĊĉč\u2581]"
 )  # as byte-level and other vocabularies spell white space
-# Characters from which a text is worth a faster reader, which takes a moment to make and to try out.
-LONG = 1000
+# Characters that must have been read before a faster reader pays, which takes a second to make and to try out.
+MANY = 300_000
 # Letters with and without a part in contractions, a capital, a digit, an apostrophe, white space of all kinds, signs.
 _KINDS = "stleaS1' \t\n\r.="
 # Code, white space, digits, quotes, capitals, contractions, repetitions, signs, and what is no word of any language.
@@ -65,11 +65,12 @@ class Read(NamedTuple):
     @classmethod
     def of(cls, encoding: Encoding) -> Read:
         """The tokens of the tokenizer itself."""
-        return cls(np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int64).reshape(-1, 2))
+        offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding.ids))
+        return cls(np.array(encoding.ids, np.int32), offsets.reshape(-1, 2))
 
 
 class FastReader:
-    """A tokenizer that leaves the plain parts of long texts to tokie.
+    """A tokenizer that leaves the plain parts of texts to tokie.
 
     Args:
         slow: The tokenizer, without post-processor, truncation and padding.

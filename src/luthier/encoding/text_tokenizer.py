@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from luthier.encoding.fast import LONG, FastReader, Read, fast_reader
+from luthier.encoding.fast import MANY, FastReader, Read, fast_reader
 from luthier.encoding.infill import stop_tokens
 from luthier.encoding.token_bytes import token_bytes
 from luthier.errors import UserError
@@ -48,6 +48,7 @@ class TextTokenizer:
         added = {token.content: int(i) for i, token in hf.added_tokens_decoder.items()}
         ends = [added[token] for token in stop_tokens(added)]
         self.stop_ids = frozenset([*stop_ids, *ends, *([] if self.eos_id is None else [self.eos_id])])
+        self._num_read = 0  # characters
         settings = json.loads(hf.backend_tokenizer.to_str())
         # The post-processor adds BOS and shortens offsets; truncation and padding would cut text in silence.
         settings |= {"post_processor": None, "truncation": None, "padding": None}
@@ -143,7 +144,8 @@ class TextTokenizer:
 
     def _read(self, texts: Sequence[str], *, first: bool, control: bool, offsets: bool = True) -> list[Read]:
         backend = self._first if first else self._next
-        fast = self._fast[not first] if sum(map(len, texts)) >= LONG else None
+        self._num_read += sum(map(len, texts))
+        fast = self._fast[not first] if self._num_read >= MANY else None
         if fast is not None and not (control and any(map(self.has_special_string, texts))):
             found = fast.read(texts, offsets=offsets)
         else:

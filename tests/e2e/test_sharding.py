@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.e2e.test_classification import recipe as classifier
 from tests.fixtures.processes import Luthier, luthier
 from tests.fixtures.tiny_model import make_model, save_model
 from tests.fixtures.tiny_run import write_recipe
@@ -181,3 +182,17 @@ def test_wrapping_that_leaves_weights_whole_is_an_error(monkeypatch):
 def test_compiling_shards_is_refused_by_the_recipe():
     with pytest.raises(ValueError, match="compile and sharding exclude each other"):
         Train(sharding="fsdp", compile=True)
+
+
+def test_a_classifier_is_trained_on_two_processes_and_on_shards_as_on_one(tmp_path: Path) -> None:
+    path = classifier(
+        tmp_path, {"hierarchy": "i", "class_weights": "balanced"}, max_steps=4, eval_every_steps=2
+    )
+    luthier(["check", path, "model.precision=fp32", "--run", tmp_path / "checked"], tmp_path / "log")
+    runs = {}
+    for name, count, sharding in (("one", 1, "none"), ("two", 2, "none"), ("shards", 2, "fsdp")):
+        runs[name] = Path(shutil.copytree(tmp_path / "checked", tmp_path / name))
+        overrides = ["model.precision=fp32", f"train.sharding={sharding}"]
+        luthier(["train", path, *overrides, "--run", runs[name]], tmp_path / f"log-{name}", count)
+    for name in ("two", "shards"):
+        agree(runs["one"], runs[name])

@@ -114,7 +114,7 @@ def _row_scores(base: PreTrainedModel, batch: Batch, cache: Cache | None) -> Tok
     head, read_BT = head_of(base), batch.loss_weights_BT != 0
     assert head is not None
     rows_N = _rows(batch)[read_BT]
-    logits_NC = row_logits(base, batch, cache)
+    logits_NC = own_row_logits(base, batch, cache)
     targets = class_targets(head, batch.labels, rows_N.device)[rows_N]
     best_N, labels_N = predicted(logits_NC, targets, head)
     return TokenScores(
@@ -126,8 +126,14 @@ def _row_scores(base: PreTrainedModel, batch: Batch, cache: Cache | None) -> Tok
     )
 
 
-def row_logits(base: PreTrainedModel, batch: Batch, cache: Cache | None = None) -> Tensor:
+def row_logits(base: PreTrainedModel, batch: Batch) -> Tensor:
     """What the head for classes says at each token with a weight: fp32, shape (N, C); rows in the batch's order."""
+    sharded: Callable[..., Tensor] | None = vars(base).get("sharded_row_logits")
+    return own_row_logits(base, batch, None) if sharded is None else sharded(batch, None)
+
+
+def own_row_logits(base: PreTrainedModel, batch: Batch, cache: Cache | None) -> Tensor:
+    """``row_logits`` of a model whose weights are all here."""
     hidden_BTD = base.base_model(**forward_inputs(base.base_model, batch, cache)).last_hidden_state
     return class_logits(base, hidden_BTD[batch.loss_weights_BT != 0])
 

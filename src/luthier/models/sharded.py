@@ -67,8 +67,9 @@ def shard(model: PreTrainedModel | PeftModel, device: torch.device, num_processe
         if hasattr(part, "set_reduce_scatter_unused_params"):  # torch 2.13; of experts a process may use none
             part.set_reduce_scatter_unused_params(True)
     # Scores are computed past the model's own forward; this makes them a forward pass in the eyes of FSDP.
-    base.sharded_scores = MethodType(_scores, base)  # type: ignore[assignment] # typed as a tensor or layer
-    register_fsdp_forward_method(base, "sharded_scores")
+    for name, method in (("sharded_scores", _scores), ("sharded_row_logits", forward.own_row_logits)):
+        setattr(base, name, MethodType(method, base))
+        register_fsdp_forward_method(base, name)
     if outside := [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]:
         raise UserError(
             f"{len(outside)} parameters are in no shard, first {outside[0]}",

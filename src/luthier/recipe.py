@@ -230,6 +230,8 @@ class Data(Options):
     """Shares of the splits; by group, by a stable hash."""
     max_length: int = Field(512, ge=8)
     """Longest row in tokens; context is trimmed to it, targets never."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of what is drawn when rows are made: splits, ``max_rows``, what a task draws. Without it the recipe's; with it, runs of several seeds have the same rows."""
     max_rows: dict[Literal["train", "eval", "test"], Annotated[int, Field(ge=1)]] = {}
     """Keep at most this many rows of a split, chosen by a stable hash; the rest is counted as ``over-max-rows``."""
     near_duplicates: Literal["drop", "keep-together", "off"] = "drop"
@@ -497,6 +499,11 @@ class Recipe(Options):
     """The page."""
     stages: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], dict[str, Any]] = {}
     """Trainings one after the other, by name, each with the recipe's keys that it has otherwise: ``{plain: {}, hard: {train: {epochs: 1}}}``. Each goes on from what the one before it has trained, unless its own ``model`` says ``name``, ``start_from`` or ``scratch``; ``stage:NAME`` there is the result of an earlier one."""
+
+    @property
+    def rows_seed(self) -> int:
+        """Seed of what is drawn when rows are made."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @model_validator(mode="after")
     def _shardable(self) -> Recipe:

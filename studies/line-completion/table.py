@@ -27,7 +27,7 @@ METRICS = {
 INTRODUCTION = """\
 # Line completion: BiGS, Mamba-2 and a Transformer
 
-Two state-space models and a Transformer of the same size, pretrained on the same code with fill-in-the-middle and tuned to complete lines. One command, in resumable
+Two state-space models and a Transformer of about the same size, pretrained on the same code with fill-in-the-middle and tuned to complete lines. One command, in resumable
 parts of at most 45 minutes:
 
 ```
@@ -38,8 +38,9 @@ python studies/line-completion/run.py
 the test. No project is in two of them. Lines are cut at a token inside them, as in the published test sets; scores are the official evaluator's. Figures on these files do
 not compare with published ones.
 
-**Models.** Random weights around one byte-level BPE of 4,096 tokens. BiGS is the causal form with a short convolution. Pretraining: 3 million tokens, half of the windows with a gap.
-Tuning: 1,600 lines of at most 256 tokens, one epoch, three seeds, of two learning rates the one with the lower validation loss at seed 0. The embedded model (135 million
+**Models.** Random weights around one byte-level BPE of 4,096 tokens. BiGS is the causal form with a short convolution. Pretraining: 3 million tokens, half of the windows with a gap; the
+Transformer's windows share batches, those of the state-space models are padded, since a state would run on into the next row. Tuning: 1,600 lines of at most 256 tokens, of files
+that pretraining read too, one epoch, three seeds on the same rows, of three learning rates the one with the lowest validation loss at seed 0. The embedded model (135 million
 parameters, pretrained by its authors on far more) is a point of reference, tuned with LoRA on the same rows, one seed. Its tokens are others: of its figures
 only exact match, edit similarity and bits per byte compare.
 
@@ -61,7 +62,7 @@ def page(path: Path = RESULTS) -> str:
         lines += [
             "## Differences",
             "",
-            "Seed by seed on the same rows; 95% intervals, Student's over three seeds.",
+            "Seed by seed on the same rows; 95% intervals, Student's over three seeds, of the rows cut off a bootstrap over files at one seed.",
             "",
         ]
         lines += differences(figures)
@@ -112,7 +113,7 @@ def truncation(figures: dict[str, Any]) -> str:
     )
     if "naive_untrained_rows_of_study" in figures:
         text += (
-            f" Of the study's own rows (256 tokens) it is {figures['naive_untrained_rows_of_study']:.1%}; BiGS tuned on what is left, with the same test rows, "
+            f" Of the 1,600 rows that the models are tuned on (256 tokens) it is {figures['naive_untrained_rows_of_study']:.1%}; BiGS tuned on the others, cut off, "
             "is the last line of the scores."
         )
     return text

@@ -109,7 +109,9 @@ def _taken_over(run: RunFolder, key: str) -> bool:
 
 def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
     """Everything that the rows depend on, as JSON: prepared data whose inputs are the same is not made again."""
-    data = recipe.data.model_dump(mode="json", exclude={"num_workers", "source", *_OWN_SOURCES.values()})
+    data = recipe.data.model_dump(
+        mode="json", exclude={"num_workers", "seed", "source", *_OWN_SOURCES.values()}
+    )
     sources = {}
     for name in ("source", *_OWN_SOURCES.values()):
         options = getattr(recipe.data, name)
@@ -124,7 +126,7 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
         "task": _described(recipe.task["type"], task) | {"fingerprint": task.fingerprint()},
         "data": data,
         "tokenizer": tokenizer.hash(),
-        "seed": recipe.seed,
+        "seed": recipe.rows_seed,
         "code": hash_folder(
             package,
             ("prepare/*.py", "encoding/*.py", "projects/*.py", "sources/*.py", "rows.py", "records.py"),
@@ -274,7 +276,7 @@ class _Preparation:
         shares = [0.0 if name in self._own() else getattr(self.recipe.data.splits, name) for name in SPLITS]
         splits = ranks.astype(np.uint8)
         free = keep & (ranks == 0)
-        splits[free] = assign(groups[free], copies.clusters[free], shares, self.recipe.seed)
+        splits[free] = assign(groups[free], copies.clusters[free], shares, self.recipe.rows_seed)
         return keep, splits
 
     def _own(self) -> list[str]:
@@ -300,7 +302,7 @@ class _Preparation:
         hashes: dict[str, list[np.ndarray]] = {split: [np.empty(0, np.uint64)] for split in SPLITS}
         chunks = encode_chunks(
             num_workers(self.recipe.data.num_workers, self.raw), keep, splits, self.raw,
-            {"type": self.recipe.task["type"], **self.task.model_dump(mode="json")}, self.tokenizer, self.recipe.data.max_length, self.recipe.seed,
+            {"type": self.recipe.task["type"], **self.task.model_dump(mode="json")}, self.tokenizer, self.recipe.data.max_length, self.recipe.rows_seed,
         )  # fmt: skip
         num_records = num_no_example = 0
         for chunk in chunks:
@@ -332,7 +334,7 @@ class _Preparation:
     def _limit(self, split: str, hashes: np.ndarray, limit: int) -> None:
         """Copies at most ``limit`` rows of a split to their place: those whose ids have the smallest hashes."""
         keep = np.zeros(len(hashes), bool)
-        seeded = hashes ^ np.uint64(stable_hash(str(self.recipe.seed)))  # another seed, other rows
+        seeded = hashes ^ np.uint64(stable_hash(str(self.recipe.rows_seed)))  # another seed, other rows
         keep[np.argsort(seeded, kind="stable")[:limit]] = True
         start = 0
         with RowWriter(self.folder / f"{split}.arrow") as writer:
@@ -385,7 +387,7 @@ class _Preparation:
             raise UserError(
                 f"the {split} split is empty: {num_groups} groups are too few for a share of {share:g}",
                 f"recipe key data.splits.{split}",
-                f"take more data or finer groups, a larger share, or another seed (now {self.recipe.seed})"
+                f"take more data or finer groups, a larger share, or another seed (now {self.recipe.rows_seed})"
                 + ("" if split == "train" else f"; or none, with data.splits.{split}: 0"),
             )
 

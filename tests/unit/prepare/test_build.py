@@ -162,6 +162,19 @@ def test_a_limit_keeps_the_same_rows_whatever_stands_beside_them(tmp_path: Path)
     assert len(old) < 40 and set(old) <= set(kept[0]) and old == [name for name in kept[0] if name in old]
 
 
+def test_rows_of_several_seeds_are_the_same_where_the_data_have_their_own(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", texts(100))
+    found = []
+    for own in (None, 7):
+        for seed in (1, 2):
+            run = RunFolder(tmp_path / f"{own}-{seed}")
+            recipe = tiny_recipe(path, max_rows={"train": 40}, seed=seed)
+            data = recipe.data.model_copy(update={"seed": own})
+            prepare(recipe.model_copy(update={"data": data}), run, TOKENIZER)
+            found.append({split: [row.id for row in Rows(run.rows(split))] for split in ("train", "test")})
+    assert found[0] != found[1] and found[2] == found[3]
+
+
 def test_adding_records_moves_no_other(tmp_path: Path) -> None:
     found = []
     for name, made in (("a", texts(80)), ("b", [*texts(80), *texts(80, seed=3)])):

@@ -247,7 +247,7 @@ def _examples(
         return
     record = replace(record, fields=json.loads(fields))
     for item in context.task.examples(
-        record, split, tokenizer, max_length=context.recipe.data.max_length, seed=context.recipe.seed
+        record, split, tokenizer, max_length=context.recipe.data.max_length, seed=context.recipe.rows_seed
     ):
         if isinstance(item, Example):
             yield item

@@ -89,7 +89,9 @@ def add_figures(figures: dict[str, Any]) -> None:
         notes="By rows: synthetic instruction rows; rows/s and MB/s of JSONL from reading to the manifest, without start and imports; "
         "compare cpu_seconds where others used the machine (load average). Peak memory: proportional set size of the process and its "
         "workers together, sampled five times a second, imports included; and resident size of the largest process. By files: [median, "
-        "lowest, highest] of the rounds; a ratio is of two measurements of one round.",
+        "lowest, highest] of the rounds; a ratio is of two measurements of one round. speed_vs_datasets_map, mb_per_s and files_per_s are of "
+        "reading texts into ids and writing those, which is all that datasets.map does; stage_... of all of prepare: unpacking, copies, windows, "
+        "rows, ledger.",
     )
 
 

@@ -57,6 +57,28 @@ def test_lora_as_one_product_is_peft_s(family):
     assert torch.equal(loss_and_gradients(model)[0], loss)
 
 
+@torch.no_grad()
+def test_a_model_that_is_asked_has_one_product_for_as_long_as_that_takes():
+    model = adapted("llama")
+    batch = collate(random_rows(6), 0)
+    plain = token_scores(model, batch).nll_N
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with fused.fused_lora(model):
+        assert sum(hasattr(layer, "_luthier_joined") for layer in model.modules()) == LAYERS["llama"]
+        assert torch.allclose(token_scores(model, batch).nll_N, plain, rtol=1e-5)
+    assert not any("forward" in vars(layer) for layer in model.modules())
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert torch.equal(token_scores(model, batch).nll_N, plain)
+    fused.fuse_lora(model)  # as in training, where adapters go on changing afterwards
+    with fused.fused_lora(model):
+        pass
+    next(p for name, p in model.named_parameters() if "lora_B" in name).data.zero_()
+    changed = token_scores(model, batch).nll_N
+    fused.unfuse(model)
+    assert not torch.allclose(changed, plain)
+    assert torch.allclose(token_scores(model, batch).nll_N, changed, rtol=1e-5)
+
+
 def test_an_update_below_the_output_s_rounding_is_not_lost():
     """One product in bf16 keeps what a sum of two rounded outputs loses."""
     torch.manual_seed(0)

@@ -29,6 +29,7 @@ from luthier.evaluate.significance import compare
 from luthier.metrics import classes as metrics
 from luthier.models.classifier import head_of
 from luthier.models.forward import base_model, row_logits
+from luthier.models.fused import fused_lora
 from luthier.models.label_words import LabelTree, label_scores
 from luthier.recipe import Head, Recipe
 from luthier.records import Row
@@ -150,10 +151,11 @@ def _judge(
         done = 0
         extra = 0 if tree is None else len(tree.nodes)
         # Rows of similar length share a batch; their answers go back to their own places.
-        for group in micro_batches((rows.lengths() + extra).tolist(), recipe.train.tokens_at_once):
-            found[group] = _scores(model, tree, [rows.row(i) for i in group])
-            done += len(group)
-            report("classifying", done, len(rows))
+        with fused_lora(model):
+            for group in micro_batches((rows.lengths() + extra).tolist(), recipe.train.tokens_at_once):
+                found[group] = _scores(model, tree, [rows.row(i) for i in group])
+                done += len(group)
+                report("classifying", done, len(rows))
         return found
 
     return judge

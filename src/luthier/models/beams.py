@@ -612,13 +612,9 @@ def _in_use(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     base = base_model(model)
     config = base.config
     before = config._attn_implementation
-    is_fused = any(hasattr(layer, "_luthier_joined") for layer in model.modules())
-    if not is_fused:
-        fused.fuse_lora(model)
     config._attn_implementation = NAME
     try:
-        yield
+        with fused.fused_lora(model):
+            yield
     finally:
         config._attn_implementation = before
-        if not is_fused:
-            fused.unfuse(model)

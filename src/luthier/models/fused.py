@@ -7,7 +7,8 @@ O outputs, r rank.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -123,6 +124,7 @@ def _is_plain(layer: LoraLinear) -> bool:
         and not layer.lora_bias[names[0]]
         and not layer.fan_in_fan_out
         and type(base) is nn.Linear
+        and type(base.weight) is nn.Parameter  # not one in shards
         and not base.weight.requires_grad
         and base.weight.is_floating_point()
     )
@@ -192,18 +194,42 @@ def _compiled_forward(kind: type[nn.Module]) -> Callable[..., Any]:
     return forward
 
 
+@contextmanager
+def fused_lora(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """The adapter as one product while the model is asked; nothing may change its weights meanwhile."""
+    if any(hasattr(layer, "_luthier_joined") for layer in model.modules()) or not fuse_lora(model):
+        yield
+        return
+    decoder: Any = base_model(model).base_model
+    decoder._luthier_hook.remove()
+    _refresh(decoder, None)
+    try:
+        yield
+    finally:
+        unfuse_lora(model)
+
+
 def unfuse(model: PreTrainedModel | PeftModel) -> None:
     """Takes all replacements away; the model computes by its own code again."""
     compiled.switch(False)
+    unfuse_lora(model)
     for layer in model.modules():
-        replaced = getattr(vars(layer).get("forward"), "__func__", None)
-        if replaced is _lora_forward or hasattr(replaced, "_luthier"):
+        if hasattr(getattr(vars(layer).get("forward"), "__func__", None), "_luthier"):
             del layer.forward
-        if isinstance(layer, LoraLinear) and hasattr(layer, "_luthier_joined"):
-            base: Any = layer.get_base_layer()
-            base.weight.data = base.weight.data.clone()
-            del layer._luthier_joined
         if hasattr(layer, "_luthier_hook"):
             hook: Any = layer._luthier_hook
             hook.remove()
             del layer._luthier_hook
+
+
+def unfuse_lora(model: PreTrainedModel | PeftModel) -> None:
+    """Takes the one product away from every LoRA layer."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLinear) and hasattr(layer, "_luthier_joined"):
+            base: Any = layer.get_base_layer()
+            base.weight.data = base.weight.data.clone()
+            del layer._luthier_joined, layer.forward
+    decoder: Any = base_model(model).base_model
+    if hasattr(decoder, "_luthier_hook"):
+        decoder._luthier_hook.remove()
+        del decoder._luthier_hook

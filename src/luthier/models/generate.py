@@ -27,6 +27,7 @@ from luthier.models.forward import (
     name_of_cache,
     token_scores,
 )
+from luthier.models.fused import fused_lora
 from luthier.models.memory import give_back
 from luthier.models.sharded import is_sharded, same_everywhere
 from luthier.records import Row
@@ -127,40 +128,41 @@ def score_and_generate(
     plain = not head_is_plain(model, collate([prompt_row([1, 1])], 0).to(base_model(model).device))
     alone = list(range(len(rows)))
     try:
-        if share_prefixes and not (window or base_model(model)._is_stateful or is_sharded(model)):
-            families, alone = _families(rows)
-            for family in families:
-                yield from _from_one_prefix(
-                    model, tokenizer, rows, family, plain, max_new_tokens, stop, batch_size
+        with fused_lora(model):
+            if share_prefixes and not (window or base_model(model)._is_stateful or is_sharded(model)):
+                families, alone = _families(rows)
+                for family in families:
+                    yield from _from_one_prefix(
+                        model, tokenizer, rows, family, plain, max_new_tokens, stop, batch_size
+                    )
+            order = sorted(alone, key=lambda i: -rows[i].num_prompt_tokens)
+            for start in range(0, len(order), batch_size):
+                indices = order[start : start + batch_size]
+                batch = collate([rows[i] for i in indices], pad_id=0).to(base_model(model).device)
+                cache = DynamicCache(config=base_model(model).config)
+                lengths_B = torch.tensor(
+                    [rows[i].num_prompt_tokens for i in indices], device=batch.input_ids_BT.device
                 )
-        order = sorted(alone, key=lambda i: -rows[i].num_prompt_tokens)
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            batch = collate([rows[i] for i in indices], pad_id=0).to(base_model(model).device)
-            cache = DynamicCache(config=base_model(model).config)
-            lengths_B = torch.tensor(
-                [rows[i].num_prompt_tokens for i in indices], device=batch.input_ids_BT.device
-            )
-            if base_model(model)._is_stateful:
-                scores = token_scores(model, batch, plain=plain)
-                mask_BT = _read_prompts(model, [rows[i] for i in indices], cache)
-            else:
-                cache.activate_past_recording()  # for layers with a window, so that they can be cut back below
-                scores = token_scores(model, batch, plain=plain, cache=cache)
-                cache.crop(int(lengths_B.max()) - batch.input_ids_BT.shape[1])  # by so many tokens
-                mask_BT = (
-                    torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None]
-                ).long()
-            firsts_B = scores.best_N[
-                torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=lengths_B.device))
-            ]
-            firsts_B = same_everywhere(model, firsts_B)
-            outputs = continue_prompts(
-                model, tokenizer, cache, mask_BT, lengths_B, firsts_B, max_new_tokens, stop
-            )
-            del cache, batch
-            give_back()
-            yield indices, scores, outputs
+                if base_model(model)._is_stateful:
+                    scores = token_scores(model, batch, plain=plain)
+                    mask_BT = _read_prompts(model, [rows[i] for i in indices], cache)
+                else:
+                    cache.activate_past_recording()  # for layers with a window, so that they can be cut back below
+                    scores = token_scores(model, batch, plain=plain, cache=cache)
+                    cache.crop(int(lengths_B.max()) - batch.input_ids_BT.shape[1])  # by so many tokens
+                    mask_BT = (
+                        torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None]
+                    ).long()
+                firsts_B = scores.best_N[
+                    torch.searchsorted(scores.rows_N, torch.arange(len(indices), device=lengths_B.device))
+                ]
+                firsts_B = same_everywhere(model, firsts_B)
+                outputs = continue_prompts(
+                    model, tokenizer, cache, mask_BT, lengths_B, firsts_B, max_new_tokens, stop
+                )
+                del cache, batch
+                give_back()
+                yield indices, scores, outputs
     finally:
         model.train(was_training)
 

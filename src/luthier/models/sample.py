@@ -21,6 +21,7 @@ from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.models.forward import base_model, forward_inputs
+from luthier.models.fused import fused_lora
 from luthier.models.generate import Output, continue_prompts, prompt_row
 from luthier.models.memory import give_back
 from luthier.ontology.constrain import State, TokenChoice
@@ -102,22 +103,23 @@ def sample(
     stop = re.compile(how.stop_pattern) if how.stop_pattern else None
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     try:
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            rows = [prompt_row(prompts[i]) for i in indices]
-            batch = collate(rows, pad_id=0, side="left").to(base.device)
-            cache = DynamicCache(config=base.config)
-            logits_BV = model(**forward_inputs(base, batch, cache), **few_logits).logits[:, -1]
-            lengths_B = torch.tensor([len(row.input_ids) for row in rows], device=logits_BV.device)
-            chooser = _Chooser(how, [names[i] for i in indices], choice)
-            firsts_B = chooser(logits_BV, list(range(len(rows))), [[] for _ in rows])
-            outputs = continue_prompts(
-                model, tokenizer, cache, batch.attention_mask_BT, lengths_B, firsts_B, how.max_new_tokens, stop, chooser,
-            )  # fmt: skip
-            del cache, batch
-            give_back()
-            logs = chooser.log_probabilities
-            yield indices, [Sampled(o, log[: len(o.ids)]) for o, log in zip(outputs, logs, strict=True)]
+        with fused_lora(model):
+            for start in range(0, len(order), batch_size):
+                indices = order[start : start + batch_size]
+                rows = [prompt_row(prompts[i]) for i in indices]
+                batch = collate(rows, pad_id=0, side="left").to(base.device)
+                cache = DynamicCache(config=base.config)
+                logits_BV = model(**forward_inputs(base, batch, cache), **few_logits).logits[:, -1]
+                lengths_B = torch.tensor([len(row.input_ids) for row in rows], device=logits_BV.device)
+                chooser = _Chooser(how, [names[i] for i in indices], choice)
+                firsts_B = chooser(logits_BV, list(range(len(rows))), [[] for _ in rows])
+                outputs = continue_prompts(
+                    model, tokenizer, cache, batch.attention_mask_BT, lengths_B, firsts_B, how.max_new_tokens, stop, chooser,
+                )  # fmt: skip
+                del cache, batch
+                give_back()
+                logs = chooser.log_probabilities
+                yield indices, [Sampled(o, log[: len(o.ids)]) for o, log in zip(outputs, logs, strict=True)]
     finally:
         model.train(was_training)
 

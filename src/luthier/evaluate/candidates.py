@@ -21,7 +21,7 @@ from luthier.execution.bugs import Bug, bug_of
 from luthier.models.beams import Continuation, Search, continuations
 from luthier.recipe import Recipe
 from luthier.records import Dropped, Example, Record
-from luthier.run_folder import hash_value, logger, read_jsonl
+from luthier.run_folder import hash_value, logger, read_jsonl, write_text
 from luthier.tasks.repair import Attempt, Repair
 
 Progress = Callable[[str, int, int | None], None]
@@ -116,16 +116,15 @@ def generate_candidates(
     lines = read_jsonl(path)
     known = {line["bug"]: line for line in lines[1:]} if lines and lines[0].get("key") == key else {}
     prompts = {each.bug.id: hash_value(each.prompt) for each in asked}
-    known = {name: line for name, line in known.items() if prompts.get(name) == line["prompt"]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        for line in ({"key": key}, *known.values()):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
-        todo = [each for each in asked if each.bug.id not in known]
-        if todo:
-            logger.info("repair: candidates of %d bugs", len(todo))
-            found = continuations(lend(), tokenizer, [each.prompt for each in todo], search)
+    known = {name: line for name, line in known.items() if prompts.get(name, line["prompt"]) == line["prompt"]}
+    write_text(path, "".join(_json_line(line) for line in ({"key": key}, *known.values())))  # without a half line
+    todo = [each for each in asked if each.bug.id not in known]
+    if todo:
+        logger.info("repair: candidates of %d bugs", len(todo))
+        found = continuations(
+            lend(), tokenizer, [each.prompt for each in todo], search, [each.bug.id for each in todo]
+        )
+        with open(path, "a", encoding="utf-8") as file:
             for number, (index, outputs) in enumerate(found, 1):
                 each = todo[index]
                 line = {
@@ -136,7 +135,7 @@ def generate_candidates(
                     "candidates": chosen(each, outputs, task, recipe),
                 }
                 known[each.bug.id] = line
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(_json_line(line))
                 file.flush()
                 if progress:
                     progress("generating", number, len(todo))
@@ -212,3 +211,7 @@ def chosen(
         row["duplicate_of"] = ranks.get(same) if same is not None else None
         ranks.setdefault(same, rank)
     return kept
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

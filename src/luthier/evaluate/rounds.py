@@ -211,7 +211,8 @@ class _Writer:
             else:
                 todo.append((index, shown, prompt))
         began = time.monotonic()
-        outputs = self._outputs([prompt for _, _, prompt in todo], number)
+        names = [talks[index].asked.bug.id for index, _, _ in todo]
+        outputs = self._outputs([prompt for _, _, prompt in todo], names, number)
         for done, (place, written, num_prompt_tokens) in enumerate(outputs, 1):
             index, text, prompt = todo[place]
             seconds, began = time.monotonic() - began, time.monotonic()
@@ -239,7 +240,9 @@ class _Writer:
             return found.reason, None
         return self.tokenizer.decode(found.prompt, first=True), found.prompt
 
-    def _outputs(self, prompts: Sequence[Any], number: int) -> Iterator[tuple[int, list[Continuation], int]]:
+    def _outputs(
+        self, prompts: Sequence[Any], names: Sequence[str], number: int
+    ) -> Iterator[tuple[int, list[Continuation], int]]:
         if not prompts:
             return
         search = search_of(self.recipe)
@@ -251,7 +254,7 @@ class _Writer:
             return
         assert self.tokenizer is not None and self.lend is not None
         self.model = self.model or self.lend()
-        for index, outputs in continuations(self.model, self.tokenizer, prompts, search):
+        for index, outputs in continuations(self.model, self.tokenizer, prompts, search, names):
             yield index, outputs, len(prompts[index])
 
     def _line(

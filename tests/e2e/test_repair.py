@@ -155,6 +155,16 @@ def test_checkpoints_are_told_apart_by_what_passes(run: RunFolder) -> None:
     assert found["by"] == "plausible@3" and found["checkpoints"][0]["plausible@1"]["value"] is not None
 
 
+def test_checkpoints_are_chosen_by_the_most_candidates(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [*(f"plausible@{k}" for k in (1, 3, 5, 10)), "compile_rate"]
+    metrics = {name: {"value": 0.5, "interval": None} for name in names}
+    monkeypatch.setattr(repair, "repair", lambda *_, **__: {"metrics": metrics})
+    pipeline.repair(run.recipe, folder=run.path, checkpoints=True)
+    assert read_json(run.repair / "checkpoints.json")["by"] == "plausible@10"
+
+
 def test_every_option_is_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = pipeline.read(run.recipe)
     read: set[str] = set()

@@ -46,7 +46,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def test_patches_after_kills_are_those_of_one_go(tmp_path: Path) -> None:
-    bugs = write_bugs(tmp_path / "bugs.jsonl", 5)
+    bugs = write_bugs(tmp_path / "bugs.jsonl")
     source = {"type": "bugs", "path": str(bugs), "id_column": "id", "group_column": "project"}
     settings = {"num_candidates": 2, "max_new_tokens": 6, "timeout_s": 30, "memory_mib": 512}
     recipe = write_recipe(
@@ -56,17 +56,17 @@ def test_patches_after_kills_are_those_of_one_go(tmp_path: Path) -> None:
     luthier(["repair", recipe, "--base", "--run", whole], tmp_path / "log")
     written, judged = killed / "repair" / "base" / "candidates.jsonl", killed / "repair" / "judged.jsonl"
     kept: list[list[str]] = []
-    for moment, count in (("generating", 3), ("taking up", 1), ("judging", 9)):
+    for moment, count in (("generating", 3), ("taking up", 1), ("judging", 7)):
         trap = functools.partial(_trap, moment, count, killed / "repair")
         run = Luthier(["repair", recipe, "--base", "--run", killed], tmp_path / "log", trap=trap)
         assert run.codes() == [-signal.SIGKILL], (moment, run.said()[-2000:])
         kept.append([*_lines(written), *_lines(judged)])
-    assert [len(lines) for lines in kept[:2]] == [3, 3] and len(kept[2]) > 6  # a line of its own says by what
+    assert [len(lines) for lines in kept[:2]] == [3, 3] and len(kept[2]) > 4  # a line of its own says by what
     luthier(["repair", recipe, "--base", "--run", killed], tmp_path / "log")
     after = {*_lines(written), *_lines(judged)}
     assert all(after.issuperset(lines) for lines in kept)
     keys = [json.loads(line)["key"] for line in _lines(judged)]
     assert len(set(keys)) == len(keys) == len(_lines(whole / "repair" / "judged.jsonl"))
     assert sorted(_lines(written)) == sorted(_lines(whole / "repair" / "base" / "candidates.jsonl"))
-    for name in ("repair.json",):
-        assert (killed / "repair/base" / name).read_bytes() == (whole / "repair/base" / name).read_bytes()
+    tables = [(run / "repair" / "base" / "repair.json").read_bytes() for run in (killed, whole)]
+    assert tables[0] == tables[1]

@@ -111,7 +111,7 @@ def generate_candidates(
     """
     settings = recipe.repair
     search = search_of(recipe)
-    key = hash_value([identity, str(search), settings.num_candidates, settings.refill, settings.rank_by,
+    key = hash_value([identity, str(search), settings.num_candidates, settings.refill, settings.written_order,
                       task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
     lines = read_jsonl(path)
     known = {line["bug"]: line for line in lines[1:]} if lines and lines[0].get("key") == key else {}
@@ -188,12 +188,13 @@ def chosen(
             }
         )
     rows = [row for row in rows if row["same"] is None or row["same"] not in earlier]
-    counts = Counter(row["same"] for row in rows)
+    # An output without a function agrees with none.
+    counts = Counter(row["same"] for row in rows if row["same"] is not None)
     settings = recipe.repair
-    if settings.rank_by == "mean-logprob":
+    if settings.written_order == "mean-logprob":
         rows.sort(key=lambda row: -row["logprob"] / max(1, row["num_tokens"]))
-    elif settings.rank_by == "agreement":
-        rows.sort(key=lambda row: -counts[row["same"]] if row["same"] is not None else 0)
+    elif settings.written_order == "agreement":
+        rows.sort(key=lambda row: -counts[row["same"]])
     buggy = normalised(asked.place.text, language)
     seen: set[Any] = set()
     new: list[dict[str, Any]] = []

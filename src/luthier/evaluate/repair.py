@@ -122,8 +122,9 @@ def _same_form(form: dict[str, Any], run: RunFolder, recipe: Recipe) -> None:
             str(run.form()),
             "train with the task repair, or judge --base",
         )
-    # Forms of before there were chats and attempts do not name them.
-    before = {"format": "completion", "attempts": form["attempts"], **read_json(run.form())}
+    # Older forms do not name all.
+    before = {"format": "completion", **{key: form[key] for key in ("attempts", "chat_template")}}
+    before |= read_json(run.form())
     differing = [
         f"{key}: {before.get(key)!r} in training, {form.get(key)!r} now"
         for key in form

@@ -128,7 +128,7 @@ def repair_in_rounds(
     proven = [each for each in asked if not proofs[each.bug.id].reason]
     # Budgets are no part of it: with a larger one the same conversations go on.
     key = hash_value([identity, str(search_of(recipe)), recipe.repair.num_candidates, recipe.repair.refill,
-                      recipe.repair.rank_by, task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
+                      recipe.repair.written_order, task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
     talks = [_begun(each, folder / "conversations", key) for each in proven]
     writer = _Writer(task, tokenizer, lend, recipe, progress)
     rounds: list[dict[str, Any]] = []

@@ -145,7 +145,7 @@ def summary(
         ):
             scores[f"{name}@{k}"] = [float(any(good(r) for r in of[bug][:k])) for bug in bugs]
     shares: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-        "compile_rate": lambda r: r["verdict"] not in ("compile-error", "not-judged"),
+        "compile_rate": lambda r: r["compiled"],
         "distinct_rate": lambda r: r["duplicate_of"] is None,
         "unchanged_rate": lambda r: r["unchanged"],
     }

@@ -432,6 +432,8 @@ class Repair(Options):
     """Of samples."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Samples are drawn from the likeliest tokens that add up to this."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What writes the candidates: the model in this process, or vLLM where that is installed; ``auto`` takes vLLM where there is a GPU as well. Which it was stands in ``candidates.jsonl``."""
     rows_at_once: int = Field(80, ge=1)
     """Beams of all bugs that are computed at once; changes speed and memory only."""
     other_format: Literal["refuse", "warn"] = "refuse"

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from luthier import pipeline
 from luthier.cli import app
 from luthier.errors import UserError
-from luthier.evaluate import patches, repair, rounds
+from luthier.evaluate import patches, repair
 from luthier.evaluate.patches import compare_repairs
+from luthier.models import engines
 from luthier.recipe import Options, Repair, Rounds
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
@@ -127,9 +128,9 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(run: RunFolder, monkeypatch:
     def counted(todo: Any, *others: Any) -> Any:
         def lend() -> Any:
             asked.append(1)
-            return others[2]()
+            return others[1]()
 
-        return usual(todo, others[0], others[1], lend, *others[3:])
+        return usual(todo, others[0], lend, *others[2:])
 
     monkeypatch.setattr(repair, "generate_candidates", counted)
     pipeline.repair(run.recipe, folder=run.path, base=True)
@@ -209,7 +210,7 @@ def test_patches_that_pass_are_learned_and_the_loop_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Script()
-    monkeypatch.setattr(rounds, "continuations", script)
+    monkeypatch.setattr(engines, "continuations", script)
     bugs = scripted.write_bugs(tmp_path / "bugs.jsonl")
     path = write_recipe(
         tmp_path,

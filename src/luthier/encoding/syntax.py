@@ -78,7 +78,9 @@ def functions(text: bytes, language: Language) -> list[Function]:
             seen[name] = seen.get(name, 0) + 1
             shown = name if seen[name] == 1 else f"{name}#{seen[name]}"
             outer = node.parent if node.parent and node.parent.type == "decorated_definition" else node
-            found.append(Function(shown, *_whole_lines(text, outer.start_byte, outer.end_byte), _parameters(node)))
+            found.append(
+                Function(shown, *_whole_lines(text, outer.start_byte, outer.end_byte), _parameters(node))
+            )
         inner = f"{owner}{_name(node)}." if node.type in _OWNERS[language] else owner
         walk += [(child, inner) for child in reversed(node.named_children)]
     return found

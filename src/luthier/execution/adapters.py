@@ -369,7 +369,16 @@ class Java(Adapter):
             Step("compile", [*compiled, *sources]),
             Step(
                 "test",
-                [java, *flags, "-XX:MaxJavaStackTraceDepth=64", "-ea", "-cp", path, "LuthierRun", *self.junit],
+                [
+                    java,
+                    *flags,
+                    "-XX:MaxJavaStackTraceDepth=64",
+                    "-ea",
+                    "-cp",
+                    path,
+                    "LuthierRun",
+                    *self.junit,
+                ],
                 collect=[_END, _CASES],
             ),
         ]

@@ -187,9 +187,7 @@ class _Samples:
 class _Prompt:
     """A prompt in work: its searches, one a group."""
 
-    def __init__(
-        self, index: int, length: int, search: Search, stop_ids: frozenset[int], name: str
-    ) -> None:
+    def __init__(self, index: int, length: int, search: Search, stop_ids: frozenset[int], name: str) -> None:
         self.index, self.length, self.search = index, length, search
         self.first = 0  # column of the new tokens' keys and values that its own begin at
         self.searches: list[_Beams] | list[_Samples]

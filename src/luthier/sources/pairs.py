@@ -126,9 +126,7 @@ def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> 
             "both versions have functions of this name, and their parameters do not tell which belong together",
             budgeted=False,
         )
-    changed = [
-        key for key, (f, g) in pairs.items() if old[f.start : f.end] != new[g.start : g.end]
-    ]
+    changed = [key for key, (f, g) in pairs.items() if old[f.start : f.end] != new[g.start : g.end]]
     changed = [key for key in changed if not any(other.startswith(f"{key}.") for other in changed)]
     if not changed and not unpaired:
         yield Dropped(

@@ -25,10 +25,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def written(*texts: str) -> list[Continuation]:
-    return [
-        Continuation([1], text, -1.0 - place, 3, -1.0 - place, True)
-        for place, text in enumerate(texts)
-    ]
+    return [Continuation([1], text, -1.0 - place, 3, -1.0 - place, True) for place, text in enumerate(texts)]
 
 
 def test_outputs_that_give_no_function_agree_with_nothing() -> None:
@@ -37,7 +34,7 @@ def test_outputs_that_give_no_function_agree_with_nothing() -> None:
     rows = chosen(asked(), written("no", "nor this", good), task, recipe(num_candidates=3))
     assert [(row["function"] is None, row["agreement"]) for row in rows] == [(True, 0), (True, 0), (False, 1)]
     judged = [
-        {**row, "bug": "b", "rank": rank, "exact": False, "ast": False, "fence": "",
+        {**row, "bug": "b", "rank": rank, "exact": False, "ast": False, "fence": "", "compiled": row["function"] is not None,
          "verdict": "not-judged" if row["function"] is None else "passed"}
         for rank, row in enumerate(rows, 1)
     ]  # fmt: skip
@@ -48,7 +45,9 @@ def test_outputs_that_give_no_function_agree_with_nothing() -> None:
 def test_ranked_by_tests_what_passes_comes_first_and_duplicates_name_it(tmp_path: Path) -> None:
     functions = ["def f(x):\n    return (\n", "def f(x):\n    return 0\n", FIXED, FIXED + "\n"]
     given = tmp_path / "given.jsonl"
-    given.write_text("".join(f'{{"bug": "b", "function": {text!r}}}\n'.replace("'", '"') for text in functions))
+    given.write_text(
+        "".join(f'{{"bug": "b", "function": {text!r}}}\n'.replace("'", '"') for text in functions)
+    )
     tables, ranks = [], []
     for order in ("score", "tests"):
         settings = recipe(num_candidates=4, rank_by=order)

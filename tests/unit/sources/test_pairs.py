@@ -160,9 +160,15 @@ def test_overloads_are_matched_by_their_parameters() -> None:
     new = "  int f(long c) { return 7; }\n"
 
     def found(*sides: str, language: Any = "java") -> list[tuple[str, str]]:
-        wrapped = [f"class A {{\n{side}}}\n".encode() for side in sides] if language == "java" else [s.encode() for s in sides]
+        wrapped = (
+            [f"class A {{\n{side}}}\n".encode() for side in sides]
+            if language == "java"
+            else [s.encode() for s in sides]
+        )
         return [
-            (item.fields["before"], item.fields["after"]) if isinstance(item, Record) else (item.id, item.reason)
+            (item.fields["before"], item.fields["after"])
+            if isinstance(item, Record)
+            else (item.id, item.reason)
             for item in changed_functions("a", *wrapped, language)
         ]
 

@@ -214,7 +214,9 @@ def test_a_chat_keeps_what_was_asked_and_the_last_attempts(tokenizer: TextTokeni
     assert "return c - b" in shown and "return 8\n" in shown and "return 0\n" not in shown
 
 
-def test_another_chat_template_is_another_form(tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_chat_template_is_another_form(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forms = []
     for template in ("{{ messages[0].content }}", "{{ messages[0].content }} "):
         monkeypatch.setattr(tokenizer.hf, "chat_template", template)

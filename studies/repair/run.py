@@ -198,7 +198,9 @@ def recipe(training: tuple[str, str, int], options: argparse.Namespace) -> list[
         f"task.max_input_tokens={LONGEST_FIX}", f"task.max_output_tokens={LONGEST_FIX}",
         f"evaluate.max_new_tokens={LONGEST_FIX + 1 if answer == 'OR1' else tokens}", f"repair.max_new_tokens={tokens}",
         "repair.refill=false", "repair.num_beams=10", f"data.max_length={options.limits['row']}",
-        *(["train.max_steps=2", "check.waive=[initial-loss]"] if options.tried else []),
+        # A deletion has no lines to write as OR2.
+        f"check.waive={json.dumps(['empty-target', *(['initial-loss'] if options.tried else [])])}",
+        *(["train.max_steps=2"] if options.tried else []),
     ]  # fmt: skip
 
 

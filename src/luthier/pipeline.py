@@ -428,10 +428,9 @@ def _repair_by_checkpoint(recipe: Recipe, place: RunFolder, progress: Progress |
             str(place.checkpoints),
             "train with train.keep_checkpoints as high as wanted",
         )
-    last = (
-        max(name for name in entries[0] if name.startswith("plausible@"))
-        if len(entries[0]) > 3
-        else "plausible@1"
+    last = max(
+        (name for name in entries[0] if name.startswith("plausible@")),
+        key=lambda name: int(name.removeprefix("plausible@")),
     )
     best = max(entries, key=lambda entry: (entry[last]["value"] or 0.0, -entry["step"]))
     write_json(

@@ -418,8 +418,8 @@ class Repair(Options):
     """Beams or samples of each bug; ``auto`` is as many as candidates. More of them are a reserve for ``refill``."""
     refill: bool = True
     """Put further beams in the place of those that repeat another or change nothing, white space and comments apart."""
-    rank_by: Literal["score", "mean-logprob", "agreement"] = "score"
-    """Order of the candidates: the search's own score, the mean log-probability of their tokens, or how many beams wrote the same."""
+    rank_by: Literal["score", "mean-logprob", "agreement", "tests"] = "score"
+    """Order of the candidates: the search's own score, the mean log-probability of their tokens, how many beams wrote the same, or, once they are judged, what their tests said: what passes comes first, so that ``plausible@1`` is ``plausible@k``."""
     max_new_tokens: int = Field(256, ge=1)
     """Tokens of a candidate at most."""
     length_penalty: float = 1.0
@@ -432,6 +432,8 @@ class Repair(Options):
     """Of samples."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Samples are drawn from the likeliest tokens that add up to this."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What writes the candidates: the model in this process, or vLLM where that is installed; ``auto`` takes vLLM where there is a GPU as well. Which it was stands in ``candidates.jsonl``."""
     rows_at_once: int = Field(80, ge=1)
     """Beams of all bugs that are computed at once; changes speed and memory only."""
     other_format: Literal["refuse", "warn"] = "refuse"
@@ -451,6 +453,11 @@ class Repair(Options):
     def beams(self) -> int:
         """``num_beams``, whatever was given."""
         return self.num_candidates if self.num_beams == "auto" else self.num_beams
+
+    @property
+    def written_order(self) -> str:
+        """Order of the candidates before they are judged."""
+        return "score" if self.rank_by == "tests" else self.rank_by
 
     @model_validator(mode="after")
     def _enough(self) -> Repair:

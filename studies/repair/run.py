@@ -1,16 +1,18 @@
 """Which representation repairs most, how many epochs, and what another comment format costs: judged by execution.
 
-    python studies/repair/run.py                          # two hours on two cores; writes results.json
-    python studies/repair/run.py --minutes 40             # as far as that; the next call goes on
-    python studies/repair/run.py --try                    # two steps and two bugs of each; writes nothing
+    python studies/repair/run.py                          # 40 minutes; call it again until it says that it is done
+    python studies/repair/run.py --codrep FILE --humaneval-java FILE
+    python studies/repair/run.py --try                    # two steps and two bugs of each; writes no results
 
-The embedded model learns fixes (CodRep's pairs with ``--codrep FILE``, else bugs planted into the standard library) as
-IR1 x OR1, IR3 x OR2 and IR4 x OR2 for two epochs, and as IR4 x OR2 for one and for five; ten candidates of each planted bug of
-``benchmarks/planted/python.json`` (``--bugs`` of them, and, with ``--humaneval FILE``, as many of HumanEvalPack's Python) are
-judged by their tests; and IR4 x OR2 once more with its buggy lines commented in another way than it was trained with. With
-CodRep, exact matches on held-out pairs as well.
+The embedded model learns fixes (in Java, CodRep's pairs, with ``--codrep FILE``; else in Python, bugs planted into the standard
+library) as IR1 x OR1, IR3 x OR2 and IR4 x OR2 for two epochs, and as IR4 x OR2 for one and for five. It is judged in the
+language that it learned: ten candidates of each planted bug of ``benchmarks/planted/LANGUAGE.json`` and of HumanEvalPack
+(``--humaneval-python FILE``, ``--humaneval-java FILE``), ``--bugs`` of each list, by their tests; by exact matches on held-out
+fixes; and IR4 x OR2 once more with its buggy lines commented in another way than it was trained with. Fixes that are among the
+bugs are kept out of training. The longest fix of a bug decides how many tokens a candidate may have, so that none is out of reach.
 
-Every part is a run folder in ``--work`` that goes on where it was stopped.
+Every part is a run folder in ``--work`` that goes on where it was stopped. A part that would not end within ``--minutes``, by
+the time that such parts took, is left to the next call; the first one of a call always runs.
 """
 
 from __future__ import annotations
@@ -18,57 +20,157 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from luthier.encoding.encode import encode_prompt
+from luthier.encoding.repair import output_text, place_of
 from luthier.evaluate.patches import compare_repairs
+from luthier.models.load import load_tokenizer
+from luthier.recipe import Model, build
+from luthier.records import Example, Record
 from luthier.run_folder import read_json, write_json
+from luthier.tasks.repair import Repair
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 
 import results  # noqa: E402 # what all benchmarks and studies write
 
-PLANTED = HERE.parents[1] / "benchmarks" / "planted" / "python.json"
+PLANTED = HERE.parents[1] / "benchmarks" / "planted"
 BEST = ("IR4", "OR2", 2)
 TRAININGS = (("IR1", "OR1", 2), ("IR3", "OR2", 2), BEST, ("IR4", "OR2", 1), ("IR4", "OR2", 5))
 MISMATCH = "task.comments=indented"
-TOKENS = {"OR1": 320, "OR2": 96}
+# Fixes to learn have an input and an output of so many tokens at most, whatever the representation: the same for all.
+LONGEST_FIX = 400
+MOST = 2048  # positions of the model
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--codrep", type=Path)
-    parser.add_argument("--humaneval", type=Path)
-    parser.add_argument("--planted", type=Path, default=PLANTED)
+    parser.add_argument("--codrep", type=Path, help="learn these fixes, in Java")
+    for language in ("python", "java"):
+        parser.add_argument(f"--planted-{language}", type=Path, default=PLANTED / f"{language}.json")
+        parser.add_argument(f"--humaneval-{language}", type=Path)
     parser.add_argument("--rows", type=int, default=600, help="fixes to train on")
-    parser.add_argument("--bugs", type=int, default=100, help="so many of each list, spread over it")
+    parser.add_argument("--held-out", type=int, default=48, help="fixes to be met exactly")
+    parser.add_argument("--bugs", type=int, default=60, help="so many of each list, spread over it")
     parser.add_argument("--work", type=Path, default=Path("runs") / "study-repair")
-    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--model", default="embedded:smollm2-135m")
     parser.add_argument("--try", dest="tried", action="store_true")
     options = parser.parse_args()
-    until = time.monotonic() + 60 * options.minutes
-    benches = {"planted": {"type": "planted-bugs", "path": str(options.planted.resolve())}}
-    if options.humaneval:
-        benches["humaneval-pack"] = {
-            "type": "humaneval-pack",
-            "path": str(options.humaneval.resolve()),
-            "language": "python",
-        }
+    if options.tried:
+        options.work = options.work.with_name(f"{options.work.name}-tried")
+    options.work.mkdir(parents=True, exist_ok=True)
+    benches = lists(options)
+    options.benchmarks = list(benches.values())
+    benches = {name: limited(name, bugs, options) for name, bugs in benches.items()}
+    options.limits = limits(benches, options)
+    print(f"tokens: {options.limits}", flush=True)
+    clock = Clock(options.work / "seconds.json", 60 * options.minutes)
     for training in TRAININGS:
+        run = options.work / name_of(training)
+        settings = recipe(training, options)
+        trained = (run / "scores.json").is_file()
+        if not trained and not clock.runs(
+            "train", training[2], "evaluate", "repair", *settings, "--run", str(run)
+        ):
+            return
         for bench, bugs in benches.items():
             for changes in [[], [MISMATCH, "repair.other_format=warn"]] if training == BEST else [[]]:
-                if time.monotonic() > until:
-                    print("out of time: call it again to go on")
+                kept = run / f"study-{bench}{'-mismatch' if changes else ''}"
+                if (kept / "repair.json").is_file():
+                    continue
+                source = f"repair.bugs={json.dumps(bugs)}"
+                judged, shared = run / "repair" / "judged.jsonl", options.work / "judged.jsonl"
+                if shared.is_file() and not judged.is_file():  # the same bugs need no second proof
+                    judged.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(shared, judged)
+                if not clock.runs(f"judge {training[1]}", 1, "repair", str(run), source, *changes):
                     return
-                judge(training, bench, bugs, changes, options)
+                shutil.copy(judged, shared)
+                kept.mkdir(exist_ok=True)
+                for name in ("verdicts.jsonl", "repair.json"):
+                    (kept / name).write_bytes((run / "repair" / "tuned" / name).read_bytes())
     write(benches, options)
+    print("done")
+
+
+class Clock:
+    """Runs commands as long as there is time, by how long others of their kind took.
+
+    Args:
+        path: File with the longest seconds of each kind, per unit of its size.
+        budget: Seconds from now.
+    """
+
+    def __init__(self, path: Path, budget: float) -> None:
+        self.path, self.end, self.ran = path, time.monotonic() + budget, False
+        self.longest: dict[str, float] = read_json(path) if path.is_file() else {}
+
+    def runs(self, kind: str, size: float, *command: str) -> bool:
+        """Whether there was time, and the command was run."""
+        known = self.longest.get(kind, max(self.longest.values(), default=0.0))
+        if self.ran and time.monotonic() + known * size > self.end:
+            print(f"no time left for {' '.join(command[:2])}: call it again to go on")
+            return False
+        began = time.monotonic()
+        luthier(*command)
+        self.ran = True
+        self.longest[kind] = max(self.longest.get(kind, 0.0), (time.monotonic() - began) / size)
+        write_json(self.path, self.longest)
+        return True
+
+
+def language_of(options: argparse.Namespace) -> str:
+    """What is learned and judged: CodRep's fixes are Java."""
+    return "java" if options.codrep else "python"
+
+
+def lists(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The sources of bugs in the language that is learned."""
+    language = language_of(options)
+    planted, humaneval = (getattr(options, f"{name}_{language}") for name in ("planted", "humaneval"))
+    found: dict[str, dict[str, Any]] = {}
+    if planted.is_file():
+        found[f"planted-{language}"] = {"type": "planted-bugs", "path": str(planted.resolve())}
+    if humaneval:
+        found[f"humaneval-{language}"] = {"type": "humaneval-pack", "path": str(humaneval.resolve()), "language": language}  # fmt: skip
+    if not found:
+        raise SystemExit(f"no bugs: {planted} is not there (make it with benchmarks/planted/make.py {language}), and --humaneval-{language} is not given")  # fmt: skip
+    return found
+
+
+def limits(benches: dict[str, dict[str, Any]], options: argparse.Namespace) -> dict[str, int]:
+    """Tokens that outputs and rows have to have room for, and how many bugs have none in the model's positions."""
+    tokenizer = load_tokenizer(Model(name=options.model))
+    needs: list[tuple[str, int, int, str]] = []
+    for asked, answer, _ in TRAININGS:
+        task = Repair(input=asked, output=answer)
+        for bugs in benches.values():
+            for record in build("source", bugs, "the bugs").records():
+                sides = task.sides(record) if isinstance(record, Record) else None
+                if not isinstance(sides, tuple):
+                    continue
+                place, lines = place_of(sides[0], sides[1])
+                spans = task.prompt_spans(place, sides[2], "", tokenizer, 1 << 20)
+                prompt = encode_prompt(Example(record.id, spans, record.group), tokenizer, 1 << 20)
+                output = len(tokenizer.encode(output_text(place, lines, answer))) + 1
+                needs.append((answer, len(prompt), output, record.id))
+    fitting = [need for need in needs if need[1] + need[2] <= MOST]
+    found = {
+        answer: 8 * -(-max(o for a, _, o, _ in fitting if a == answer) // 8) for answer in ("OR1", "OR2")
+    }
+    room = max(2 * LONGEST_FIX, *(prompt + found[answer] for answer, prompt, *_ in fitting))
+    without = {name for answer, prompt, _, name in needs if prompt + found[answer] > MOST}
+    return {**found, "row": min(MOST, room), "bugs_without_room": len(without)}
 
 
 def name_of(training: tuple[str, str, int]) -> str:
@@ -86,43 +188,26 @@ def recipe(training: tuple[str, str, int], options: argparse.Namespace) -> list[
     if options.codrep:
         source = {"type": "repair-pairs", "path": str(options.codrep.resolve()), "before": "buggy_function", "after": "fixed_function",
                   "language": "java", "id_column": "id"}  # fmt: skip
-    rows = 64 if options.tried else options.rows
+    source["benchmarks"] = options.benchmarks
+    rows, held_out = (64, 4) if options.tried else (options.rows, options.held_out)
     asked, answer, epochs = training
+    tokens = options.limits[answer]
     return [
-        f"data.source={json.dumps(source)}", f"data.max_rows={json.dumps({'train': rows, 'eval': 40, 'test': 200})}",
+        f"data.source={json.dumps(source)}", f"data.max_rows={json.dumps({'train': rows, 'eval': 40, 'test': held_out})}",
         f"task.input={asked}", f"task.output={answer}", f"train.epochs={epochs}", f"model.name={options.model}",
-        f"evaluate.max_new_tokens={TOKENS[answer]}", f"repair.max_new_tokens={TOKENS[answer]}", "repair.refill=false",
-        "repair.num_beams=10", "data.max_length=768", *(["train.max_steps=2", "check.waive=[initial-loss]"] if options.tried else []),
+        f"task.max_input_tokens={LONGEST_FIX}", f"task.max_output_tokens={LONGEST_FIX}",
+        f"evaluate.max_new_tokens={LONGEST_FIX + 1 if answer == 'OR1' else tokens}", f"repair.max_new_tokens={tokens}",
+        "repair.refill=false", "repair.num_beams=10", f"data.max_length={options.limits['row']}",
+        # A deletion has no lines to write as OR2.
+        f"check.waive={json.dumps(['empty-target', *(['initial-loss'] if options.tried else [])])}",
+        *(["train.max_steps=2"] if options.tried else []),
     ]  # fmt: skip
 
 
-def judge(
-    training: tuple[str, str, int],
-    bench: str,
-    bugs: dict[str, Any],
-    changes: list[str],
-    options: argparse.Namespace,
-) -> None:
-    """Trains if that is not done, generates and judges; keeps the table beside the run."""
-    run = options.work / name_of(training)
-    kept = run / f"study-{bench}{'-mismatch' if changes else ''}"
-    if (kept / "repair.json").is_file():
-        return
-    settings = recipe(training, options)
-    if not (run / "adapter").is_dir():
-        verb = "train" if training[1] == "OR1" or not options.codrep else "evaluate"
-        luthier(verb, "repair", *settings, "--run", str(run))
-    luthier("repair", str(run), f"repair.bugs={json.dumps(limited(bugs, options))}", *changes)
-    kept.mkdir(exist_ok=True)
-    for name in ("verdicts.jsonl", "repair.json"):
-        (kept / name).write_bytes((run / "repair" / "tuned" / name).read_bytes())
-
-
-def limited(bugs: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def limited(name: str, bugs: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """A list of as many bugs as are wanted, spread over all, in a file of its own."""
     path = Path(bugs["path"])
-    few = options.work.resolve() / f"few-{bugs['type']}.json"
-    options.work.mkdir(parents=True, exist_ok=True)
+    few = options.work.resolve() / f"few-{name}.json"
     wanted = 2 if options.tried else options.bugs
 
     def spread(entries: list[Any]) -> list[Any]:
@@ -132,7 +217,18 @@ def limited(bugs: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
 
     if bugs["type"] == "planted-bugs":
         content = read_json(path)
-        write_json(few, {**content, "bugs": spread(content["bugs"])})
+        # Programs that lie beside the list are named by where they are.
+        places = {
+            program: program if "sha256" in about else str((path.parent / program).resolve())
+            for program, about in content["programs"].items()
+        }
+        write_json(
+            few,
+            {
+                "programs": {places[program]: about for program, about in content["programs"].items()},
+                "bugs": [{**bug, "program": places[bug["program"]]} for bug in spread(content["bugs"])],
+            },
+        )
     else:
         few = few.with_suffix(".jsonl")
         few.write_text("".join(json.dumps(row) + "\n" for row in spread(read_rows(path))))
@@ -168,16 +264,23 @@ def write(benches: dict[str, Any], options: argparse.Namespace) -> None:
                     "p_value": test["p_value"],
                 }
     figures["held_out_exact_match"] = {name: held_out(run) for name, run in of.items()}
+    figures["tokens"] = options.limits
     results.write(
         options.work / "results.json" if options.tried else HERE / "results.json",
         figures,
         command="python studies/repair/run.py"
         + (" --codrep FILE" if options.codrep else "")
-        + (" --humaneval FILE" if options.humaneval else ""),
+        + "".join(
+            f" --{name.replace('_', '-')} FILE"
+            for name in ("humaneval_python", "humaneval_java")
+            if getattr(options, name)
+        ),
         packages=("luthier", "torch", "transformers"),
-        notes=f"{options.rows} fixes to train on. Ten beams a bug, duplicates left in; a bug counts at k if any of its first k "
-        "candidates passes all tests; intervals of 95% by a bootstrap over bugs. only_first: bugs that only the first of both repaired; "
-        "p_value: McNemar's.",
+        notes=f"{options.rows} fixes to train on, {options.held_out} held out. Ten beams a bug, duplicates left in; a bug counts at k if any of its "
+        "first k candidates passes all tests; intervals of 95% by a bootstrap over functions (planted bugs) and problems (HumanEvalPack). "
+        "only_first: bugs that only the first of both repaired; p_value: McNemar's. tokens: the room of an output in either form, and of a row; "
+        "bugs_without_room are more than the model's positions, and none is left out otherwise.",
+        language=language_of(options),
     )
 
 
@@ -189,10 +292,8 @@ def scores(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def held_out(run: Path) -> Any:
-    """Exact match of the tuned model on held-out fixes, where it was asked."""
-    path = run / "scores.json"
-    found = read_json(path) if path.is_file() else {}
-    return found.get("metrics", {}).get("exact_match", {}).get("tuned")
+    """Exact match of the tuned model on held-out fixes."""
+    return read_json(run / "scores.json")["metrics"]["exact_match"]["tuned"]
 
 
 if __name__ == "__main__":

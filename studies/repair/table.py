@@ -20,7 +20,11 @@ python studies/repair/run.py
 IR1 x OR1 is the whole function in and out; IR3 x OR2 the function with the buggy lines replaced by a marker; IR4 x OR2 with the buggy lines commented out above it. The bugs are planted
 into functions of released packages and proven by their tests (`benchmarks/planted`).
 """
-BENCHES = {"planted": "Planted bugs", "humaneval-pack": "HumanEvalPack, Python"}
+BENCHES = {
+    f"{name}-{language}": f"{title}, {shown}"
+    for name, title in (("planted", "Planted bugs"), ("humaneval", "HumanEvalPack"))
+    for language, shown in (("python", "Python"), ("java", "Java"))
+}
 BEST = "ir4xor2-2"
 CLAIMS = {
     "ir1xor1-2": "IR4 x OR2 against IR1 x OR1",
@@ -37,7 +41,8 @@ def page(path: Path = RESULTS) -> str:
         return f"{INTRODUCTION}\nNot measured yet.\n"
     results = json.loads(path.read_text(encoding="utf-8"))
     figures = results["figures"]
-    lines = [INTRODUCTION, f"Made on {results['date']}."]
+    language = {"python": "Python", "java": "Java"}[results["language"]]
+    lines = [INTRODUCTION, f"Fixes and bugs in {language}. Made on {results['date']}."]
     for bench, title in BENCHES.items():
         names = [name for name in (*CLAIMS, BEST) if f"{bench}/{name}/bugs" in figures]
         if not names:
@@ -56,6 +61,14 @@ def page(path: Path = RESULTS) -> str:
             ]
             if None not in test:
                 lines.append(f"| {claim} | {test[0]} | {test[1]} | {test[2]:.3g} |")
+    lines += ["", "## Held-out fixes", "", "| | exact match |", "|---|--:|"]
+    for name in sorted(name for name in (*CLAIMS, BEST) if f"held_out_exact_match/{name}" in figures):
+        lines.append(f"| {shown(name)} | {share(figures[f'held_out_exact_match/{name}'])} |")
+    lines += [
+        "",
+        f"A candidate may have {figures['tokens/OR1']:.0f} tokens as OR1 and {figures['tokens/OR2']:.0f} as OR2: the longest fix of a bug fits. Bugs "
+        f"whose fix does not fit in the model's positions: {figures['tokens/bugs_without_room']:.0f}.",
+    ]
     return "\n".join([*lines, "", results["notes"]]) + "\n"
 
 

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from luthier import pipeline
 from luthier.cli import app
 from luthier.errors import UserError
-from luthier.evaluate import patches, repair, rounds
+from luthier.evaluate import patches, repair
 from luthier.evaluate.patches import compare_repairs
+from luthier.models import engines
 from luthier.recipe import Options, Repair, Rounds
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
@@ -127,9 +128,9 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(run: RunFolder, monkeypatch:
     def counted(todo: Any, *others: Any) -> Any:
         def lend() -> Any:
             asked.append(1)
-            return others[2]()
+            return others[1]()
 
-        return usual(todo, others[0], others[1], lend, *others[3:])
+        return usual(todo, others[0], lend, *others[2:])
 
     monkeypatch.setattr(repair, "generate_candidates", counted)
     pipeline.repair(run.recipe, folder=run.path, base=True)
@@ -153,6 +154,16 @@ def test_checkpoints_are_told_apart_by_what_passes(run: RunFolder) -> None:
     found = read_json(run.repair / "checkpoints.json")
     assert [entry["step"] for entry in found["checkpoints"]] == [3] and found["best_step"] == 3
     assert found["by"] == "plausible@3" and found["checkpoints"][0]["plausible@1"]["value"] is not None
+
+
+def test_checkpoints_are_chosen_by_the_most_candidates(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [*(f"plausible@{k}" for k in (1, 3, 5, 10)), "compile_rate"]
+    metrics = {name: {"value": 0.5, "interval": None} for name in names}
+    monkeypatch.setattr(repair, "repair", lambda *_, **__: {"metrics": metrics})
+    pipeline.repair(run.recipe, folder=run.path, checkpoints=True)
+    assert read_json(run.repair / "checkpoints.json")["by"] == "plausible@10"
 
 
 def test_every_option_is_read(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +210,7 @@ def test_patches_that_pass_are_learned_and_the_loop_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Script()
-    monkeypatch.setattr(rounds, "continuations", script)
+    monkeypatch.setattr(engines, "continuations", script)
     bugs = scripted.write_bugs(tmp_path / "bugs.jsonl")
     path = write_recipe(
         tmp_path,

@@ -37,6 +37,10 @@ def show(folder: Path, against: Path | None, console: Console) -> None:
             verdicts.add_row(*cells(verdict, *counts))
     console.print(verdicts)
     _metrics(results, console)
+    orders = table(console, "order of the candidates", "plausible@1", right=(1,))
+    for order, value in results["plausible_at_1_by_order"].items():
+        orders.add_row(*cells(order, _share(value)))
+    console.print(orders)
     console.print(Text(f"in full: {folder / 'repair.json'}, {folder / 'verdicts.jsonl'}", "dim"))
     if against is not None:
         from luthier.evaluate.patches import compare_repairs

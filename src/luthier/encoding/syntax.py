@@ -57,11 +57,13 @@ class Function:
     Attributes:
         name: With the classes and functions round it, joined by dots; a second one of the same name has ``#2`` behind.
         start, end: Its whole lines in the file's bytes, decorators included; just itself where it shares a line.
+        parameters: What tells functions of one name apart: the types of its parameters (Java), or their text.
     """
 
     name: str
     start: int
     end: int
+    parameters: str = ""
 
 
 def functions(text: bytes, language: Language) -> list[Function]:
@@ -76,7 +78,9 @@ def functions(text: bytes, language: Language) -> list[Function]:
             seen[name] = seen.get(name, 0) + 1
             shown = name if seen[name] == 1 else f"{name}#{seen[name]}"
             outer = node.parent if node.parent and node.parent.type == "decorated_definition" else node
-            found.append(Function(shown, *_whole_lines(text, outer.start_byte, outer.end_byte)))
+            found.append(
+                Function(shown, *_whole_lines(text, outer.start_byte, outer.end_byte), _parameters(node))
+            )
         inner = f"{owner}{_name(node)}." if node.type in _OWNERS[language] else owner
         walk += [(child, inner) for child in reversed(node.named_children)]
     return found
@@ -168,6 +172,17 @@ def _name(node: tree_sitter.Node) -> str:
         )
         name = name or node.child_by_field_name("name")
     return "" if name is None or name.text is None else name.text.decode("utf-8", "replace")
+
+
+def _parameters(node: tree_sitter.Node) -> str:
+    held = node.child_by_field_name("parameters")
+    if held is None:
+        return ""
+    types = [one.child_by_field_name("type") for one in held.named_children]
+    # A parameter's dimensions may stand behind its name, and a spread one has no field for its type.
+    typed = all(types) and all(one.child_by_field_name("dimensions") is None for one in held.named_children)
+    pieces = [one.text for one in types if one is not None] if typed and held.named_children else [held.text]
+    return ",".join("".join((piece or b"").decode("utf-8", "replace").split()) for piece in pieces)
 
 
 def _whole_lines(text: bytes, start: int, end: int) -> tuple[int, int]:

@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from transformers import PreTrainedModel
-
 from luthier.encoding.encode import encode_prompt
 from luthier.encoding.lexer import normalised
 from luthier.encoding.repair import Place, place_of
 from luthier.encoding.templates import RowError
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.execution.bugs import Bug, bug_of
-from luthier.models.beams import Continuation, Search, continuations
+from luthier.models.beams import Continuation, Search
+from luthier.models.engines import Opener
 from luthier.recipe import Recipe
 from luthier.records import Dropped, Example, Record
-from luthier.run_folder import hash_value, logger, read_jsonl
+from luthier.run_folder import hash_value, logger, read_jsonl, write_text
 from luthier.tasks.repair import Attempt, Repair
 
 Progress = Callable[[str, int, int | None], None]
@@ -90,8 +88,8 @@ def prompt_of(
 def generate_candidates(
     asked: Sequence[Asked],
     task: Repair,
-    tokenizer: TextTokenizer,
-    lend: Callable[[], PreTrainedModel | PeftModel],
+    opener: Opener,
+    engine: str,
     recipe: Recipe,
     path: Path,
     identity: Any,
@@ -102,8 +100,8 @@ def generate_candidates(
     Args:
         asked: The bugs.
         task: Turns outputs into functions.
-        tokenizer: The model's.
-        lend: Loads the model; not called where nothing is left to do.
+        opener: Loads the engine; not called where nothing is left to do.
+        engine: Its name.
         recipe: The run's.
         path: File of lines, one a bug, behind a first one that says what they were made by.
         identity: What the candidates depend on beside the recipe: the weights.
@@ -111,21 +109,22 @@ def generate_candidates(
     """
     settings = recipe.repair
     search = search_of(recipe)
-    key = hash_value([identity, str(search), settings.num_candidates, settings.refill, settings.rank_by,
+    key = hash_value([identity, str(search), settings.num_candidates, settings.refill, settings.written_order,
                       task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
+    head = {"key": key, "engine": engine}
     lines = read_jsonl(path)
-    known = {line["bug"]: line for line in lines[1:]} if lines and lines[0].get("key") == key else {}
+    known = {line["bug"]: line for line in lines[1:]} if lines and lines[0] == head else {}
     prompts = {each.bug.id: hash_value(each.prompt) for each in asked}
-    known = {name: line for name, line in known.items() if prompts.get(name) == line["prompt"]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        for line in ({"key": key}, *known.values()):
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
-        todo = [each for each in asked if each.bug.id not in known]
-        if todo:
-            logger.info("repair: candidates of %d bugs", len(todo))
-            found = continuations(lend(), tokenizer, [each.prompt for each in todo], search)
+    known = {
+        name: line for name, line in known.items() if prompts.get(name, line["prompt"]) == line["prompt"]
+    }
+    write_text(path, "".join(_json_line(line) for line in (head, *known.values())))  # without a half line
+    todo = [each for each in asked if each.bug.id not in known]
+    if todo:
+        logger.info("repair: candidates of %d bugs", len(todo))
+        names = [each.bug.id for each in todo]
+        found = opener().continuations([each.prompt for each in todo], search, names)
+        with open(path, "a", encoding="utf-8") as file:
             for number, (index, outputs) in enumerate(found, 1):
                 each = todo[index]
                 line = {
@@ -136,7 +135,7 @@ def generate_candidates(
                     "candidates": chosen(each, outputs, task, recipe),
                 }
                 known[each.bug.id] = line
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(_json_line(line))
                 file.flush()
                 if progress:
                     progress("generating", number, len(todo))
@@ -189,12 +188,13 @@ def chosen(
             }
         )
     rows = [row for row in rows if row["same"] is None or row["same"] not in earlier]
-    counts = Counter(row["same"] for row in rows)
+    # An output without a function agrees with none.
+    counts = Counter(row["same"] for row in rows if row["same"] is not None)
     settings = recipe.repair
-    if settings.rank_by == "mean-logprob":
+    if settings.written_order == "mean-logprob":
         rows.sort(key=lambda row: -row["logprob"] / max(1, row["num_tokens"]))
-    elif settings.rank_by == "agreement":
-        rows.sort(key=lambda row: -counts[row["same"]] if row["same"] is not None else 0)
+    elif settings.written_order == "agreement":
+        rows.sort(key=lambda row: -counts[row["same"]])
     buggy = normalised(asked.place.text, language)
     seen: set[Any] = set()
     new: list[dict[str, Any]] = []
@@ -212,3 +212,7 @@ def chosen(
         row["duplicate_of"] = ranks.get(same) if same is not None else None
         ranks.setdefault(same, rank)
     return kept
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier.evaluate.candidates import Asked
 from luthier.evaluate.significance import Pair, Ratio, mcnemar, paired_bootstrap
-from luthier.execution.adapters import VERDICTS
+from luthier.execution.adapters import VERDICTS, Judgement
 from luthier.execution.judge import Judge, Proof
 from luthier.execution.sandbox import Limits
 from luthier.metrics.code import same_tree
@@ -19,6 +19,7 @@ from luthier.records import Dropped
 from luthier.run_folder import read_json, read_jsonl, write_json, write_text
 
 Progress = Callable[[str, int, int | None], None]
+Judged = tuple[Asked, Mapping[str, Any], Judgement]
 _RANKS = (1, 3, 5, 10)
 _ORDERS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "score": lambda row: -row["score"],
@@ -60,9 +61,12 @@ def judge_candidates(
     proven = [each for each in asked if not proofs[each.bug.id].reason]
     wanted = [(each, row) for each in proven for row in candidates[each.bug.id]]
     found = judge.judge([(each.bug, row["function"]) for each, row in wanted], progress)
+    judged = [(each, row, judgement) for (each, row), judgement in zip(wanted, found, strict=True)]
+    if recipe.repair.rank_by == "tests":
+        judged = by_tests(judged)
     rows: list[dict[str, Any]] = []
     ranks: Counter[str] = Counter()
-    for (each, row), judgement in zip(wanted, found, strict=True):
+    for each, row, judgement in judged:
         ranks[each.bug.id] += 1
         rows.append(
             {
@@ -95,6 +99,30 @@ def judge_candidates(
     return results
 
 
+def by_tests(judged: Sequence[Judged]) -> list[Judged]:
+    """Judged candidates by verdict and then by test cases that passed, bug by bug, and otherwise in their order.
+
+    The first of those that say the same is the one that the others are duplicates of.
+    """
+    of: dict[str, list[Judged]] = {}
+    for one in judged:
+        of.setdefault(one[0].bug.id, []).append(one)
+    found: list[Judged] = []
+    for ones in of.values():
+        # By the rank that its duplicates name.
+        same = [row["duplicate_of"] or rank for rank, (_, row, _) in enumerate(ones, 1)]
+        order = sorted(
+            range(len(ones)),
+            key=lambda i: (VERDICTS.index(ones[i][2].verdict), -sum(ones[i][2].tests.values())),
+        )
+        firsts: dict[int, int] = {}
+        for rank, i in enumerate(order, 1):
+            each, row, judgement = ones[i]
+            first = firsts.setdefault(same[i], rank)
+            found.append((each, {**row, "duplicate_of": first if first < rank else None}, judgement))
+    return found
+
+
 def summary(
     rows: Sequence[Mapping[str, Any]],
     bugs: Sequence[str],
@@ -117,7 +145,7 @@ def summary(
         ):
             scores[f"{name}@{k}"] = [float(any(good(r) for r in of[bug][:k])) for bug in bugs]
     shares: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-        "compile_rate": lambda r: r["verdict"] not in ("compile-error", "not-judged"),
+        "compile_rate": lambda r: r["compiled"],
         "distinct_rate": lambda r: r["duplicate_of"] is None,
         "unchanged_rate": lambda r: r["unchanged"],
     }
@@ -210,7 +238,7 @@ def given_candidates(path: Path, asked: Sequence[Asked], recipe: Recipe) -> dict
         logprob, num_tokens = float(line.get("logprob", 0.0)), int(line.get("num_tokens", 1))
         by_bug[name].append(
             {"function": function, "logprob": logprob, "num_tokens": num_tokens, "score": float(line.get("score", -rank)),
-             "ended": True, "agreement": 1, "unchanged": same == places[name],
+             "ended": True, "agreement": int(bool(same)), "unchanged": same == places[name],
              "duplicate_of": seen.get((name, same)) if same else None}
         )  # fmt: skip
         seen.setdefault((name, same), rank)

@@ -10,11 +10,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from luthier import recipe as recipes
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
-from luthier.evaluate.candidates import ask, generate_candidates
+from luthier.evaluate.candidates import ask, generate_candidates, search_of
 from luthier.evaluate.patches import given_candidates, judge_candidates
 from luthier.evaluate.rounds import repair_in_rounds
-from luthier.models.load import load_tokenizer, load_trained, load_untrained, resolve
+from luthier.models.engines import Name, Opener, Transformers, chosen_engine, open_engine
+from luthier.models.load import load_tokenizer, resolve
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_folder, logger, read_json
 from luthier.tasks.repair import Repair
@@ -88,30 +90,40 @@ def repair(
         candidates = given_candidates(given, asked, recipe)
         return judge_candidates(asked, left_out, candidates, recipe, folder, memory, progress)
     identity: list[Any]
+    opener: Opener | None = None
     if tokenizer is None:
         assert server is not None
         identity = [server.url, server.model]
     else:
-        lend, weights = (lend, weights) if lend is not None else _lending(recipe, run, which, len(tokenizer))
-        identity = [weights, task.identity(tokenizer)]
+        engine = chosen_engine(recipe, checkpoint=lend is not None)
+        opener, weights = _opening(recipe, run, which, tokenizer, engine, lend, weights)
+        identity = [weights, task.identity(tokenizer), *([engine] if engine != "transformers" else [])]
     if rounds:
         return repair_in_rounds(
-            asked, left_out, task, tokenizer, lend, identity, recipe, folder, memory, progress
+            asked, left_out, task, tokenizer, opener, identity, recipe, folder, memory, progress
         )
-    assert tokenizer is not None and lend is not None
+    assert opener is not None
     path = folder / "candidates.jsonl"
-    candidates = generate_candidates(asked, task, tokenizer, lend, recipe, path, identity, progress)
+    candidates = generate_candidates(asked, task, opener, engine, recipe, path, identity, progress)
     return judge_candidates(asked, left_out, candidates, recipe, folder, memory, progress)
 
 
-def _lending(
-    recipe: Recipe, run: RunFolder, which: str, size: int
-) -> tuple[Callable[[], PreTrainedModel | PeftModel], str]:
-    """What loads the tuned or the base model, and the hash of what it loads."""
-    result = run.result()
-    if which == "tuned" and result is not None:
-        return lambda: load_trained(recipe.model, run, size), hash_folder(result)
-    return lambda: load_untrained(recipe.model, size), resolve(recipe.model)
+def _opening(
+    recipe: Recipe,
+    run: RunFolder,
+    which: str,
+    tokenizer: TextTokenizer,
+    engine: Name,
+    lend: Callable[[], PreTrainedModel | PeftModel] | None,
+    weights: str,
+) -> tuple[Opener, str]:
+    """What loads the engine, and the hash of the weights that it loads."""
+    if lend is not None:
+        lent = lend
+        return lambda: Transformers(lent(), tokenizer), weights
+    result = run.result() if which == "tuned" else None
+    weights = hash_folder(result) if result is not None else resolve(recipe.model)
+    return lambda: open_engine(engine, recipe, run, which, tokenizer, search_of(recipe)), weights
 
 
 def _same_form(form: dict[str, Any], run: RunFolder, recipe: Recipe) -> None:
@@ -122,8 +134,9 @@ def _same_form(form: dict[str, Any], run: RunFolder, recipe: Recipe) -> None:
             str(run.form()),
             "train with the task repair, or judge --base",
         )
-    # Forms of before there were chats and attempts do not name them.
-    before = {"format": "completion", "attempts": form["attempts"], **read_json(run.form())}
+    # Older forms do not name all.
+    before = {"format": "completion", **{key: form[key] for key in ("attempts", "chat_template")}}
+    before |= read_json(run.form())
     differing = [
         f"{key}: {before.get(key)!r} in training, {form.get(key)!r} now"
         for key in form

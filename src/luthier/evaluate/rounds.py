@@ -18,9 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from peft import PeftModel
-from transformers import PreTrainedModel
-
 from luthier.encoding.lexer import normalised
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate import server as servers
@@ -30,14 +27,14 @@ from luthier.evaluate.significance import Ratio
 from luthier.execution.adapters import Judgement, Verdict
 from luthier.execution.feedback import Feedback
 from luthier.execution.judge import Judge, Proof
-from luthier.models.beams import Continuation, continuations
+from luthier.models.beams import Continuation
+from luthier.models.engines import Engine, Opener
 from luthier.recipe import Recipe
 from luthier.records import Dropped
 from luthier.run_folder import hash_value, logger, read_jsonl, write_json, write_text
 from luthier.tasks.repair import Attempt, Repair
 
 Progress = Callable[[str, int, int | None], None]
-Lend = Callable[[], PreTrainedModel | PeftModel]
 Line = dict[str, Any]
 
 # What tells most comes first: of several failed candidates the next prompt has one of the first kind there is.
@@ -100,7 +97,7 @@ def repair_in_rounds(
     left_out: Sequence[Dropped],
     task: Repair,
     tokenizer: TextTokenizer | None,
-    lend: Lend | None,
+    opener: Opener | None,
     identity: Any,
     recipe: Recipe,
     folder: Path,
@@ -114,7 +111,7 @@ def repair_in_rounds(
         left_out: Bugs that nothing was asked about.
         task: Makes prompts of attempts, and functions of outputs.
         tokenizer: The model's; None where a server is asked.
-        lend: Loads the model; not called where nothing is left to write, and not needed for a server.
+        opener: Loads the engine; not called where nothing is left to write, and not needed for a server.
         identity: What outputs depend on beside the recipe: weights, or server and model.
         recipe: The run's.
         folder: Where to write.
@@ -128,9 +125,9 @@ def repair_in_rounds(
     proven = [each for each in asked if not proofs[each.bug.id].reason]
     # Budgets are no part of it: with a larger one the same conversations go on.
     key = hash_value([identity, str(search_of(recipe)), recipe.repair.num_candidates, recipe.repair.refill,
-                      recipe.repair.rank_by, task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
+                      recipe.repair.written_order, task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
     talks = [_begun(each, folder / "conversations", key) for each in proven]
-    writer = _Writer(task, tokenizer, lend, recipe, progress)
+    writer = _Writer(task, tokenizer, opener, recipe, progress)
     rounds: list[dict[str, Any]] = []
     for number in range(1, settings.max_rounds + settings.variations + 1):
         going = [talk for talk in talks if not talk.end and _goes_on(talk, number, recipe)]
@@ -191,10 +188,10 @@ class _Writer:
 
     task: Repair
     tokenizer: TextTokenizer | None
-    lend: Lend | None
+    opener: Opener | None
     recipe: Recipe
     progress: Progress | None
-    model: PreTrainedModel | PeftModel | None = None
+    engine: Engine | None = None
 
     def write(self, talks: Sequence[Talk], number: int) -> list[tuple[Talk, Line]]:
         """The lines of a round; a bug whose prompt has no room ends here."""
@@ -211,7 +208,8 @@ class _Writer:
             else:
                 todo.append((index, shown, prompt))
         began = time.monotonic()
-        outputs = self._outputs([prompt for _, _, prompt in todo], number)
+        names = [talks[index].asked.bug.id for index, _, _ in todo]
+        outputs = self._outputs([prompt for _, _, prompt in todo], names, number)
         for done, (place, written, num_prompt_tokens) in enumerate(outputs, 1):
             index, text, prompt = todo[place]
             seconds, began = time.monotonic() - began, time.monotonic()
@@ -239,7 +237,9 @@ class _Writer:
             return found.reason, None
         return self.tokenizer.decode(found.prompt, first=True), found.prompt
 
-    def _outputs(self, prompts: Sequence[Any], number: int) -> Iterator[tuple[int, list[Continuation], int]]:
+    def _outputs(
+        self, prompts: Sequence[Any], names: Sequence[str], number: int
+    ) -> Iterator[tuple[int, list[Continuation], int]]:
         if not prompts:
             return
         search = search_of(self.recipe)
@@ -249,9 +249,9 @@ class _Writer:
             for index, answers in servers.answers(server, prompts, search):
                 yield index, answers.outputs, answers.num_prompt_tokens
             return
-        assert self.tokenizer is not None and self.lend is not None
-        self.model = self.model or self.lend()
-        for index, outputs in continuations(self.model, self.tokenizer, prompts, search):
+        assert self.opener is not None
+        self.engine = self.engine or self.opener()
+        for index, outputs in self.engine.continuations(prompts, search, names):
             yield index, outputs, len(prompts[index])
 
     def _line(

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
-from xml.etree import ElementTree
+from xml.etree.ElementTree import ParseError
 
+from defusedxml import ElementTree
 from pydantic import Field, ValidationError, model_validator
 
 from luthier.errors import UserError
@@ -39,11 +40,22 @@ _STAGES: dict[Verdict, Stage] = {
 # Where Debian's packages junit4 and libhamcrest-java put them.
 JUNIT = ("/usr/share/java/junit4.jar", "/usr/share/java/hamcrest-2.2.jar")
 _SYNTAX = "import sys; p = sys.argv[1]; compile(open(p, 'rb').read(), p, 'exec')"
-_MEMORY = re.compile(r"\bMemoryError\b|\bOutOfMemoryError\b|Cannot allocate memory")
+# Said by what ran out of memory, and not by a message that names the error: the end of a traceback, the head of a stack trace.
+_MEMORY = re.compile(
+    r"""^[ \t].*\n(?:E[ ]+)?(?:MemoryError\b|OSError:\ \[Errno\ 12\])
+    | ^Exception\ in\ thread\ "[^"\n]*"\ java\.lang\.OutOfMemoryError\b
+    | ^(?:Caused\ by:\ )?java\.lang\.OutOfMemoryError\b.*\n\s+at[ ]
+    | ^Terminating\ due\ to\ java\.lang\.OutOfMemoryError
+    | ^Error\ occurred\ during\ initialization\ of\ VM\n.*(?:heap|memory)
+    | ^\#\ There\ is\ insufficient\ memory\ for\ the\ Java\ Runtime
+    | ^\S*sh:\ .*\ Cannot\ allocate\ memory$""",
+    re.MULTILINE | re.VERBOSE,
+)
 _MESSAGE_LINES = 12
 _RESULTS = "luthier-results.xml"
 _PROGRAM = "luthier_program.py"
 _END = "luthier-end"
+_CASES = "luthier-cases"
 _JAVA_THREADS = 256
 
 
@@ -62,6 +74,8 @@ class Judgement(Options):
     """Time of all steps."""
     fence: str = ""
     """What held it apart."""
+    compiled: bool = True
+    """Whether it came as far as its tests."""
     feedback: Feedback | None = None
     """What a model can be told of it; None where nothing was run."""
 
@@ -79,13 +93,18 @@ class Adapter(Options):
 
     timeout_s: float | None = None
     """Seconds of each step, instead of the recipe's."""
+    disk_mib: int | None = Field(None, ge=1)
+    """Room for its files, the copied project included, instead of the recipe's."""
     guard: list[str] = []
     """Files and folders that hold the tests, which no candidate may change while it runs."""
 
     def judge(self, bug: Bug, function: str, limits: Limits) -> Judgement:
         """The verdict on a function in its place: compiled and tested in a sandbox of its own."""
         limits = replace(
-            limits, address_space=self.address_space, timeout_s=self.timeout_s or limits.timeout_s
+            limits,
+            address_space=self.address_space,
+            timeout_s=self.timeout_s or limits.timeout_s,
+            disk_mib=self.disk_mib or limits.disk_mib,
         )
         if not self.address_space:  # a Java VM has dozens of threads of its own
             limits = replace(limits, processes=max(limits.processes, _JAVA_THREADS))
@@ -151,6 +170,8 @@ class Adapter(Options):
         verdict: Verdict
         if last.tampered:
             verdict, message = "test-failed", f"it changed {', '.join(last.tampered)}"
+        elif last.too_large:
+            verdict, message = "test-failed", f"report-too-large: {', '.join(last.too_large)}"
         elif last.ok and last.name == "test" and self.passed(last, cases):
             verdict, message = "passed", ""
         elif last.status == "timeout":
@@ -164,8 +185,9 @@ class Adapter(Options):
             message = message if last.status == "exited" else f"{last.status}; {message}"
         seconds = round(sum(outcome.seconds for outcome in outcomes), 3)
         return Judgement(
-            verdict=verdict, tests=cases, failing=failing, message=message, seconds=seconds, fence=last.fence
-        )
+            verdict=verdict, tests=cases, failing=failing, message=message, seconds=seconds, fence=last.fence,
+            compiled=last.name == "test",
+        )  # fmt: skip
 
 
 class Asserts(Adapter):
@@ -244,6 +266,49 @@ class Pytest(Adapter):
         return bool(cases) and all(cases.values())
 
 
+# Prints as JUnit's own main class does.
+_JUNIT_RUN = f"""\
+import java.nio.file.*;
+import java.util.*;
+import org.junit.runner.*;
+import org.junit.runner.notification.*;
+
+public class LuthierRun {{
+    static void note(String sign, Description test) throws Exception {{
+        Files.writeString(Path.of("{_CASES}"), sign + " " + test.getDisplayName().replaceAll("\\\\R", " ") + "\\n",
+            StandardOpenOption.CREATE, StandardOpenOption.APPEND);
+    }}
+
+    public static void main(String[] names) throws Throwable {{
+        List<Class<?>> tests = new ArrayList<>();
+        for (String name : names) {{
+            tests.add(Class.forName(name, false, LuthierRun.class.getClassLoader()));
+        }}
+        JUnitCore core = new JUnitCore();
+        Set<Description> noted = new HashSet<>();
+        core.addListener(new org.junit.internal.TextListener(new org.junit.internal.RealSystem()));
+        core.addListener(new RunListener() {{
+            public void testFailure(Failure failure) throws Exception {{
+                noted.add(failure.getDescription());
+                note("-", failure.getDescription());
+            }}
+            public void testAssumptionFailure(Failure failure) {{
+                noted.add(failure.getDescription());
+            }}
+            public void testFinished(Description test) throws Exception {{
+                if (!noted.contains(test)) {{
+                    note("+", test);
+                }}
+            }}
+        }});
+        boolean good = core.run(tests.toArray(new Class<?>[0])).wasSuccessful();
+        Files.writeString(Path.of("{_END}"), "end");
+        System.exit(good ? 0 : 1);
+    }}
+}}
+"""
+
+
 class Java(Adapter):
     """Java files: compiled by javac, tested by a main class or by JUnit 4."""
 
@@ -272,20 +337,20 @@ class Java(Adapter):
 
     def files(self, bug: Bug, function: str) -> dict[str, str]:
         """Beside the patched file a main class of our own, which says so when the tests came to their end."""
-        files = {bug.path: bug.patched(function)}
+        run = _JUNIT_RUN
         if self.main is not None:
-            files["LuthierRun.java"] = (
+            run = (
                 "public class LuthierRun { public static void main(String[] args) throws Throwable { "
                 f'{self.main}.main(args); java.nio.file.Files.writeString(java.nio.file.Path.of("{_END}"), "end"); }} }}\n'
             )
-        return files
+        return {bug.path: bug.patched(function), "LuthierRun.java": run}
 
     def steps(self, bug: Bug) -> list[Step]:
         """One call of javac for all files; then the tests."""
         java, javac = (_java_tool(name) for name in ("java", "javac"))
         flags = [f"-Xmx{self.heap_mib}m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
         path = os.pathsep.join(["out", *self.class_path, *(_junit() if self.junit else [])])
-        sources = [*self._sources(bug), *(["LuthierRun.java"] if self.main is not None else [])]
+        sources = [*self._sources(bug), "LuthierRun.java"]
         compiled = [
             javac,
             *(f"-J{flag}" for flag in flags),
@@ -300,29 +365,34 @@ class Java(Adapter):
             "-cp",
             path,
         ]
-        tests = ["org.junit.runner.JUnitCore", *self.junit] if self.junit else ["LuthierRun"]
         return [
             Step("compile", [*compiled, *sources]),
             Step(
                 "test",
-                [java, *flags, "-XX:MaxJavaStackTraceDepth=64", "-ea", "-cp", path, *tests],
-                collect=[_END],
+                [
+                    java,
+                    *flags,
+                    "-XX:MaxJavaStackTraceDepth=64",
+                    "-ea",
+                    "-cp",
+                    path,
+                    "LuthierRun",
+                    *self.junit,
+                ],
+                collect=[_END, _CASES],
             ),
         ]
 
     def test_cases(self, outcome: Outcome) -> dict[str, bool]:
-        """The failing ones, which is all that JUnit 4 names."""
-        return (
-            {name: False for name in re.findall(r"^\d+\) (\S+)$", outcome.output, re.MULTILINE)}
-            if self.junit
-            else {}
-        )
+        """Those of JUnit that ended, as our main class has noted them; skipped ones are left out."""
+        cases: dict[str, bool] = {}
+        for line in outcome.files.get(_CASES, "").splitlines():
+            cases[line[2:]] = cases.get(line[2:], True) and line.startswith("+")
+        return cases
 
     def passed(self, outcome: Outcome, cases: Mapping[str, bool]) -> bool:
-        """JUnit counted its tests, or our main class came to its end."""
-        if self.junit:
-            return re.search(r"^OK \(\d+ tests?\)$", outcome.output, re.MULTILINE) is not None
-        return _END in outcome.files
+        """Our main class came to its end, and of JUnit some test ran and none failed."""
+        return _END in outcome.files and (bool(cases) or not self.junit) and all(cases.values())
 
     def _sources(self, bug: Bug) -> list[str]:
         return self.sources or sorted(name for name in {*bug.files, bug.path} if name.endswith(".java"))
@@ -340,7 +410,7 @@ class Command(Adapter):
     results: list[str] = []
     """Files in JUnit's XML that the tests leave, for the names of test cases."""
     environment: dict[str, str] = {}
-    """Variables beside PATH, LANG, HOME and TMPDIR."""
+    """Variables beside PATH and LANG, and instead of HOME and TMPDIR, which are the program's own folder."""
 
     def steps(self, bug: Bug) -> list[Step]:
         """Both commands, through the shell."""
@@ -364,13 +434,17 @@ class Defects4J(Adapter):
         return [
             Step("compile", ["defects4j", "compile"]),
             Step(
-                "test", ["defects4j", "test", *(["-r"] if self.relevant else [])], collect=["failing_tests"]
+                "test",
+                ["defects4j", "test", *(["-r"] if self.relevant else [])],
+                collect=["failing_tests", "all_tests"],
             ),
         ]
 
     def test_cases(self, outcome: Outcome) -> dict[str, bool]:
-        """The failing ones, as ``  - Class::method``."""
-        return {name: False for name in re.findall(r"^\s+- (\S+)$", outcome.output, re.MULTILINE)}
+        """Those in the file ``all_tests`` (``method(Class)``), and the failing ones, as ``  - Class::method``."""
+        ran = re.findall(r"^(\S+)\((\S+)\)$", outcome.files.get("all_tests", ""), re.MULTILINE)
+        failed = re.findall(r"^\s+- (\S+)$", outcome.output, re.MULTILINE)
+        return {f"{owner}::{method}": True for method, owner in ran} | dict.fromkeys(failed, False)
 
     def passed(self, outcome: Outcome, cases: Mapping[str, bool]) -> bool:
         """It says that none failed."""
@@ -414,7 +488,7 @@ def junit_cases(text: str) -> dict[str, bool]:
     """Test cases of a report in JUnit's XML by name, and whether each passed; skipped ones are left out."""
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
+    except (ParseError, ValueError):  # no XML, or with entities that grow: candidates may write it
         return {}
     cases: dict[str, bool] = {}
     for case in root.iter("testcase"):

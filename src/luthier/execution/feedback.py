@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
-from xml.etree import ElementTree
+from xml.etree.ElementTree import ParseError
+
+from defusedxml import ElementTree
 
 from luthier.recipe import Options
 
@@ -208,7 +210,7 @@ def failed_case(text: str) -> tuple[str, str] | None:
     """Name and text of the first test case that failed in a report in JUnit's XML; None if there is none."""
     try:
         root = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError):
+    except (ParseError, ValueError):
         return None
     for case in root.iter("testcase"):
         for kind in ("failure", "error"):

@@ -111,17 +111,15 @@ def _run(step: dict[str, Any], order: dict[str, Any], *, alone: bool) -> dict[st
     text = os.read(output, order["keep_bytes"]).decode("utf-8", "replace") if size else ""
     os.close(output)
     code = os.waitstatus_to_exitcode(status)
+    files, too_large = _collected(step["collect"], order["collect_bytes"])
     return {
         "name": step["name"],
         "status": "timeout" if timed_out else "killed" if code < 0 else "exited",
         "exit_code": code,
         "output": text,
         "seconds": round(time.monotonic() - began, 3),
-        "files": {
-            name: content
-            for name in step["collect"]
-            if (content := _read(name, order["keep_bytes"])) is not None
-        },
+        "files": files,
+        "too_large": too_large,
     }
 
 
@@ -200,12 +198,20 @@ def _hashes(names: list[str]) -> dict[str, str]:
     return found
 
 
-def _read(name: str, most: int) -> str | None:
-    try:
-        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return file.read(64 * most).decode("utf-8", "replace")
-    except OSError:
-        return None
+def _collected(names: list[str], most: int) -> tuple[dict[str, str], list[str]]:
+    """Texts of the files that are there, and names of those that have more bytes than that."""
+    files, too_large = {}, []
+    for name in names:
+        with (
+            contextlib.suppress(OSError),
+            open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file,
+        ):
+            content = file.read(most + 1)
+            if len(content) > most:
+                too_large.append(name)
+            else:
+                files[name] = content.decode("utf-8", "replace")
+    return files, too_large
 
 
 def _say(report: int, value: dict[str, Any]) -> None:

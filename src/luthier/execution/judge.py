@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier.encoding.lexer import normalised
+from luthier.errors import UserError
 from luthier.execution.adapters import Judgement, adapter
 from luthier.execution.bugs import Bug
 from luthier.execution.feedback import Feedback
-from luthier.execution.sandbox import Limits, strongest
+from luthier.execution.sandbox import Limits, refuse_outside, strongest
 from luthier.run_folder import hash_folder, hash_value, logger, read_jsonl
 
 Progress = Callable[[str, int, int | None], None]
@@ -61,16 +62,27 @@ class Judge:
         self.num_run = 0
 
     def prove(self, bugs: Sequence[Bug], progress: Progress | None = None) -> dict[str, Proof]:
-        """Which bugs can be judged on, by id: through the same path and limits as candidates, and twice, against chance."""
+        """Which bugs can be judged on, by id: through the same path and limits as candidates, and twice, against chance.
+
+        Raises:
+            UserError: None of them can be run.
+        """
+        problems = {bug.id: problem for bug in bugs if (problem := _problem(bug)) is not None}
+        if problems and len(problems) == len(bugs):
+            raise next(iter(problems.values()))
         wanted = [
             (bug, text, number)
             for bug in bugs
+            if bug.id not in problems
             for text in (bug.buggy, bug.fixed)
             for number in range(_PROOFS)
         ]
         found = self._all(wanted, "proving bugs", progress)
         proofs = {}
         for bug in bugs:
+            if bug.id in problems:
+                proofs[bug.id] = Proof("not-runnable", f"{problems[bug.id].what}; {problems[bug.id].fix}")
+                continue
             buggy, fixed = (
                 [found[self._key(bug, text, n)] for n in range(_PROOFS)] for text in (bug.buggy, bug.fixed)
             )
@@ -81,6 +93,7 @@ class Judge:
         self, functions: Sequence[tuple[Bug, str | None]], progress: Progress | None = None
     ) -> list[Judgement]:
         """The verdict on each function in the place of a bug's; None, where an output gave no function, is not judged."""
+        functions = [(bug, text if text is not None and _is_text(text) else None) for bug, text in functions]
         runs = [(bug, text, 0) for bug, text in functions if text is not None and not is_unchanged(bug, text)]
         found = self._all(runs, "judging candidates", progress)
         results = []
@@ -88,7 +101,12 @@ class Judge:
             if text is None:
                 nothing = Feedback(stage="extract")
                 results.append(
-                    Judgement(verdict="not-judged", message="the output gives no function", feedback=nothing)
+                    Judgement(
+                        verdict="not-judged",
+                        message="the output gives no function",
+                        feedback=nothing,
+                        compiled=False,
+                    )
                 )
             elif is_unchanged(bug, text):
                 results.append(Judgement(verdict="no-change", feedback=self._of_buggy(bug)))
@@ -145,6 +163,28 @@ class Judge:
 def is_unchanged(bug: Bug, function: str) -> bool:
     """Whether a function is the buggy one but for white space and comments."""
     return normalised(function, bug.language) == normalised(bug.buggy, bug.language)
+
+
+def _problem(bug: Bug) -> UserError | None:
+    """Why a bug cannot be run at all."""
+    try:
+        kind = adapter(bug)
+        kind.steps(bug)
+        refuse_outside({**bug.files, **kind.files(bug, bug.buggy)})
+    except UserError as error:
+        return error
+    except ValueError as error:
+        return UserError(str(error), f"files of the bug {bug.id}", "name files inside of the program")
+    return None
+
+
+def _is_text(function: str) -> bool:
+    """Whether it can be written into a file."""
+    try:
+        function.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _proof(buggy: Sequence[Judgement], fixed: Sequence[Judgement]) -> Proof:

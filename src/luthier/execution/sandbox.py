@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -32,6 +32,7 @@ Status = Literal["exited", "timeout", "killed", "out-of-memory", "too-many-proce
 
 _INSIDE = Path(__file__).with_name("inside.py")
 _KEEP_BYTES = 16_000  # of the end of a step's output
+_COLLECT_BYTES = 16 << 20  # of a file that is collected
 _WATCH_SECONDS = 0.1
 
 
@@ -87,6 +88,7 @@ class Outcome:
         name: Of the step.
         files: The texts of the files that were to be collected and are there, with the folder's path as in ``output``.
         tampered: Guarded files that it changed.
+        too_large: Files that were to be collected and have more than 16 MiB.
     """
 
     status: Status
@@ -98,6 +100,7 @@ class Outcome:
     name: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     tampered: Sequence[str] = ()
+    too_large: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:
@@ -145,9 +148,7 @@ def run_steps(
         fence: How it is held; the strongest that works here if not given.
     """
     limits = limits or Limits()
-    for name in files or {}:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{name!r} is not inside of the folder")
+    refuse_outside(files or {})
     fence = fence or strongest()
     with (
         tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder,
@@ -172,6 +173,7 @@ def run_steps(
             "processes": limits.processes,
             "threads": 1 if limits.address_space else os.cpu_count() or 1,
             "keep_bytes": _KEEP_BYTES,
+            "collect_bytes": _COLLECT_BYTES,
             "report": report.fileno(),
             "fence": fence,
         }  # fmt: skip
@@ -199,6 +201,7 @@ def run_steps(
         Outcome(
             r["status"], r["exit_code"], r["output"].replace(folder, "."), r["seconds"], held, about["disk_read_only"], r["name"],
             {name: text.replace(folder, ".") for name, text in r["files"].items()}, r["tampered"],
+            r["too_large"],
         )
         for r in results
     ]  # fmt: skip
@@ -208,6 +211,13 @@ def run_steps(
         read_only = bool(about.get("disk_read_only"))
         outcomes.append(Outcome(broken or "killed", -9, said, 0.0, held, read_only, name))
     return outcomes
+
+
+def refuse_outside(names: Iterable[str]) -> None:
+    """Raises ValueError where a name is that of a file outside of the folder."""
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{name!r} is not inside of the folder")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ T tokens of the longest prompt in work, S new tokens so far, V vocabulary, L can
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class Search:
         diversity_penalty: Taken off a token's log-probability for each beam of an earlier group that took it at this step.
         temperature: Of samples.
         top_p: Samples are drawn from the likeliest tokens that add up to this.
-        seed: Of samples; each prompt has its own stream.
+        seed: Of samples; each prompt has its own stream, by its name.
         rows_at_once: Beams of all prompts in work at most; changes speed, and results not but for the last digits.
     """
 
@@ -141,9 +142,9 @@ class _Beams:
 class _Samples:
     """Independent samples of one prompt."""
 
-    def __init__(self, width: int, search: Search, stop_ids: frozenset[int], number: int) -> None:
+    def __init__(self, width: int, search: Search, stop_ids: frozenset[int], name: str) -> None:
         self.width, self.search, self.stop_ids = width, search, stop_ids
-        self.draw = np.random.default_rng([search.seed, number])
+        self.draw = np.random.default_rng(stream(search, name))
         self.logprobs = np.zeros(width)
         self.sequences: list[list[int]] = [[] for _ in range(width)]
         self.stopped = [False] * width
@@ -186,12 +187,12 @@ class _Samples:
 class _Prompt:
     """A prompt in work: its searches, one a group."""
 
-    def __init__(self, index: int, length: int, search: Search, stop_ids: frozenset[int]) -> None:
+    def __init__(self, index: int, length: int, search: Search, stop_ids: frozenset[int], name: str) -> None:
         self.index, self.length, self.search = index, length, search
         self.first = 0  # column of the new tokens' keys and values that its own begin at
         self.searches: list[_Beams] | list[_Samples]
         if search.method == "sample":
-            self.searches = [_Samples(search.num_beams, search, stop_ids, index)]
+            self.searches = [_Samples(search.num_beams, search, stop_ids, name)]
         else:
             groups = search.num_groups if search.method == "diverse-beam" else 1
             self.searches = [_Beams(search.num_beams // groups, search, stop_ids) for _ in range(groups)]
@@ -393,12 +394,19 @@ def can_share(model: PreTrainedModel) -> str | None:
     )
 
 
+def stream(search: Search, name: str) -> int:
+    """The seed of a prompt's own samples, which depends on no other prompt."""
+    digest = hashlib.sha256(f"{search.seed} {name}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # what torch and vLLM take as a seed
+
+
 @torch.inference_mode()
 def continuations(
     model: PreTrainedModel | PeftModel,
     tokenizer: TextTokenizer,
     prompts: Sequence[Sequence[int]],
     search: Search,
+    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, list[Continuation]]]:
     """The continuations of each prompt, best first, as each is found.
 
@@ -409,6 +417,7 @@ def continuations(
         tokenizer: The model's.
         prompts: Token ids, at least one each.
         search: How.
+        names: What each prompt's samples are drawn by, whatever stands beside it; its place if not given.
 
     Raises:
         UserError: Diverse beams are wanted of such a model.
@@ -417,6 +426,7 @@ def continuations(
         Index of a prompt, and its continuations: ``num_beams`` of them but where fewer were found.
     """
     was_training = model.training
+    names = [str(place) for place in range(len(prompts))] if names is None else names
     model.eval()
     try:
         if why_not := can_share(base_model(model)):
@@ -427,10 +437,10 @@ def continuations(
                     "set repair.method=beam or repair.method=sample",
                 )
             for index, prompt in enumerate(prompts):
-                yield index, one_at_a_time(model, tokenizer, prompt, search)
+                yield index, one_at_a_time(model, tokenizer, prompt, search, names[index])
             return
         with _in_use(model):
-            yield from _shared(model, tokenizer, prompts, search)
+            yield from _shared(model, tokenizer, prompts, search, names)
     finally:
         model.train(was_training)
         give_back()
@@ -441,6 +451,7 @@ def _shared(
     tokenizer: TextTokenizer,
     prompts: Sequence[Sequence[int]],
     search: Search,
+    names: Sequence[str],
 ) -> Iterator[tuple[int, list[Continuation]]]:
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # the longest is taken first
     most = max(1, search.rows_at_once // search.num_beams)
@@ -452,7 +463,9 @@ def _shared(
         slots += list(range(len(working), most))
         columns = memory.written[0][0].shape[2] if memory.written[0] else 0
         while slots and waiting:
-            prompt, layers, own_parents = _read(model, prompts, waiting.pop(), search, tokenizer.stop_ids)
+            prompt, layers, own_parents = _read(
+                model, prompts, waiting.pop(), search, tokenizer.stop_ids, names
+            )
             prompt.first = columns
             if prompt.done:
                 yield prompt.index, _results(prompt, tokenizer)
@@ -495,13 +508,14 @@ def _read(
     index: int,
     search: Search,
     stop_ids: frozenset[int],
+    names: Sequence[str],
 ) -> tuple[_Prompt, list[tuple[Tensor, Tensor]], list[int]]:
     """A prompt that was read, with its first tokens chosen; its keys and values a layer; the rows that rows go on from."""
     base = base_model(model)
     cache = DynamicCache(config=base.config)
     ids = torch.tensor([list(prompts[index])], device=base.device)
     hidden_1TD = base.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-    prompt = _Prompt(index, ids.shape[1], search, stop_ids)
+    prompt = _Prompt(index, ids.shape[1], search, stop_ids, names[index])
     parents = prompt.advance(_logits(base, hidden_1TD[:, -1]))
     held: list[Any] = list(cache.layers)
     return prompt, [(layer.keys, layer.values) for layer in held], parents
@@ -563,7 +577,11 @@ def _results(prompt: _Prompt, tokenizer: TextTokenizer) -> list[Continuation]:
 
 
 def one_at_a_time(
-    model: PreTrainedModel | PeftModel, tokenizer: TextTokenizer, prompt: Sequence[int], search: Search
+    model: PreTrainedModel | PeftModel,
+    tokenizer: TextTokenizer,
+    prompt: Sequence[int],
+    search: Search,
+    name: str = "",
 ) -> list[Continuation]:
     """The continuations of one prompt by transformers' own ``generate``: for any model, and the reference for ours."""
     base = base_model(model)
@@ -575,7 +593,7 @@ def one_at_a_time(
         "do_sample": False,
     }
     if search.method == "sample":
-        torch.manual_seed(search.seed)
+        torch.manual_seed(stream(search, name))
         how = {"do_sample": True, "temperature": search.temperature, "top_p": search.top_p, "top_k": 0}
     asked: Any = model
     outputs = asked.generate(

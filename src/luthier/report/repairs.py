@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ _RIGHT = {"passed": "hit"}
 
 def view(
     run: RunFolder,
-    count: int,
     load: Callable[[Path], Any],
     load_lines: Callable[[Path], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
@@ -26,7 +24,6 @@ def view(
 
     Args:
         run: The run's folder.
-        count: Bugs shown at most, by a hash of their ids and not by what became of them.
         load: Reads a JSON file, or gives None.
         load_lines: Reads the objects of a JSONL file.
     """
@@ -54,8 +51,13 @@ def view(
                     (label(name), number(one["value"], "share"), _interval(one))
                     for name, one in results["metrics"].items()
                 ],
+                "orders": [
+                    (name, number(value, "share"))
+                    for name, value in results["plausible_at_1_by_order"].items()
+                    if value is not None
+                ],
                 "fences": ", ".join(results["fences"]),
-                "bugs": _bugs(results["bugs"], rows, count),
+                "bugs": _bugs(results["bugs"], rows),
             }
         )
     return shown
@@ -63,7 +65,6 @@ def view(
 
 def view_rounds(
     run: RunFolder,
-    count: int,
     load: Callable[[Path], Any],
     load_lines: Callable[[Path], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
@@ -74,8 +75,6 @@ def view_rounds(
         results = load(folder / "rounds.json")
         if results is None:
             continue
-        names = _chosen(results["bugs"], count)
-        talks = {name: load_lines(folder / "conversations" / results["bugs"][name]["file"]) for name in names}
         shown.append(
             {
                 "name": side,
@@ -90,7 +89,10 @@ def view_rounds(
                     for one in results["rounds"]
                 ],
                 "ends": [(reason, len(names)) for reason, names in results["ends"].items()],
-                "bugs": [_talk(name, results["bugs"][name], talks[name]) for name in names],
+                "bugs": [
+                    _talk(name, bug, load_lines(folder / "conversations" / bug["file"]))
+                    for name, bug in results["bugs"].items()
+                ],
             }
         )
     return shown
@@ -133,16 +135,8 @@ def _talk(name: str, bug: Mapping[str, Any], lines: Sequence[Mapping[str, Any]])
     }
 
 
-def _chosen(bugs: Mapping[str, Any], count: int) -> list[str]:
-    """Bugs by a hash of their ids, and not by what became of them."""
-    return sorted(bugs, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())[
-        :count
-    ]
-
-
-def _bugs(bugs: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
-    chosen = _chosen(bugs, count)
-    of: dict[str, list[Mapping[str, Any]]] = {name: [] for name in chosen}
+def _bugs(bugs: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    of: dict[str, list[Mapping[str, Any]]] = {name: [] for name in bugs}
     for row in rows:
         if row["bug"] in of:
             of[row["bug"]].append(row)
@@ -156,7 +150,7 @@ def _bugs(bugs: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], count: int
             "fix": differences(bugs[name]["fixed"], bugs[name]["buggy"]),
             "candidates": [_candidate(row, bugs[name]["buggy"]) for row in of[name]],
         }
-        for name in chosen
+        for name in bugs
     ]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 from luthier.encoding.lexer import LANGUAGES, Language, normalised
-from luthier.encoding.syntax import PARSED, functions, outside
+from luthier.encoding.syntax import PARSED, Function, functions, outside
 from luthier.errors import UserError
 from luthier.recipe import build
 from luthier.records import Dropped, Record
@@ -118,14 +118,17 @@ def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> 
             name, "no-functions", f"functions of {language} are not found in files; give them as pairs"
         )
         return
-    before = {f.name: f for f in functions(old, language)}
-    after = {f.name: f for f in functions(new, language)}
-    changed = [
-        key for key, f in before.items()
-        if key in after and old[f.start : f.end] != new[after[key].start : after[key].end]
-    ]  # fmt: skip
+    pairs, unpaired = _same_functions(functions(old, language), functions(new, language))
+    for key in unpaired:
+        yield Dropped(
+            f"{name}:{key}",
+            "overloads-differ",
+            "both versions have functions of this name, and their parameters do not tell which belong together",
+            budgeted=False,
+        )
+    changed = [key for key, (f, g) in pairs.items() if old[f.start : f.end] != new[g.start : g.end]]
     changed = [key for key in changed if not any(other.startswith(f"{key}.") for other in changed)]
-    if not changed:
+    if not changed and not unpaired:
         yield Dropped(
             name,
             "no-function-changed",
@@ -134,7 +137,7 @@ def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> 
         )
     for key in changed:
         sides = []
-        for text, f in ((old, before[key]), (new, after[key])):
+        for text, f in zip((old, new), pairs[key], strict=True):
             try:
                 sides.append(text[f.start : f.end].decode("utf-8"))
             except UnicodeDecodeError:
@@ -146,9 +149,38 @@ def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> 
                 sides[0],
                 sides[1],
                 language,
-                context=outside(old, language, before[key]),
+                context=outside(old, language, pairs[key][0]),
                 name=key,
             )
+
+
+def _same_functions(
+    old: Sequence[Function], new: Sequence[Function]
+) -> tuple[dict[str, tuple[Function, Function]], list[str]]:
+    """The functions that stand in both versions of a file, by name in the old one; and those that cannot be told.
+
+    Where a name stands more than once in a version, parameters decide, and the order only among functions of equal
+    parameters of which there are as many in both.
+    """
+    sides: list[dict[str, list[Function]]] = [{}, {}]
+    for side, found in zip(sides, (old, new), strict=True):
+        for function in found:
+            side.setdefault(function.name.partition("#")[0], []).append(function)
+    pairs: dict[str, tuple[Function, Function]] = {}
+    unpaired: list[str] = []
+    for name, ones in sides[0].items():
+        others = sides[1].get(name, [])
+        if len(ones) == len(others) == 1:
+            pairs[ones[0].name] = (ones[0], others[0])
+        elif others:
+            for parameters in dict.fromkeys(f.parameters for f in ones):
+                left = [f for f in ones if f.parameters == parameters]
+                right = [f for f in others if f.parameters == parameters]
+                if len(left) == len(right):
+                    pairs.update((f.name, (f, g)) for f, g in zip(left, right, strict=True))
+                else:
+                    unpaired += [f.name for f in left]
+    return pairs, unpaired
 
 
 def _hashes(item: Record) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def program_folder(name: str, program: dict[str, Any], beside: Path) -> Path:
 
 def planted_record(
     name: str,
-    group: str,
+    program_name: str,
     program: dict[str, Any],
     tree: Path,
     path: str,
@@ -84,7 +84,7 @@ def planted_record(
 
     Args:
         name: Its id.
-        group: Its program.
+        program_name: Its program; bugs of one function of it are one group, since their candidates are alike.
         program: ``language`` and ``tests``, which may name other tests by file (``tests_by_path``).
         tree: The program's folder.
         path: The file in it.
@@ -110,4 +110,4 @@ def planted_record(
         "tests": {**program["tests"], **program.get("tests_by_path", {}).get(path, {})},
         "operator": mutation.operator,
     }
-    return Record(name, fields, group)
+    return Record(name, fields, f"{program_name}/{path}:{function_name}")

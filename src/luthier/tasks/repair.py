@@ -32,6 +32,7 @@ from luthier.execution.feedback import Feedback
 from luthier.recipe import Options
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
+from luthier.run_folder import hash_value
 from luthier.tasks import Task
 
 if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
@@ -203,6 +204,7 @@ class Repair(Task):
             "tokenizer": type(tokenizer.hf).__name__,
             "marker_ids": tokenizer.encode(MARKER, first=False, control=False),
             "format": self.format,
+            "chat_template": hash_value(tokenizer.hf.chat_template) if self.format == "chat" else "none",
             "attempts": [_TURNS, feedback.VERSION],
         }
 

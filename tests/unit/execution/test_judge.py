@@ -10,8 +10,10 @@ import pytest
 
 from luthier.errors import UserError
 from luthier.execution import judge as judging
+from luthier.execution import sandbox
 from luthier.execution.adapters import JUNIT, Judgement, adapter, junit_cases
 from luthier.execution.bugs import Bug, bug_of
+from luthier.execution.feedback import failed_case
 from luthier.execution.judge import Judge
 from luthier.execution.sandbox import Limits
 from luthier.records import Dropped, Record
@@ -89,6 +91,12 @@ def test_a_bug_whose_runs_differ_is_flaky(tmp_path: Path, monkeypatch: pytest.Mo
     class Coin:
         falls = itertools.count()
 
+        def steps(self, bug: Bug) -> list[Any]:
+            return []
+
+        def files(self, bug: Bug, function: str) -> dict[str, str]:
+            return {}
+
         def judge(self, bug: Bug, function: str, limits: Limits) -> Judgement:
             good = function == RIGHT and next(self.falls) % 2 == 0
             return Judgement(verdict="passed" if good else "test-failed")
@@ -124,6 +132,82 @@ def test_what_ran_is_not_run_again_and_a_half_line_is(
     with pytest.raises(KeyboardInterrupt):
         Judge(memory, QUICK).judge([*wanted, (bug(), "def f(x):\n    return 5\n")])
     assert memory.read_bytes().count(b"\n") == 3
+
+
+def test_memory_that_is_only_named_is_not_used_up(tmp_path: Path) -> None:
+    named = [
+        "def f(x):\n    raise ValueError('no MemoryError, no OutOfMemoryError')\n",
+        "def f(x):\n    print('MemoryError')\n",
+        "def f(x):\n    raise MemoryError('too much')\n",
+    ]
+    assert verdicts(bug(), named, tmp_path) == ["test-failed", "test-failed", "out-of-memory"]
+    target = bug(tests={"type": "command", "compile": "cat a.py; exit 1", "test": "true"})
+    compiled = [
+        "A.java:3: error: cannot find symbol\nthrow new OutOfMemoryError(x);\n  symbol: class OutOfMemoryError\n",
+        "\n\nThe system is out of resources.\njava.lang.OutOfMemoryError: Java heap space\n\tat A.f\n",
+    ]
+    found = Judge(tmp_path / "memory", QUICK).judge([(target, text) for text in compiled])
+    assert [j.verdict for j in found] == ["compile-error", "out-of-memory"]
+    slow = bug(tests={"type": "command", "compile": "sleep 9", "test": "true", "timeout_s": 0.5})
+    (late,) = Judge(tmp_path / "memory", QUICK).judge([(slow, RIGHT)])
+    assert late.verdict == "timeout" and not any(j.compiled for j in (*found, late))
+    (failed,) = Judge(tmp_path / "memory", QUICK).judge([(bug(), named[0])])
+    assert failed.compiled
+
+
+def test_a_bug_that_cannot_be_run_is_left_out_alone(tmp_path: Path) -> None:
+    bugs = [
+        bug("good"),
+        bug("option", tests={"type": "pytest"}),
+        bug("outside", files={"a.py": WRONG, "../b.py": ""}),
+        bug("tool", tests={"type": "nothing"}),
+    ]
+    judge = Judge(tmp_path / "memory", QUICK)
+    proofs = judge.prove(bugs)
+    assert [proof.reason for proof in proofs.values()] == ["", *["not-runnable"] * 3]
+    assert "paths" in proofs["option"].detail and "'../b.py' is not inside" in proofs["outside"].detail
+    with pytest.raises(UserError, match="no way to test"):
+        judge.prove(bugs[3:])
+    assert verdicts(bugs[0], ["def f(x):\n    return '\ud800'\n"], tmp_path) == ["not-judged"]
+
+
+def test_a_report_is_read_whole_or_called_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = """print('<a>', *(f"<testcase name='a-long-name-of-a-test-case-{n}'/>" for n in range(30000)), '</a>')"""
+    tests = {"type": "command", "test": "python3 b.py > out.xml", "results": ["out.xml"], "disk_mib": 20}
+    target = bug(tests=tests, files={"a.py": WRONG, "b.py": write})
+    (whole,) = Judge(tmp_path / "memory", QUICK).judge([(target, RIGHT)])
+    assert whole.verdict == "passed" and len(whole.tests) == 30000
+    monkeypatch.setattr(sandbox, "_COLLECT_BYTES", 1 << 20)
+    (cut,) = Judge(tmp_path / "other", QUICK).judge([(target, RIGHT)])
+    assert (cut.verdict, cut.message) == ("test-failed", "report-too-large: out.xml")
+
+
+def test_a_program_has_the_room_that_its_bug_asks_for(tmp_path: Path) -> None:
+    code = "open('x', 'wb').write(bytes(20 << 20)); assert f(1) == 2"
+    for room, verdict in ((None, "test-failed"), (40, "passed")):
+        target = bug(tests={"type": "asserts", "code": code, "disk_mib": room})
+        assert verdicts(target, [RIGHT], tmp_path) == [verdict]
+
+
+def test_maven_finds_what_it_needs_in_a_folder_that_is_only_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool, repository = tmp_path / "bin" / "mvn", tmp_path / "m2"
+    repository.mkdir()
+    (repository / "junit.jar").write_text("")
+    tool.parent.mkdir()
+    tool.write_text(
+        "#!/bin/sh\n"
+        'for word; do case "$word" in -Dmaven.repo.local=*) folder="${word#*=}" ;; esac; done\n'
+        '[ "$MAVEN_OPTS" = -Xmx256m ] && [ -f "$folder/junit.jar" ] && ! touch "$folder/x" && touch "$HOME/y"\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    for folder, verdict in ((repository, "passed"), (tmp_path / "nowhere", "test-failed")):
+        command = f"mvn -o -q -Dmaven.repo.local={folder} test"
+        tests = {"type": "command", "test": command, "environment": {"MAVEN_OPTS": "-Xmx256m"}}
+        assert verdicts(bug(tests=tests), [RIGHT], tmp_path) == [verdict]
+    assert not (repository / "x").exists()
 
 
 def project(folder: Path) -> Path:
@@ -177,6 +261,8 @@ def test_any_command(tmp_path: Path) -> None:
     ]
     (found,) = Judge(tmp_path / "memory", QUICK).judge([(target, "right ok")])
     assert found.tests == {"A::b": True}
+    bomb = "<!DOCTYPE a [<!ENTITY b 'c'>]><a><testcase name='x'><error>&b;</error></testcase></a>"
+    assert junit_cases(bomb) == {} and failed_case(bomb) is None
     assert junit_cases("no xml") == {} and junit_cases("<a><testcase name='x'><error/></testcase></a>") == {
         "x": False
     }
@@ -187,6 +273,7 @@ STAND_IN = """#!/bin/sh
 case "$1" in
   compile) exec /bin/sh -c 'grep -q "def f(x):" A.java' ;;
   test) [ "$2" = "-r" ] || exit 9
+        printf 'testF(org.A)\\ntestG(org.A)\\n' > all_tests
         if grep -q "x + 1" A.java; then echo "Failing tests: 0"; else echo "Failing tests: 1"; echo "  - org.A::testF"; fi ;;
 esac
 """
@@ -205,8 +292,10 @@ def test_defects4j_by_its_command_interface(tmp_path: Path, monkeypatch: pytest.
     judge = Judge(tmp_path / "memory", QUICK)
     proof = judge.prove([target])["Lang-1"]
     assert (proof.reason, proof.failing) == ("", "org.A::testF")
-    assert [j.verdict for j in judge.judge([(target, RIGHT), (target, "x"), (target, WRONG + "y")])] == [
-        "passed", "compile-error", "test-failed",
+    found = judge.judge([(target, RIGHT), (target, "x"), (target, WRONG + "y")])
+    assert [j.verdict for j in found] == ["passed", "compile-error", "test-failed"]
+    assert [j.tests for j in found] == [
+        {"org.A::testF": True, "org.A::testG": True}, {}, {"org.A::testF": False, "org.A::testG": True},
     ]  # fmt: skip
 
 
@@ -240,7 +329,12 @@ def test_java_with_junit(tmp_path: Path) -> None:
     good, bad = Judge(tmp_path / "memory", Limits(timeout_s=30)).judge(
         [(target, target.fixed), (target, JAVA_WRONG.replace("1", "3"))]
     )
-    assert good.verdict == "passed" and (bad.verdict, bad.failing) == ("test-failed", "one(ATest)")
+    assert good.verdict == "passed" and good.tests == {"one(ATest)": True, "two(ATest)": True}
+    assert (bad.verdict, bad.failing) == ("test-failed", "one(ATest)")
+    assert bad.tests == {"one(ATest)": False, "two(ATest)": True} and bad.feedback.expected == "2"
+    leaves = JAVA_WRONG.replace("return", "System.exit(0); return")
+    (early,) = Judge(tmp_path / "memory", Limits(timeout_s=30)).judge([(target, leaves)])
+    assert early.verdict == "test-failed" and "one(ATest)" not in early.tests
 
 
 def test_a_wrong_way_to_test_is_said() -> None:

@@ -112,6 +112,22 @@ def test_samples_follow_the_distribution(tokenizer: TextTokenizer) -> None:
     assert {tuple(c.ids) for c in found(model, tokenizer, [prompt], cold)[0]} == {(best,)}
 
 
+def test_samples_are_drawn_by_name_and_not_by_place(tokenizer: TextTokenizer) -> None:
+    search = Search(method="sample", num_beams=3, max_new_tokens=5)
+    window = MistralForCausalLM(
+        MistralConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                      vocab_size=400, num_key_value_heads=1, sliding_window=4)
+    )  # fmt: skip
+    for model in (make_model(initializer_range=0.3), window):
+        asked = dict(zip("abc", prompts(3, 4), strict=True))
+        whole = dict(continuations(model, tokenizer, list(asked.values()), search, list(asked)))
+        rest = dict(continuations(model, tokenizer, [asked["c"], asked["b"]], search, ["c", "b"]))
+        assert [c.ids for c in whole[2]] == [c.ids for c in rest[0]]
+        assert [c.ids for c in whole[1]] == [c.ids for c in rest[1]]
+        (other,) = dict(continuations(model, tokenizer, [asked["c"]], search, ["d"])).values()
+        assert [c.ids for c in other] != [c.ids for c in rest[0]]
+
+
 def test_the_likeliest_are_found_without_sorting_all() -> None:
     torch.manual_seed(0)
     logits = torch.randn(3, 6000)

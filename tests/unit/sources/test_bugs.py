@@ -86,6 +86,7 @@ def test_planted_bugs_come_from_their_list(tmp_path: Path) -> None:
         and found.tests == {"type": "pytest", "paths": ["t.py"]}
         and found.patched(found.fixed) == CODE
     )
+    assert first.group == "own/a.py:f"  # and not its program, of which there are few
     assert isinstance(second, Dropped) and second.reason == "no-function"
     with pytest.raises(UserError, match="no list of planted bugs"):
         list(PlantedBugs(path=rows(tmp_path / "x.json", {})).records())

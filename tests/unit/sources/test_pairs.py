@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from luthier.errors import UserError
 from luthier.records import Dropped, Record
 from luthier.sources.diffs import Diffs
 from luthier.sources.git_fixes import GitFixes
-from luthier.sources.pairs import Components, RepairPairs
+from luthier.sources.pairs import Components, RepairPairs, changed_functions
 
 
 def jsonl(path: Path, rows: list[dict[str, object]]) -> str:
@@ -151,3 +152,37 @@ def test_fixes_are_found_in_a_history(tmp_path: Path) -> None:
     assert reasons == ["new-or-deleted", "too-large-a-fix", "no-function-changed"]
     with pytest.raises(UserError, match="git says"):
         list(GitFixes(path=str(tmp_path), revision="nowhere").records())
+
+
+def test_overloads_are_matched_by_their_parameters() -> None:
+    one = "  int f(int a) { return a; }\n"
+    two = "  int f(int a, List<String> b) { return a + 1; }\n"
+    new = "  int f(long c) { return 7; }\n"
+
+    def found(*sides: str, language: Any = "java") -> list[tuple[str, str]]:
+        wrapped = (
+            [f"class A {{\n{side}}}\n".encode() for side in sides]
+            if language == "java"
+            else [s.encode() for s in sides]
+        )
+        return [
+            (item.fields["before"], item.fields["after"])
+            if isinstance(item, Record)
+            else (item.id, item.reason)
+            for item in changed_functions("a", *wrapped, language)
+        ]
+
+    fixed = two.replace("+ 1", "- 1")
+    assert found(one + two, new + one + fixed) == [(two, fixed)]  # one above them is added
+    assert found(one + two, fixed + one) == [(two, fixed)]
+    renamed = one.replace("int a", "int x").replace("return a", "return x")
+    assert found(one + two, renamed + two) == [(one, renamed)]
+    assert found(one, one.replace("int a", "long a")) == [(one, one.replace("int a", "long a"))]
+    assert found(two + new, one + fixed) == [("a:A.f#2", "overloads-differ"), (two, fixed)]
+    getter, setter = "@property\ndef x(s):\n    return 1\n", "@x.setter\ndef x(s, v):\n    s.y = v\n"
+    other = setter.replace("= v", "= -v")
+    assert found(setter, getter + other, language="python") == [(setter, other)]
+    again = "def x(s):\n    return 2\n"
+    assert found(getter + again, again, language="python") == [
+        ("a:x", "overloads-differ"), ("a:x#2", "overloads-differ"),
+    ]  # fmt: skip

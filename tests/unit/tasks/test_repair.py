@@ -212,3 +212,14 @@ def test_a_chat_keeps_what_was_asked_and_the_last_attempts(tokenizer: TextTokeni
     found = row(task, tokenizer, attempts=many)
     shown = prompt(found, tokenizer)
     assert "return c - b" in shown and "return 8\n" in shown and "return 0\n" not in shown
+
+
+def test_another_chat_template_is_another_form(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = []
+    for template in ("{{ messages[0].content }}", "{{ messages[0].content }} "):
+        monkeypatch.setattr(tokenizer.hf, "chat_template", template)
+        chat = Repair(input="IR1", output="OR1", format="chat").identity(tokenizer)
+        forms.append((chat["chat_template"], Repair().identity(tokenizer)["chat_template"]))
+    assert forms[0][0] != forms[1][0] and forms[0][1] == forms[1][1] == "none"

@@ -50,12 +50,12 @@ def without_comments(program: str) -> str:
 def masked(docstring: str, answers: Collection[str]) -> str:
     """The docstring as plain text, with names that give answers away replaced by ``[API]``.
 
-    A word of a called name is a name where it is written as one: with an underscore or a capital inside, in backticks, or before a bracket.
-    Ordinary words (``fit``, ``plot``) in a sentence stay.
+    A word that equals an answer is a name where it is written as one: with a capital (``Ridge``) or an underscore, in backticks, behind
+    a dot, or before a bracket. Ordinary words (``fit``, ``plot``, ``ridge``) in a sentence stay, and so do paths of modules.
 
     Args:
         docstring: reStructuredText.
-        answers: Names that the program calls.
+        answers: From ``answers``.
     """
     plain = _ROLE.sub(lambda match: f"`{match[1]}`", docstring)
 
@@ -64,7 +64,7 @@ def masked(docstring: str, answers: Collection[str]) -> str:
         before, behind = plain[: match.start()][-1:], plain[match.end() :][:1]
         is_name = (
             "_" in word
-            or any(letter.isupper() for letter in word[1:])
+            or any(letter.isupper() for letter in word)
             or before in ("`", ".")
             or behind in ("`", "(")
         )
@@ -132,6 +132,23 @@ def resolved_calls(program: str, own: Collection[str]) -> list[str]:
         if root in bound:
             found.add(bound[root] + dot + rest)
     return sorted(found)
+
+
+def answers(program: str, names: Collection[str], own: Collection[str]) -> set[str]:
+    """The library's names that a program shows whoever reads it: what it calls or imports, under whatever name.
+
+    Args:
+        program: A Python program.
+        names: From ``api_names``.
+        own: Names of the library's packages.
+    """
+    imported = {
+        entry.name
+        for entry in syntax.imports(program, "python")
+        if entry.name and entry.module.partition(".")[0] in own
+    }
+    called = {chain.rpartition(".")[2] for chain in resolved_calls(program, own)}
+    return {*called_apis(program, names), *called, *(imported & set(names))}
 
 
 class HelpfulNames:

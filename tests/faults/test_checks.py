@@ -472,6 +472,25 @@ def test_rows_are_longer_than_the_model(context: RunContext) -> None:
     assert finding.measured == 101
 
 
+def test_targets_that_stand_as_lines_in_training_rows_are_counted(context: RunContext) -> None:
+    train = [context.tokenizer.decode(row.input_ids, first=True) for row in context.rows["train"]]
+    known = next(line.strip() for line in train[3].split("\n")[1:-1] if len(line.strip()) > 8)
+    rows = list(context.rows["test"])
+    targets = [f"\n    {known}\n", known, known[:-1] + "\N{SNOWMAN}", f"{known}\n{known}", "\n"]
+    made = [dataclasses.replace(row, target=text) for row, text in zip(rows, targets, strict=False)]
+    assert len(made) == len(targets)
+    rewrite(context, "test", made)
+    context.seen.clear()
+    found(context, "ngram-overlap")
+    num = len(train)
+    said = f"2 of 3 test targets of one line (66.7%) stand as lines in {num} of {num} training rows"
+    assert said in context.seen
+    rewrite(context, "test", made[3:4])
+    context.seen.clear()
+    found(context, "ngram-overlap")
+    assert not any("test targets" in text for text in context.seen)
+
+
 def test_generated_text_goes_on_behind_the_positions(context: RunContext) -> None:
     longest = max(int(rows.lengths().max()) for rows in context.rows.values())
     prompt = int(context.rows["test"].column("num_prompt_tokens").to_numpy().max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Collection, Sequence
 
@@ -18,7 +19,9 @@ _NUM_HELPFUL = 20
 
 
 def split_example(text: str) -> tuple[str, str] | None:
-    """The docstring of a module and the program behind it without comments; None where there is either of them lacking.
+    """What a module says of itself and the program behind that without comments; None where there is either of them lacking.
+
+    That is its docstring; in a script made of a notebook, which has none, the text under the first heading (``# # Title``).
 
     Args:
         text: A Python file.
@@ -28,9 +31,18 @@ def split_example(text: str) -> tuple[str, str] | None:
     except (SyntaxError, ValueError, RecursionError):
         return None
     docstring = ast.get_docstring(tree)
-    if not docstring or len(tree.body) < 2:
+    said = docstring or _first_heading(text)
+    if not said or len(tree.body) < (2 if docstring else 1):
         return None
-    return docstring, without_comments(text)
+    return said, without_comments(text)
+
+
+def _first_heading(text: str) -> str:
+    """The comment lines from the first heading of Markdown before any code on, as text; empty if there is none."""
+    block = itertools.takewhile(lambda line: not line or line.startswith("#"), text.split("\n"))
+    lines = [re.sub(r"^#\s?", "", line) for line in block]
+    first = next((i for i, line in enumerate(lines) if line.startswith("# ")), len(lines))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.lstrip("# ") for line in lines[first:])).strip()
 
 
 def without_comments(program: str) -> str:

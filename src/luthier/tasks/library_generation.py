@@ -28,7 +28,8 @@ _PROMPT = (
 
 @task("library-generation")
 class LibraryGeneration(Instruction):
-    """Write a program that uses a library: the instruction is the docstring of one of the library's own examples.
+    """Write a program that uses a library: the instruction is the docstring of one of the library's own examples, or the first words of
+    one that was made of a notebook.
 
     Names that the example calls or imports are masked in the instruction where they are written as names. The target is the example without
     docstring and comments. Records come from a source of projects whose ``complete`` names the examples (``**/examples/**``) with
@@ -74,7 +75,7 @@ class LibraryGeneration(Instruction):
         parts = library.split_example(str(record.fields.get("text", "")))
         if parts is None:
             yield Dropped(
-                record.id, "no-instruction", "no docstring, or no program behind it", budgeted=False
+                record.id, "no-instruction", "neither docstring nor heading, or no program behind it", budgeted=False
             )
             return
         project, names, helpful = self._own(record)

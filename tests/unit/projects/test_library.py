@@ -87,6 +87,18 @@ def test_a_module_without_docstring_or_program_is_no_example() -> None:
     assert library.split_example("def f(:\n") is None
 
 
+def test_the_first_words_of_a_script_made_of_a_notebook() -> None:
+    script = (
+        "#!/usr/bin/env python\n# coding: utf-8\n\n# DO NOT EDIT\n#\n# Made of the notebook:\n# ols.ipynb\n\n\n"
+        "# # Least squares\n#\n# Fit a line with `OLS`.\n\n\nimport mylib\n\n\n# ## Plot it\n\nmylib.OLS()\n"
+    )
+    assert library.split_example(script) == (
+        "Least squares\n\nFit a line with `OLS`.",
+        "import mylib\n\nmylib.OLS()\n",
+    )
+    assert library.split_example("# Copyright\n#\n# Nobody\nimport mylib\n# # Late\n") is None
+
+
 def test_helpful_names_share_words_with_the_instruction() -> None:
     names = library.HelpfulNames(["load_iris", "KMeans", "plot_curve", "make_blobs"])
     assert names.best("Load the iris flowers") == ["load_iris"]

@@ -75,7 +75,10 @@ class LibraryGeneration(Instruction):
         parts = library.split_example(str(record.fields.get("text", "")))
         if parts is None:
             yield Dropped(
-                record.id, "no-instruction", "neither docstring nor heading, or no program behind it", budgeted=False
+                record.id,
+                "no-instruction",
+                "neither docstring nor heading, or no program behind it",
+                budgeted=False,
             )
             return
         project, names, helpful = self._own(record)

@@ -1,5 +1,6 @@
 """Whether files of the same project help to complete a line, before and after training on such contexts.
 
+    python studies/project-context/run.py rows            # the rows alone, and whether they are those of results.json
     python studies/project-context/run.py train           # about 40 minutes on two cores
     python studies/project-context/run.py own             # about 20 minutes: the model and its base on the own project's context
     python studies/project-context/run.py none other      # 20 minutes each: without context; with another project's
@@ -15,9 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import resource
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -55,7 +55,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "parts", nargs="+", help="train, own, none, other, a composer, categories, memory, table"
+        "parts", nargs="+", help="rows, train, own, none, other, a composer, categories, memory, table"
     )
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "luthier-study-project-context"
@@ -63,11 +63,17 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="changes of the recipe"
     )
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)  # of one process of the part memory
     options = parser.parse_args()
+    if options.length:
+        print(json.dumps(step_memory(recipe_of(options, "own"), options.length)))
+        return
     options.work.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
         print(f"== {part}", flush=True)
-        if part == "train":
+        if part == "rows":
+            rows(options)
+        elif part == "train":
             train(options)
         elif part == "categories":
             categories(options)
@@ -85,6 +91,23 @@ def recipe_of(options: argparse.Namespace, arm: str) -> Any:
     task = {"own": (), "other": ("task.from_project=other",)}.get(arm, (f"task.composer={arm}",))
     only_test = () if arm == "own" else ONLY_TEST
     return pipeline.read(RECIPE, *SIZE, *task, *only_test, *options.set)
+
+
+def rows(options: argparse.Namespace) -> None:
+    """Prepares the rows from the pinned releases, prints the hash of the test rows, and compares it with the one of results.json."""
+    from luthier import pipeline
+    from luthier.run_folder import read_json
+
+    run = pipeline.prepare(recipe_of(options, "own"), folder=options.work / "own", progress=say)
+    made = read_json(run.manifest)["files"]["test.arrow"]
+    print(f"{made}  test rows (SHA-256)")
+    published = HERE / "results.json"
+    if not published.is_file():
+        print("there is no results.json to compare it with")
+    elif (known := json.loads(published.read_text())["test_rows_sha256"]) == made:
+        print("the same rows as in results.json")
+    else:
+        raise SystemExit(f"results.json is of other rows: {known}")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -150,46 +173,61 @@ def categories(options: argparse.Namespace) -> None:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """Peak memory of one training step of a single row of 2k, 4k and 8k tokens, each in a process of its own."""
+    """Peak memory of training for one step on one row of 2k, 4k and 8k tokens, each in a process of its own."""
     found = {}
     for length in (2048, 4096, 8192):
-        child = os.fork()
-        place = options.work / f"memory-{length}.json"
-        if child == 0:
-            place.write_text(json.dumps(step_memory(recipe_of(options, "own"), length)))
-            os._exit(0)
-        if os.waitpid(child, 0)[1]:
-            raise SystemExit(f"the step of {length} tokens failed")
-        found[str(length)] = json.loads(place.read_text())
+        changes = [argument for change in options.set for argument in ("--set", change)]
+        command = [sys.executable, __file__, "memory", "--length", str(length), *changes]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[str(length)] = json.loads(done.stdout.splitlines()[-1])
     (options.work / "memory.json").write_text(json.dumps(found))
 
 
 def step_memory(recipe: Any, length: int) -> dict[str, float]:
+    """Resident memory in GiB with the model loaded, and at most over one optimizer step as a run makes it.
+
+    A batch is one row, of which the last quarter is trained, as the stretch is in rows of the recipe; activations are
+    kept, not computed again (gradient checkpointing).
+    """
     import torch
 
-    from luthier.encoding.batches import collate
-    from luthier.models.forward import token_scores
+    from luthier.models.engine import probe_rows, start
     from luthier.models.load import load_model, load_tokenizer
+    from luthier.models.memory import in_use
     from luthier.records import Row
+    from luthier.rows import Rows, RowWriter, to_batch
+    from luthier.run_folder import RunFolder, read_jsonl
+    from luthier.train import loop
 
+    settings = recipe.train.model_copy(update={"batch_size": 1, "max_steps": 1, "keep": "last"})
+    recipe = recipe.model_copy(update={"train": settings})
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, len(tokenizer), training=True, seed=0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loaded = in_use(torch.device("cpu"))
     ids = np.arange(length, dtype=np.int32) % len(tokenizer)
-    weights = (np.arange(length) > length * 3 // 4).astype(np.float32)  # as in a row: the stretch is trained
-    row = Row("", "", ids, weights, np.zeros(length, np.int16), [""], length // 2, "", 0)
-    batch = collate([row], pad_id=0)
-    loss = token_scores(model, batch).weighted_sum()
-    torch.autograd.backward(loss)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"loaded_gib": round(before / 2**20, 3), "peak_memory_gib": round(peak / 2**20, 3)}
+    weights = (np.arange(length) > length * 3 // 4).astype(np.float32)
+    row = Row("row", "row", ids, weights, np.zeros(length, np.int16), [""], length * 3 // 4 + 1, "", 0)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(Path(folder))
+        run.data.mkdir()
+        for split, made in (("train", [row]), ("eval", [])):
+            with RowWriter(run.rows(split)) as writer:
+                if made:
+                    writer.write(to_batch(made))
+        train_rows, eval_rows = Rows(run.rows("train")), Rows(run.rows("eval"))
+        engine = start(model, probe_rows(train_rows))
+        loop.train(
+            loop.Loop(recipe, run, model, tokenizer, train_rows, eval_rows, None, engine=engine), "memory"
+        )
+        [step] = read_jsonl(run.history)
+    return {"loaded_gib": round(loaded / 2**30, 3), "peak_memory_gib": step["peak_memory_gib"]}
 
 
 def table(options: argparse.Namespace) -> None:
     from luthier.run_folder import RunFolder, read_json, read_jsonl
 
     arms: dict[str, dict[str, Any]] = {}
-    for folder in sorted(options.work.iterdir()):
+    for folder in sorted(options.work.iterdir(), key=lambda folder: (folder.name != "own", folder.name)):
         if (folder / "scores.json").is_file():
             arms[folder.name] = {row["id"]: row for row in read_jsonl(RunFolder(folder).predictions)}
     ids = sorted(set.intersection(*(set(rows) for rows in arms.values())))
@@ -236,6 +274,7 @@ def table(options: argparse.Namespace) -> None:
     }
     main_one = figures["by_subset"]["all"]["tuned"].get("own against none", {})
     figures["relative_gain_own"] = main_one.get("relative_gain")
+    figures["relative_gain_own_macro"] = main_one.get("macro/relative_gain")
     for metric in ("bits_per_byte", "perplexity"):
         figures[metric] = {}
         for arm in arms:
@@ -257,7 +296,7 @@ def table(options: argparse.Namespace) -> None:
     results.write(
         HERE / "results.json",
         figures,
-        command="python studies/project-context/run.py train own none other categories memory table",
+        command=f"python studies/project-context/run.py train {' '.join(arms)} categories memory table",
         packages=("luthier", "torch", "transformers"),
         notes="Greedy decoding; exact match of the words of the first line; intervals of 95% by a bootstrap over files. Micro counts lines "
         "alike, macro files. baseline copies the line that followed where the last lines stood before. own, none and other are the same "
@@ -280,35 +319,48 @@ def lines_of_training(options: argparse.Namespace) -> set[str]:
 
 
 def comparisons(exact: dict[tuple[str, str], Any], groups: list[str], mask: Any) -> dict[str, Any]:
-    """Own project's context against each other arm, for each model: difference and relative gain, with intervals."""
+    """Own project's context against each other arm, for each model: difference and relative gain, with intervals.
+
+    Over lines, and below ``macro`` over files, whose lines together count as much as another file's.
+    """
     from luthier.evaluate.significance import Pair, Ratio, paired_bootstrap
 
+    kinds = {"": np.ones(len(groups)), "macro/": shares(groups)}
     found: dict[str, Any] = {}
     for model in ("base", "tuned"):
         entry: dict[str, Any] = {
             arm: round(float(s[mask].mean()), 4) for (m, arm), s in exact.items() if m == model
         }
         for arm in [arm for m, arm in exact if m == model and arm != "own"]:
-            pair = Ratio.mean(exact[model, arm][mask]), Ratio.mean(exact[model, "own"][mask])
-            plain, ratio = paired_bootstrap([Pair(*pair), Pair(*pair, np.log)], groups)
-            entry[f"own against {arm}"] = {
-                "difference": results.with_interval(plain.difference, plain.interval),
-                "relative_gain": None
-                if ratio.difference is None
-                else results.with_interval(
-                    float(np.expm1(ratio.difference)), [float(np.expm1(x)) for x in ratio.interval or ()]
-                ),
-            }
+            both: dict[str, Any] = {}
+            for kind, weights in kinds.items():
+                sides = (exact[model, side][mask] * weights for side in (arm, "own"))
+                pair = [Ratio(side, weights) for side in sides]
+                plain, ratio = paired_bootstrap([Pair(*pair), Pair(*pair, np.log)], groups)
+                both[f"{kind}difference"] = results.with_interval(plain.difference, plain.interval)
+                both[f"{kind}relative_gain"] = (
+                    None
+                    if ratio.difference is None
+                    else results.with_interval(
+                        float(np.expm1(ratio.difference)), [float(np.expm1(x)) for x in ratio.interval or ()]
+                    )
+                )
+            entry[f"own against {arm}"] = both
         found[model] = entry
     return found
+
+
+def shares(groups: list[str]) -> Any:
+    """The weight of each line where files count alike, shape (line,)."""
+    sizes = Counter(groups)
+    return np.array([1 / sizes[group] for group in groups])
 
 
 def with_interval(scores: Any, groups: list[str], *, macro: bool = False) -> Any:
     """The mean of a score and its interval; macro is the mean over files of their means."""
     from luthier.evaluate.significance import Pair, Ratio, paired_bootstrap
 
-    sizes = Counter(groups)
-    weights = np.array([1 / sizes[g] if macro else 1.0 for g in groups])
+    weights = shares(groups) if macro else np.ones(len(groups))
     nothing = Ratio(np.zeros(len(scores)), weights)
     [found] = paired_bootstrap([Pair(nothing, Ratio(scores * weights, weights))], groups)
     return results.with_interval(found.tuned, found.interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,24 @@ python studies/project-context/run.py train own none other categories memory tab
 
 **Data.** Trained on Django 4.2, scikit-learn 1.7.2 and Textual 8.2.8. Asked: what Django 5.2.19 and scikit-learn 1.9.1 added (projects that were trained on), and what SymPy 1.14.0,
 statsmodels 0.15.0 and NetworkX 3.6.1 added (projects that were not). The project before a line is the release *before* the one that added it. All are pinned by SHA-256; the recipe is
-`recipes/project-completion.yaml`.
+`recipes/project-completion.yaml`, with fewer rows and longer files as the study's script says.
 """
+# Arms of results.json have these names; further ones are composers, over the project's other files.
 ARMS = {
     "none": "the file alone",
     "own": "the project's other files",
     "other": "another project's files",
+    "path-distance": "the project's other files, by path distance",
+    "imports-first": "the project's other files, imported ones nearest",
+    "same-folder": "files of the same folder",
+    "skeletons": "the project's other files, far ones without bodies",
+    "half-memory": "half of the lines of the project's other files",
+    "alphabetical": "the project's other files, by name",
+    "file-length": "the project's other files, the shortest nearest",
+    "shuffled": "the project's other files, in any order",
 }
+# Strata whose differences are shown over files as well.
+OVER_FILES = ("all", "own projects in training", "projects not in training")
 MODELS = {"base": "as it came", "tuned": "tuned"}
 
 
@@ -35,33 +47,91 @@ def page(path: Path = RESULTS) -> str:
         return f"{INTRODUCTION}\nNot measured yet.\n"
     results = json.loads(path.read_text(encoding="utf-8"))
     figures = results["figures"]
-    arms = {arm: title for arm, title in ARMS.items() if f"exact_match/tuned/{arm}/micro" in figures}
+    measured = [
+        name.split("/")[2] for name in figures
+        if name.startswith("exact_match/tuned/") and name.endswith("/micro")
+    ]  # fmt: skip
+    known = list(ARMS)
+    order = sorted(measured, key=lambda arm: (known.index(arm) if arm in known else len(known), arm))
+    arms = {arm: ARMS.get(arm, arm) for arm in order}
     lines = [
         INTRODUCTION,
-        f"Made on {results['date']}: {figures['num_rows']:,} lines of {figures['num_files']} files. Exact match with its 95% interval over files.",
+        f"Made on {results['date']}: {figures['num_rows']:,} lines of {figures['num_files']} files. 95% intervals over files.",
         "",
-        "| before the file | base, over lines | base, over files | tuned, over lines | tuned, over files | tuned, bits per byte |",
-        "|---|--:|--:|--:|--:|--:|",
+        "## Exact match",
+        "",
+        *exact_match(figures, arms),
     ]
-    for arm, title in arms.items():
-        cells = [
-            share(figures[f"exact_match/{model}/{arm}/{kind}"])
-            for model in MODELS
-            for kind in ("micro", "macro")
-        ]
-        lines.append(f"| {title} | {' | '.join(cells)} | {figures[f'bits_per_byte/{arm}/tuned']:.3f} |")
     if "own" in arms:
         copied = share(figures["exact_match/baseline/own/micro"])
         lines += ["", f"Copying the line that followed where the last lines stood before gets {copied}."]
+    models = {text: f"{model}/{{}}" for model, text in MODELS.items()}
+    similar = by_arm("edit_similarity", models, figures, arms, share)
+    lines += ["", "## Edit similarity", "", *similar]
+    models = {text: f"{{}}/{model}" for model, text in MODELS.items()}
+    bits = by_arm("bits_per_byte", models, figures, arms, "{:.3f}".format)
+    lines += [
+        "",
+        "## Bits per byte",
+        "",
+        *bits,
+        "",
+        "Of the lines themselves, given what stands before them.",
+    ]
     lines += ["", "## What the project is worth", "", *gains(figures, arms)]
+    if "categories/lines" in figures:
+        lines += ["", "## What is in the project", "", *jedi(figures)]
     if "memory/2048/peak_memory_gib" in figures:
         lines += ["", "## Memory of one row", "", *memory(figures)]
     lines += [
         "",
         f"{results['notes']} {figures['leaks/share_of_lines_verbatim_in_training']:.0%} of the lines stand somewhere in the training rows word for word; they are a stratum of their own above. "
-        f"The test rows are `{results['test_rows_sha256'][:16]}` (SHA-256 of their file): the recipe gives the same rows on any machine.",
+        f"The test rows are `{results['test_rows_sha256'][:16]}` (SHA-256 of their file): `python studies/project-context/run.py rows` makes them from the pinned releases and says whether they are the same.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def exact_match(figures: dict[str, Any], arms: dict[str, str]) -> list[str]:
+    """Exact match by arm, over lines and over files."""
+    kinds = {"micro": "over lines", "macro": "over files"}
+    columns = {
+        f"{text}, {over}": f"{model}/{{}}/{kind}"
+        for model, text in MODELS.items()
+        for kind, over in kinds.items()
+    }
+    return by_arm("exact_match", columns, figures, arms, share)
+
+
+def by_arm(
+    metric: str,
+    columns: dict[str, str],
+    figures: dict[str, Any],
+    arms: dict[str, str],
+    shown: Callable[[Any], str],
+) -> list[str]:
+    """A table of a metric: a row an arm; columns by their heads, each the rest of a figure's name."""
+    rows = [f"| before the file | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
+    for arm, text in arms.items():
+        cells = (shown(figures[f"{metric}/{name.format(arm)}"]) for name in columns.values())
+        rows.append(f"| {text} | {' | '.join(cells)} |")
+    return rows
+
+
+def jedi(figures: dict[str, Any]) -> list[str]:
+    """How categories by name and by import agree with jedi."""
+    rows = [
+        "| in the project by | lines it says that of | of them by jedi too | by jedi, and missed | agree |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    total = figures["categories/lines"]
+    for tier in ("name", "import"):
+        both, only, missed = (
+            int(figures.get(f"categories/{tier}: {said}, jedi: {true}", 0))
+            for said, true in (("in", "in"), ("in", "out"), ("out", "in"))
+        )
+        agree = 1 - (only + missed) / total
+        rows.append(f"| {tier} | {both + only} | {both} | {missed} | {agree:.0%} |")
+    return [*rows, "", f"A sample of {total:,} lines; jedi goes to the definition of each name in a line."]
 
 
 def gains(figures: dict[str, Any], arms: dict[str, str]) -> list[str]:
@@ -79,6 +149,14 @@ def gains(figures: dict[str, Any], arms: dict[str, str]) -> list[str]:
             for arm in others
         ]
         rows.append(f"| {subset} | {figures[f'by_subset/{subset}/rows']:,} | {' | '.join(cells)} |")
+        if subset in OVER_FILES:
+            cells = [
+                gain(figures, f"by_subset/{subset}/{model}/own against {arm}/macro")
+                for model in MODELS
+                for arm in others
+            ]
+            if any(cells):
+                rows.append(f"| {subset}, over files | | {' | '.join(cells)} |")
     return [
         *rows,
         "",
@@ -111,11 +189,15 @@ def verdict(figures: dict[str, Any]) -> str:
 
 def memory(figures: dict[str, Any]) -> list[str]:
     """Peak memory by length."""
-    rows = ["| tokens | peak memory, GiB |", "|--:|--:|"]
+    rows = ["| tokens | peak memory of a step, GiB |", "|--:|--:|"]
     for length in (2048, 4096, 8192):
         rows.append(f"| {length:,} | {figures[f'memory/{length}/peak_memory_gib']:.2f} |")
     loaded = figures["memory/2048/loaded_gib"]
-    return [*rows, "", f"Of that {loaded:.2f} GiB are the process with the model loaded."]
+    return [
+        *rows,
+        "",
+        f"Of that {loaded:.2f} GiB are the process with the model loaded. One optimizer step of the recipe on one row, without gradient checkpointing.",
+    ]
 
 
 def gain(figures: dict[str, Any], name: str) -> str:

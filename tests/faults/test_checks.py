@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.fixtures import tiny_trainer
 from tests.fixtures.juliet import write_juliet
 from tests.fixtures.tiny_model import make_model, make_tokenizer
 from tests.fixtures.tiny_run import write_recipe
@@ -469,6 +470,43 @@ def test_rows_are_longer_than_the_model(context: RunContext) -> None:
     context.model = make_model(max_position_embeddings=100)
     finding = only(with_recipe(context, "data.max_length=101"), "positions", "warning")
     assert finding.measured == 101
+
+
+def test_targets_that_stand_as_lines_in_training_rows_are_counted(context: RunContext) -> None:
+    train = [context.tokenizer.decode(row.input_ids, first=True) for row in context.rows["train"]]
+    known = next(line.strip() for line in train[3].split("\n")[1:-1] if len(line.strip()) > 8)
+    rows = list(context.rows["test"])
+    targets = [f"\n    {known}\n", known, known[:-1] + "\N{SNOWMAN}", f"{known}\n{known}", "\n"]
+    made = [dataclasses.replace(row, target=text) for row, text in zip(rows, targets, strict=False)]
+    assert len(made) == len(targets)
+    rewrite(context, "test", made)
+    context.seen.clear()
+    found(context, "ngram-overlap")
+    num = len(train)
+    said = f"2 of 3 test targets of one line (66.7%) stand as lines in {num} of {num} training rows"
+    assert said in context.seen
+    rewrite(context, "test", made[3:4])
+    context.seen.clear()
+    found(context, "ngram-overlap")
+    assert not any("test targets" in text for text in context.seen)
+
+
+def test_generated_text_goes_on_behind_the_positions(context: RunContext) -> None:
+    longest = max(int(rows.lengths().max()) for rows in context.rows.values())
+    prompt = int(context.rows["test"].column("num_prompt_tokens").to_numpy().max())
+    context.model = make_model(max_position_embeddings=longest)
+    sampled = ("evaluate.generate=true", "train.num_samples=0")
+    room = longest - prompt + 1  # the last token needs no position
+    assert found(with_recipe(context, *sampled, f"evaluate.max_new_tokens={room}"), "positions") == []
+    long = f"evaluate.max_new_tokens={room + 1}"
+    finding = only(with_recipe(context, *sampled, long), "positions", "warning")
+    assert (finding.measured, finding.expected) == (longest + 1, f"at most {longest}")
+    assert f"evaluate.max_new_tokens={room}" in finding.fix
+    assert found(with_recipe(context, sampled[1], "evaluate.generate=false", long), "positions") == []
+    samples = ("evaluate.generate=false", "train.num_samples=2", f"evaluate.max_new_tokens={longest}")
+    assert only(with_recipe(context, *samples), "positions", "warning").where.startswith("data/eval.arrow")
+    context.model = tiny_trainer.model("gpt2")  # a table of 512 positions, which ends there
+    only(with_recipe(context, *sampled, "evaluate.max_new_tokens=513"), "positions", "error")
 
 
 def test_group_and_row_in_two_splits(context: RunContext) -> None:

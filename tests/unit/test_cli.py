@@ -22,7 +22,7 @@ from luthier.display.text import duration
 from luthier.encoding.encode import encode
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Interrupted, Refused, UserError, UserErrors
-from luthier.records import Example, Span
+from luthier.records import SPLITS, Example, Span
 from luthier.rows import RowWriter, to_batch
 from luthier.run_folder import RunFolder, read_json, write_json, write_text
 
@@ -215,15 +215,21 @@ def test_third_parties_warnings_go_to_the_log_only_and_ours_are_shown(luthier, s
     assert "noise" in log and "mind this" in log
 
 
+def write_prepared(run):
+    write_run(run.path, stage="prepare", hostile=True)
+    files = {f"{split}.arrow": f"{number}123456789abcdef" * 4 for number, split in enumerate(SPLITS)}
+    write_json(run.manifest, {"files": files})
+
+
 def test_the_log_of_one_run_is_not_written_by_the_next(luthier, stage, recipe_yaml, tmp_path):
     def prepare(read, place):
         pipeline._open(read, (), place.path)
         pipeline.logger.info("in %s", place.path.name)
-        write_run(place.path, stage="prepare")
+        write_prepared(place)
 
     stage("prepare", prepare)
     for name in ("one", "two"):
-        luthier("prepare", recipe_yaml, "--run", tmp_path / name)
+        assert luthier("prepare", recipe_yaml, "--run", tmp_path / name).exit_code == 0
     assert "in two" not in (tmp_path / "one/run.log").read_text()
     assert "in two" in (tmp_path / "two/run.log").read_text()
 
@@ -290,10 +296,10 @@ def test_overrides_and_folder_reach_the_stage(luthier, stage, recipe_yaml, tmp_p
 
 
 def test_prepare_prints_rows_drops_and_trims(luthier, stage, recipe_yaml, tmp_path):
-    stage("prepare", lambda read, place: write_run(place.path, stage="prepare", hostile=True))
+    stage("prepare", lambda read, place: write_prepared(place))
     done = luthier("prepare", recipe_yaml, "--run", tmp_path / "out")
     assert done.exit_code == 0
-    assert re.search(r"train +4,000 +1,046 +1,588,000 +24% +441 +512", done.stdout)
+    assert re.search(r"train +4,000 +1,046 +1,588,000 +24% +441 +512 +0123456789abcdef$", done.stdout, re.M)
     assert re.search(r"records +near-duplicate +58 +no, by a rule", done.stdout)
     assert "trimmed: 308,000 tokens of context in 1,333 train rows" in done.stdout
     assert "0.9% dropped of a budget of 5%" in done.stdout

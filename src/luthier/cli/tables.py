@@ -47,17 +47,17 @@ def each_training(run: RunFolder, console: Console) -> Iterator[RunFolder]:
 
 
 def prepared(run: RunFolder, console: Console) -> None:
-    """Rows by split, what was dropped and what was trimmed."""
-    ledger = read_json(run.ledger)
-    splits = table(
-        console, "split", "rows", "groups", "tokens", "trained", "median length", "longest", right=range(1, 7)
-    )
+    """Rows by split with the beginning of their file's hash, what was dropped and what was trimmed."""
+    ledger, files = read_json(run.ledger), read_json(run.manifest)["files"]
+    columns = ("rows", "groups", "tokens", "trained", "median length", "longest", "SHA-256")
+    splits = table(console, "split", *columns, right=range(1, 7))
     for name in SPLITS:
         if facts := ledger["splits"].get(name):
             length = facts["length"]
             trained = f"{facts['trained_tokens'] / facts['tokens']:.0%}" if facts["tokens"] else "-"
             counts = (f"{facts[key]:,}" for key in ("rows", "groups", "tokens"))
-            splits.add_row(*cells(name, *counts, trained, length["p50"], length["max"]))
+            content = files[f"{name}.arrow"][:16]
+            splits.add_row(*cells(name, *counts, trained, length["p50"], length["max"], content))
     console.print(splits)
     dropped = table(console, "dropped", "reason", "count", "held against the budget", right=(2,))
     for level in ("records", "rows"):

@@ -1,8 +1,8 @@
 """What a line takes from its project: categories by name, by import, and by jedi.
 
 By name is how Long Code Arena labels lines: cheap, and wrong wherever two things share a name. By import asks that the
-chain of names begins with something that the file imports from its own project. jedi goes to the definition itself; it is slow, and is
-for a sample on which the other two are judged.
+chain of names begins with something that the file imports from its own project, in Java also with a class of its own
+package. jedi goes to the definition itself; it is slow, and is for a sample on which the other two are judged.
 
 Source of the categories: Long Code Arena, Bogomolov et al. 2024, arXiv:2406.11612, section on project-level completion.
 """
@@ -10,6 +10,7 @@ Source of the categories: Long Code Arena, Bogomolov et al. 2024, arXiv:2406.116
 from __future__ import annotations
 
 import builtins
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,7 @@ class LineCategories:
     def by_import(self, line: int) -> str:
         """``inproject`` if a chain of names in the line begins with what the file imports from its project, else ``other``.
 
+        In Java also with a class of the file's own package, which needs no import.
         A line that imports is ``other``: what it binds is its own.
         """
         if self._lines[line].lstrip().startswith(("import ", "from ")):
@@ -100,6 +102,7 @@ def uninformative(line: str) -> bool:
             ("import ", "from ", "def ", "async def ", "class ", "@", "#", "//", "/*", "*", '"""', "'''")
         )
         or code.startswith(("print(", "System.out."))
+        or re.fullmatch(r"package [\w.]+;", code) is not None
     )
 
 

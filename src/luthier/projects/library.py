@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Collection, Sequence
 
@@ -18,7 +19,9 @@ _NUM_HELPFUL = 20
 
 
 def split_example(text: str) -> tuple[str, str] | None:
-    """The docstring of a module and the program behind it without comments; None where there is either of them lacking.
+    """What a module says of itself and the program behind that without comments; None where there is either of them lacking.
+
+    That is its docstring; in a script made of a notebook, which has none, the text under the first heading (``# # Title``).
 
     Args:
         text: A Python file.
@@ -28,9 +31,18 @@ def split_example(text: str) -> tuple[str, str] | None:
     except (SyntaxError, ValueError, RecursionError):
         return None
     docstring = ast.get_docstring(tree)
-    if not docstring or len(tree.body) < 2:
+    said = docstring or _first_heading(text)
+    if not said or len(tree.body) < (2 if docstring else 1):
         return None
-    return docstring, without_comments(text)
+    return said, without_comments(text)
+
+
+def _first_heading(text: str) -> str:
+    """The comment lines from the first heading of Markdown before any code on, as text; empty if there is none."""
+    block = itertools.takewhile(lambda line: not line or line.startswith("#"), text.split("\n"))
+    lines = [re.sub(r"^#\s?", "", line) for line in block]
+    first = next((i for i, line in enumerate(lines) if line.startswith("# ")), len(lines))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.lstrip("# ") for line in lines[first:])).strip()
 
 
 def without_comments(program: str) -> str:
@@ -50,12 +62,12 @@ def without_comments(program: str) -> str:
 def masked(docstring: str, answers: Collection[str]) -> str:
     """The docstring as plain text, with names that give answers away replaced by ``[API]``.
 
-    A word of a called name is a name where it is written as one: with an underscore or a capital inside, in backticks, or before a bracket.
-    Ordinary words (``fit``, ``plot``) in a sentence stay.
+    A word that equals an answer is a name where it is written as one: with a capital (``Ridge``) or an underscore, in backticks, behind
+    a dot, or before a bracket. Ordinary words (``fit``, ``plot``, ``ridge``) in a sentence stay, and so do paths of modules.
 
     Args:
         docstring: reStructuredText.
-        answers: Names that the program calls.
+        answers: From ``answers``.
     """
     plain = _ROLE.sub(lambda match: f"`{match[1]}`", docstring)
 
@@ -64,7 +76,7 @@ def masked(docstring: str, answers: Collection[str]) -> str:
         before, behind = plain[: match.start()][-1:], plain[match.end() :][:1]
         is_name = (
             "_" in word
-            or any(letter.isupper() for letter in word[1:])
+            or any(letter.isupper() for letter in word)
             or before in ("`", ".")
             or behind in ("`", "(")
         )
@@ -132,6 +144,23 @@ def resolved_calls(program: str, own: Collection[str]) -> list[str]:
         if root in bound:
             found.add(bound[root] + dot + rest)
     return sorted(found)
+
+
+def answers(program: str, names: Collection[str], own: Collection[str]) -> set[str]:
+    """The library's names that a program shows whoever reads it: what it calls or imports, under whatever name.
+
+    Args:
+        program: A Python program.
+        names: From ``api_names``.
+        own: Names of the library's packages.
+    """
+    imported = {
+        entry.name
+        for entry in syntax.imports(program, "python")
+        if entry.name and entry.module.partition(".")[0] in own
+    }
+    called = {chain.rpartition(".")[2] for chain in resolved_calls(program, own)}
+    return {*called_apis(program, names), *called, *(imported & set(names))}
 
 
 class HelpfulNames:

@@ -141,6 +141,8 @@ class Project:
     def imported(self, path: str, text: str, language: str) -> dict[str, set[str]]:
         """The names that a file binds by importing from this project, each with the files that it may come from.
 
+        In Java the classes of its own package that its text names need no import, and count as well.
+
         Args:
             path: Of the file; relative imports start from it.
             text: Its text, or the beginning of it.
@@ -151,9 +153,10 @@ class Project:
             module = self._absolute(entry.module, path) if entry.module.startswith(".") else entry.module
             inside = self._modules.get(f"{module}.{entry.name}") if entry.name not in (None, "*") else None
             origin = inside or self._modules.get(module)
+            if origin is None and language == "java":  # a class inside of a class
+                origin = self._modules.get(module.rpartition(".")[0])
             if entry.name == "*" and language == "java":
-                within = [p for name, p in self._modules.items() if name.rpartition(".")[0] == module]
-                for other in within:
+                for other in self._in_package(module):
                     found[self.by_path[other].module].add(other)
             elif entry.name == "*" and origin:
                 for name in self.by_path[origin].declared:
@@ -164,8 +167,17 @@ class Project:
                 found[entry.bound].add(
                     next(p for n, p in self._modules.items() if n.startswith(f"{module}."))
                 )
+        if language == "java":
+            package, used = _PACKAGE.search(text), set(_WORD.findall(text))
+            for other in self._in_package(package[1] if package else ""):
+                if other != path and self.by_path[other].module in used:
+                    found[self.by_path[other].module].add(other)
         found.pop("*", None)
         return dict(found)
+
+    def _in_package(self, package: str) -> list[str]:
+        """Paths of the files of a Java package."""
+        return [path for name, path in self._modules.items() if name.rpartition(".")[0] == package]
 
     def _absolute(self, module: str, path: str) -> str:
         """The name, seen from the top, of a module that is named with leading dots in a file."""

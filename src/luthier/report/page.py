@@ -102,6 +102,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "headline": sentence,
         "verdict": verdict,
         "metrics": sections.metrics(scores) if scores else [],
+        "macro": sections.macro(scores) if scores else {},
         "scores": scores,
         "strata": sections.strata(scores) if scores else [],
         "observations": words.observations(past, smoothed),

@@ -135,23 +135,39 @@ def headline(scores: Mapping[str, Any]) -> tuple[str, str]:
     return f"{where}{what} {verb} {change} ({interval}).{judgement}", row["verdict"]
 
 
+def macro(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The metrics of generated text as means over groups, in the form of ``metrics``, by name; none where each row is a group."""
+    found = scores.get("macro") or {}
+    if scores["num_groups"] in (1, scores["num_rows"]):
+        return {}
+    entries = {name: {**scores["metrics"][name], **entry} for name, entry in found.items()}
+    return {row["name"]: row for row in metrics({**scores, "metrics": entries})}
+
+
 _MOST_STRATA = 12
+_MOST_BESIDE = 2
 
 
 def strata(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table for each stratum that the rows name: for its values the rows and the first metric of generated text."""
+    """One table for each stratum that the rows name: for its values the rows and the first metric of generated text.
+
+    Beside it stand both values of up to two more, as ``beside``; their names are the table's ``beside``.
+    """
     tables = []
     for name, values in (scores.get("strata") or {}).items():
         rows = []
         for value, part in sorted(values.items(), key=lambda item: -item[1]["num_rows"])[:_MOST_STRATA]:
             entries = {row["name"]: row for row in metrics(part)}
             shown = next((entries[key] for key in _HEADLINE if key in entries), None)
-            if shown is not None:
-                rows.append(
-                    {"value": value, "num_rows": part["num_rows"], "num_groups": part["num_groups"], **shown}
-                )
+            if shown is None:
+                continue
+            others = [entries[key] for key in part.get("macro") or {} if key != shown["name"]]
+            sizes = {key: part[key] for key in ("num_rows", "num_groups")}
+            rows.append({"value": value, **sizes, **shown, "beside": others[:_MOST_BESIDE]})
         if rows:
-            tables.append({"name": name, "rows": rows, "left_out": len(values) - len(rows)})
+            beside = [row["label"] for row in rows[0]["beside"]]
+            left_out = len(values) - len(rows)
+            tables.append({"name": name, "rows": rows, "beside": beside, "left_out": left_out})
     return tables
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -22,6 +22,13 @@ _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # Nothing of a repository is run: no hooks, no filters for large files, no prompt for a password.
 _SETTINGS = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false", "-c", "core.symlinks=false")
 _ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
+# What says which repository git works on (`git rev-parse --local-env-vars`, without what only configures it, and what git sets
+# for its hooks): a run that a hook or `git rebase --exec` starts would otherwise work on the user's own.
+_PLACES = {
+    *("GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE", "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH", "GIT_NAMESPACE"),
+    *("GIT_SHALLOW_FILE", "GIT_GRAFT_FILE", "GIT_REPLACE_REF_BASE", "GIT_TEMPLATE_DIR", "GIT_CONFIG"),
+}
 
 
 @source("git")
@@ -29,7 +36,8 @@ class Git(ProjectFiles):
     """Code files of git repositories, each pinned by its whole commit hash; a repository is a group.
 
     One commit is fetched, without history and with only the folders that are asked for, and checked out in the cache folder
-    (``LUTHIER_CACHE``); nothing of it is run. Fields of a record: ``text``, ``path``, ``language``, ``project``, ``licence``, ``role``.
+    (``LUTHIER_CACHE``); nothing of it is run. Fields of a record: ``text``, ``path``, ``language``, ``project`` (the last part of the
+    address, with as many parts before it as tell two repositories apart), ``licence``, ``role``.
     """
 
     repositories: dict[str, str] = Field(min_length=1)
@@ -54,13 +62,26 @@ class Git(ProjectFiles):
         return refuse_nothing(self._files(), "source git")
 
     def _files(self) -> Iterator[Record | Dropped]:
-        for url, commit in self.repositories.items():
-            project = re.split(r"[/:\\]", url.rstrip("/").removesuffix(".git"))[-1]
+        for (url, commit), project in zip(self.repositories.items(), _names(self.repositories), strict=True):
             yield from self._project(fetch(url, commit, self.folders), project, f"{project}@{commit[:12]}")
 
     def fingerprint(self) -> str:
         """Hash of the pinned commits."""
         return hash_of(sorted(self.repositories.items()), self.folders)
+
+
+def _names(repositories: Mapping[str, str]) -> list[str]:
+    """The shortest end of each address, in whole parts, that no other one has; with the commit where the addresses are the same."""
+    parts = [re.split(r"[/:\\]+", url.rstrip("/\\").removesuffix(".git")) for url in repositories]
+    names = []
+    for own, commit in zip(parts, repositories.values(), strict=True):
+        lengths = range(
+            1, len(own) + 2
+        )  # of more parts than it has it is alone if others have it as their end
+        alone = (n for n in lengths if sum(other[-n:] == own[-n:] for other in parts) == 1)
+        length = next(alone, 0)
+        names.append("/".join(own[-length:]) if length else f"{'/'.join(own)}@{commit[:12]}")
+    return names
 
 
 def fetch(url: str, commit: str, folders: Sequence[str] = ()) -> Path:
@@ -82,7 +103,7 @@ def fetch(url: str, commit: str, folders: Sequence[str] = ()) -> Path:
     logger.info("fetching %s at %s", url, commit[:12])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as work:
-        _git(url, work, "init", "--quiet")
+        _git(url, work, "init", "--quiet", f"--object-format={'sha1' if len(commit) == 40 else 'sha256'}")
         if folders:
             _git(url, work, "sparse-checkout", "set", "--", *folders)
         # A host that cannot leave out contents sends them all, so the filter is only asked for where it helps.
@@ -94,11 +115,16 @@ def fetch(url: str, commit: str, folders: Sequence[str] = ()) -> Path:
     return folder
 
 
+def environment() -> dict[str, str]:
+    """The process's environment without what tells git that it works on another repository than it is called in."""
+    return {name: value for name, value in os.environ.items() if name not in _PLACES}
+
+
 def _git(url: str, folder: Path, *arguments: str) -> None:
     done = subprocess.run(
         ["git", *_SETTINGS, *arguments],
         cwd=folder,
-        env={**os.environ, **_ENVIRONMENT},
+        env={**environment(), **_ENVIRONMENT},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

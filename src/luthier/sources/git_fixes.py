@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from luthier.errors import UserError
 from luthier.records import Dropped, Record
 from luthier.registry import source
+from luthier.sources.git import environment
 from luthier.sources.pairs import SUFFIXES, Pairs, changed_functions
 
 
@@ -93,6 +94,7 @@ class GitFixes(Pairs):
                 capture_output=True,
                 check=True,
                 stdin=subprocess.DEVNULL,
+                env=environment(),
             )
         except FileNotFoundError as error:
             raise UserError("git is not installed", self.path, "install git") from error
@@ -105,6 +107,9 @@ class GitFixes(Pairs):
 
     def _show(self, name: str) -> bytes | None:
         done = subprocess.run(
-            ["git", "-C", self.path, "show", name], capture_output=True, stdin=subprocess.DEVNULL
+            ["git", "-C", self.path, "show", name],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            env=environment(),
         )
         return done.stdout if done.returncode == 0 else None

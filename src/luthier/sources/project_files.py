@@ -83,8 +83,10 @@ class ProjectFiles(Source):
     group_by: Literal["project", "file"] = "project"
     """What never straddles a split."""
 
-    def _project(self, folder: Path, project: str, name: str) -> Iterator[Record | Dropped]:
-        """The files of a project on disk; ``name`` is what their ids begin with."""
+    def _project(
+        self, folder: Path, project: str, name: str, group: str | None = None
+    ) -> Iterator[Record | Dropped]:
+        """The files of a project on disk; ``name`` is what their ids begin with, ``group`` is the project where it is not said."""
         top = top_of(folder)
         licence = licence_of(top)
         if self.licences and licence not in self.licences:
@@ -117,7 +119,8 @@ class ProjectFiles(Source):
                     "licence": licence,
                     "role": "complete" if rows else "context",
                 }
-                yield Record(identifier, fields, project if self.group_by == "project" else identifier)
+                own = project if group is None else group
+                yield Record(identifier, fields, own if self.group_by == "project" else identifier)
 
 
 def refuse_nothing(items: Iterator[Record | Dropped], where: str) -> Iterator[Record | Dropped]:

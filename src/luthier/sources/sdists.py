@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Sdists(ProjectFiles):
     """Code files of source distributions from PyPI, each pinned by version and SHA-256; a project is a group.
 
     They are fetched once with the ``unearth`` package, checked, and unpacked in the cache folder (``LUTHIER_CACHE``);
-    nothing of them is built or run. Fields of a record: ``text``, ``path``, ``language``, ``project``, ``licence``, ``role``.
+    nothing of them is built or run. Several releases of one package are projects of their own, and one group.
+    Fields of a record: ``text``, ``path``, ``language``, ``project``, ``licence``, ``role``.
     """
 
     packages: dict[str, str] = Field(min_length=1)
@@ -44,14 +46,22 @@ class Sdists(ProjectFiles):
         return refuse_nothing(self._files(), "source sdists")
 
     def _files(self) -> Iterator[Record | Dropped]:
+        releases = Counter(_package(name) for name in self.packages)
         for name, digest in self.packages.items():
             folder = fetch(name, digest)
-            project = name.partition("==")[0]
-            yield from self._project(folder, project, f"{project}/{_release(folder)}")
+            package = name.partition("==")[0]
+            several = releases[_package(name)] > 1
+            project, group = (name, _package(name)) if several else (package, package)
+            yield from self._project(folder, project, f"{package}/{_release(folder)}", group)
 
     def fingerprint(self) -> str:
         """Hash of the pinned hashes."""
         return hash_of(sorted(self.packages.items()))
+
+
+def _package(requirement: str) -> str:
+    """The package's name as the index compares names (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", requirement.partition("==")[0]).lower()
 
 
 def _release(folder: Path) -> str:

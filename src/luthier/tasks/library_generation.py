@@ -28,9 +28,10 @@ _PROMPT = (
 
 @task("library-generation")
 class LibraryGeneration(Instruction):
-    """Write a program that uses a library: the instruction is the docstring of one of the library's own examples.
+    """Write a program that uses a library: the instruction is the docstring of one of the library's own examples, or the first words of
+    one that was made of a notebook.
 
-    Names that the example calls are masked in the instruction where they are written as names. The target is the example without
+    Names that the example calls or imports are masked in the instruction where they are written as names. The target is the example without
     docstring and comments. Records come from a source of projects whose ``complete`` names the examples (``**/examples/**``) with
     ``group_by: file``; all other files are the library. Prompts are rendered as those of ``instruction``, over the fields
     ``instruction``, ``library``, ``names`` and ``response``.
@@ -74,17 +75,21 @@ class LibraryGeneration(Instruction):
         parts = library.split_example(str(record.fields.get("text", "")))
         if parts is None:
             yield Dropped(
-                record.id, "no-instruction", "no docstring, or no program behind it", budgeted=False
+                record.id,
+                "no-instruction",
+                "neither docstring nor heading, or no program behind it",
+                budgeted=False,
             )
             return
         project, names, helpful = self._own(record)
         docstring, program = parts
         apis = library.called_apis(program, names)
-        resolved = library.resolved_calls(program, library.packages(project))
+        own = library.packages(project)
+        resolved = library.resolved_calls(program, own)
         if len(apis) < self.min_apis or not resolved:
             yield Dropped(record.id, "few-apis", f"it calls {len(apis)} names of the library", budgeted=False)
             return
-        instruction = library.masked(docstring, apis)
+        instruction = library.masked(docstring, library.answers(program, names, own))
         fields = {
             "instruction": instruction,
             "library": project.name,
@@ -94,7 +99,7 @@ class LibraryGeneration(Instruction):
         meta = {
             "apis": apis,
             "resolved": resolved,
-            "packages": sorted(library.packages(project)),
+            "packages": sorted(own),
             "strata": {"library": project.name},
         }
         made = Record(record.id, fields, record.group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -154,8 +154,9 @@ class ProjectCompletion(Task):
             asked: dict[_Stretch, dict[int, str]] = {stretch: {} for stretch in stretches}
         else:
             labels = LineCategories(self._own(record), file.path, text, file.language)
-            asked = self._asked(file, labels, stretches, draw)
-        if not asked:
+            asked, refused = self._asked(file, labels, stretches, draw)
+            yield from refused
+        if not asked and (split == "train" or not refused):
             detail = "every line is blank, a comment, too short or too long, or of another category"
             yield Dropped(record.id, "no-eligible-line", detail, budgeted=False)
             return
@@ -176,13 +177,15 @@ class ProjectCompletion(Task):
         labels: LineCategories,
         stretches: Sequence[_Stretch],
         draw: random.Random,
-    ) -> dict[_Stretch, dict[int, str]]:
-        """The lines to complete, by stretch and index, with their categories: given ones, or some that are drawn."""
+    ) -> tuple[dict[_Stretch, dict[int, str]], list[Dropped]]:
+        """The lines to complete, by stretch and index, with their categories: given ones, or some that are drawn.
+
+        Of the given ones also those that cannot be asked for, with the reason.
+        """
         given = file.record.fields.get("completion_lines")
+        refused: list[Dropped] = []
         if given is not None:
-            categories = {number: name for name, numbers in given.items() for number in numbers}
-            numbers = {file.number(i): i for i in range(1, len(file.lines))}
-            wanted = {numbers[n]: name for n, name in categories.items() if n in numbers}
+            wanted, refused = self._given(file, given, stretches)
             order, most = list(stretches), len(wanted)
         else:
             wanted = {
@@ -192,8 +195,8 @@ class ProjectCompletion(Task):
             }
             order, most = list(stretches), self.max_lines_per_file
             draw.shuffle(order)
-        if self.categories:
-            wanted = {i: name for i, name in wanted.items() if name in self.categories}
+            if self.categories:
+                wanted = {i: name for i, name in wanted.items() if name in self.categories}
         found: dict[_Stretch, dict[int, str]] = {}
         for stretch in order:
             inside = [i for i in range(stretch.first, stretch.end) if i in wanted]
@@ -201,7 +204,35 @@ class ProjectCompletion(Task):
             if inside and left > 0 and (given is not None or len(found) < self.stretches_per_file):
                 chosen = sorted(draw.sample(inside, min(left, len(inside))))
                 found[stretch] = {i: wanted[i] for i in chosen}
-        return dict(sorted(found.items(), key=lambda item: item[0].first))
+        return dict(sorted(found.items(), key=lambda item: item[0].first)), refused
+
+    def _given(
+        self, file: _Completed, given: Mapping[str, Sequence[int]], stretches: Sequence[_Stretch]
+    ) -> tuple[dict[int, str], list[Dropped]]:
+        """Lines that the data asks for, by index, with their categories; and those that cannot be asked for."""
+        index = {file.number(i): i for i in range(len(file.lines))}
+        fitting = {i for stretch in stretches for i in range(stretch.first, stretch.end)}
+        wanted: dict[int, str] = {}
+        refused = []
+        for number, category in sorted((n, name) for name, numbers in given.items() for n in numbers):
+            place = index.get(number)
+            if place is None:
+                reason, detail = "no-such-line", "a blank line, or behind the end"
+            elif self.categories and category not in self.categories:
+                reason, detail = "other-category", category
+            elif place == 0:
+                reason, detail = "first-line", "nothing of the file stands before it"
+            elif place not in fitting:
+                reason = "line-too-long"
+                detail = f"{file.tokens(place, place + 1)} tokens, over stretch_share of data.max_length"
+            else:
+                wanted[place] = category
+                continue
+            budgeted = reason != "other-category"
+            refused.append(
+                Dropped(f"{file.record.id}#{number}", reason, f"line {number + 1}: {detail}", budgeted)
+            )
+        return wanted, refused
 
     def _before(
         self, file: _Completed, stretch: _Stretch, project: Project, max_length: int, seed: int

@@ -60,10 +60,43 @@ def test_names_calls_and_instruction_of_a_worked_example() -> None:
     )
 
 
+def test_names_that_look_like_words_are_masked_where_they_are_names() -> None:
+    program = (
+        "from mylib.linear import Lasso as L, Ridge\nfrom mylib import pipeline\nimport numpy as np\n"
+        "steps = pipeline.Pipeline([L(), Ridge])\nsteps.fit(np.Array(3)).plot()\n"
+    )
+    names = ["Lasso", "Pipeline", "Ridge", "Scaler", "fit", "plot"]
+    # Lasso is called under another name, Ridge only imported, numpy's Array is not the library's.
+    answers = library.answers(program, names, {"mylib"})
+    assert answers == {"Lasso", "Pipeline", "Ridge", "fit", "plot"}
+    docstring = (
+        "Lasso and Ridge in a Pipeline\n=============================\n\n"
+        "The Lasso's path, the lasso as it is called, and a pipeline with a Scaler, see "
+        ":mod:`mylib.pipeline` and :class:`~mylib.linear.Ridge`. Ridge. Fit it, plot the LassoPath; pipeline.fit() does both."
+    )
+    assert library.masked(docstring, answers) == (
+        "[API] and [API] in a [API]\n=============================\n\n"
+        "The [API]'s path, the lasso as it is called, and a pipeline with a Scaler, see "
+        "`mylib.pipeline` and `mylib.linear.[API]`. [API]. Fit it, plot the LassoPath; pipeline.[API]() does both."
+    )
+
+
 def test_a_module_without_docstring_or_program_is_no_example() -> None:
     assert library.split_example("x = 1\n") is None
     assert library.split_example('"""Only words."""\n') is None
     assert library.split_example("def f(:\n") is None
+
+
+def test_the_first_words_of_a_script_made_of_a_notebook() -> None:
+    script = (
+        "#!/usr/bin/env python\n# coding: utf-8\n\n# DO NOT EDIT\n#\n# Made of the notebook:\n# ols.ipynb\n\n\n"
+        "# # Least squares\n#\n# Fit a line with `OLS`.\n\n\nimport mylib\n\n\n# ## Plot it\n\nmylib.OLS()\n"
+    )
+    assert library.split_example(script) == (
+        "Least squares\n\nFit a line with `OLS`.",
+        "import mylib\n\nmylib.OLS()\n",
+    )
+    assert library.split_example("# Copyright\n#\n# Nobody\nimport mylib\n# # Late\n") is None
 
 
 def test_helpful_names_share_words_with_the_instruction() -> None:

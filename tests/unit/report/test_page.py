@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tests.fixtures.synthetic_run import CLOSING, IMAGE, SCRIPT, write_run
 
+from luthier.evaluate.significance import compare
 from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.report import curves, page, sections
@@ -98,6 +99,31 @@ def test_without_an_interval_nothing_is_claimed() -> None:
 def test_a_small_end_of_an_interval_keeps_its_sign() -> None:
     assert sections.number(-0.0002, "share", signed=True) == "−0.02 points"
     assert sections.number(0.0, "share", signed=True) == "0.0 points"
+
+
+def test_means_over_groups_stand_beside_means_over_rows_and_strata_have_all_that_was_generated(
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path)
+    rows = [
+        {"group": group, "meta": {"strata": {"kind": kind}}, "target_bytes": 4}
+        | {
+            side: {"loss_nats": 1, "weighted_nats": 1, "weight": 1, "num_tokens": 1, "num_correct": 1}
+            | {"scores": {"exact_match": score, "edit_similarity": score / 2}}
+            for side, score in (("base", 0), ("tuned", right))
+        }
+        for group, kind, right in (("a", "x", 1), ("a", "x", 1), ("a", "y", 1), ("b", "y", 0))
+    ]
+    write_json(run.scores, {"split": "test", **compare(rows, 10, 0), "seconds": {}})
+    text = " ".join(render(run).text.split())
+    # Three of four rows; all of the one group and none of the other.
+    assert "higher is better 0.0% 75.0% +75.0 points" in text
+    assert "Exact match, mean over groups 0.0% 50.0% +50.0 points" in text
+    assert "Edit similarity, mean over groups 0.0% 25.0% +25.0 points" in text
+    assert "95% intervalEdit similarity" in text  # a column of the table by kind
+    assert "0.0% → 25.0%" in text and "0.0% → 50.0%" in text  # edit similarity of y and of x
+    scores = read_json(run.scores) | {"num_groups": 4}  # every row a group: the same figures again
+    assert sections.macro(scores) == {}
 
 
 STAGES = {

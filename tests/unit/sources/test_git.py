@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from luthier.errors import UserError
 from luthier.records import Dropped, Record
-from luthier.sources.git import Git
+from luthier.sources.git import Git, _names
+from luthier.sources.git_fixes import GitFixes
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 MIT = "MIT License\n\nPermission is hereby granted, free of charge, to any\nperson obtaining a copy of this software\n"
@@ -33,17 +34,22 @@ def commit(folder: Path, message: str) -> str:
     ).stdout.strip()
 
 
+def made(folder: Path, files: dict[str, str], *options: str) -> str:
+    """The commit of a new repository that holds these files."""
+    folder.mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", *options], cwd=folder, check=True)
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return commit(folder, "one")
+
+
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """Path of a repository and the commit before its last."""
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "thing.git"
-    folder.mkdir()
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    for path, text in FILES.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    first = commit(folder, "one")
+    first = made(folder, FILES)
     (folder / "src/app.py").write_text("x = 2\n")
     commit(folder, "two")
     return str(folder), first
@@ -111,3 +117,49 @@ def test_what_lies_in_the_cache_needs_no_repository(repository: tuple[str, str])
     before = list(Git(repositories={url: first}).records())
     shutil.rmtree(os.path.join(url, ".git", "objects"))
     assert list(Git(repositories={url: first}).records()) == before
+
+
+def test_repositories_of_one_name_are_projects_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    places = [tmp_path / "a" / "utils", tmp_path / "b" / "utils.git", tmp_path / "b" / "other"]
+    repositories = {str(place): made(place, {"one.py": f"x = '{place}'\n"}) for place in places}
+    found = {record.fields["project"]: record for record in Git(repositories=repositories).records()}
+    assert list(found) == ["a/utils", "b/utils", "other"]
+    assert {record.group for record in found.values()} == set(found)
+    assert str(places[0]) in found["a/utils"].fields["text"]
+
+
+def test_addresses_that_differ_in_their_ending_are_told_apart_by_commit() -> None:
+    commits = {"https://h/a/u": "1" * 40, "https://h/a/u.git": "2" * 40, "u": "3" * 40}
+    assert _names(commits) == ["https/h/a/u@111111111111", "https/h/a/u@222222222222", "u"]
+
+
+def test_a_hook_of_another_repository_does_not_lead_git_into_it(
+    repository: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "theirs"
+    head = made(theirs, {"mine.py": "y = 1\n"})
+    monkeypatch.setenv("GIT_DIR", str(theirs / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(theirs))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(theirs / ".git" / "index"))
+    url, first = repository
+    paths = [
+        item.fields["path"] for item in Git(repositories={url: first}).records() if isinstance(item, Record)
+    ]
+    fixes = GitFixes(path=url, message="one")
+    assert fixes.own_fingerprint() != head + "\n"
+    monkeypatch.undo()
+    assert paths == ["docs/conf.py", "src/app.py", "tests/test_app.py"]
+    assert sorted(path.name for path in theirs.iterdir()) == [".git", "mine.py"]
+    asked = ["git", "-C", str(theirs), "remote"]
+    assert subprocess.run(asked, check=True, capture_output=True).stdout == b""
+
+
+def test_a_commit_of_64_digits_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    head = made(tmp_path / "new", {"one.py": "x = 1\n"}, "--object-format=sha256")
+    assert len(head) == 64
+    [record] = Git(repositories={str(tmp_path / "new"): head}).records()
+    assert record.fields["text"] == "x = 1\n"

@@ -96,6 +96,25 @@ def test_lines_that_the_data_itself_asks_for() -> None:
     ]  # fmt: skip
 
 
+def test_lines_that_are_asked_for_and_cannot_be_are_dropped_with_a_reason() -> None:
+    [record] = with_neighbours(records())
+    text = TEXT.replace("    total", f"    names = [{', '.join(map(str, range(400)))}]\n    total")
+    asked = {"infile": [0, 4, 6], "random": [9, 14, 15, 99], "common": [10]}
+    record = replace(record, fields={**record.fields, "text": text, "completion_lines": asked})
+    task = ProjectCompletion(categories=["infile", "random"])
+    made = list(task.examples(record, "test", smollm(), max_length=1024, seed=0))
+    dropped = {item.id.rpartition("#")[2]: item for item in made if isinstance(item, Dropped)}
+    assert {number: item.reason for number, item in dropped.items()} == {
+        "0": "first-line", "4": "no-such-line", "99": "no-such-line", "10": "other-category", "14": "line-too-long",
+    }  # fmt: skip
+    assert [number for number, item in dropped.items() if not item.budgeted] == ["10"]
+    rows_made = [item.id.rpartition("#")[2] for item in made if isinstance(item, Example)]
+    assert rows_made == ["6", "9", "15"]
+    alone = replace(record, fields={**record.fields, "completion_lines": {"infile": [0]}})
+    [only] = task.examples(alone, "test", smollm(), max_length=1024, seed=0)
+    assert isinstance(only, Dropped) and only.reason == "first-line"
+
+
 def test_a_row_for_training_and_one_for_evaluation_have_the_same_ids_before_a_target() -> None:
     found = with_neighbours(long_project())
     for composer in ("path-distance", "retrieval", "half-memory", "none"):

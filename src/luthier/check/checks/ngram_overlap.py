@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from luthier.check.columns import Offenders, flat, ngram_hashes, row_hashes
-from luthier.check.context import CheckContext, Skip
-from luthier.records import Finding
+from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.records import Finding, Split
 from luthier.registry import check
 from luthier.rows import Rows, read_batches
 
@@ -24,6 +24,8 @@ MOST_SHARE = 0.01
 FEWEST_ROWS = 3
 # Of a larger split so many rows are looked for, spread over it: a share of 1% is then known to 0.2%.
 MOST_ROWS = 2000
+# Tokens of training rows that are turned into text, to look for lines: some seconds.
+MOST_DECODED = 2_000_000
 _TABLE_BITS = 23
 _MANY = 1000
 
@@ -36,7 +38,9 @@ def ngram_overlap(context: CheckContext) -> Iterator[Finding]:
     that are in more than ten training rows are form, not content, and are left out with the tokens that stand in them;
     so is what half of these rows share. A row counts if 80% of its other tokens stand in runs that were found. A
     warning from 1% of the rows, and three rows; below that a note. Rows that equal a training row are counted by
-    ``split-overlap``.
+    ``split-overlap``. Where targets are single lines, it says as well (with ``-v``, and in ``findings.json``) how many of them
+    stand as whole lines in training rows, context included: lines recur in all code, so that is no finding, but a stratum
+    to report.
 
     Why is this bad: what was trained on is remembered, so the score says little about new data. Comparing whole rows
     misses a question that stands in a longer text or under another template.
@@ -59,6 +63,8 @@ def ngram_overlap(context: CheckContext) -> Iterator[Finding]:
     limit = int(min(MOST_TRAIN_ROWS, max(FEWEST_TRAIN_ROWS, TRAIN_SHARE * len(train))))
     looked = " and ".join(f"{len(w.ids):,} {split}" for split, w in wanted.items())
     context.looked_at(f"{looked} rows against all {len(train):,} training rows")
+    for split in others:
+        _look_for_lines(context, split)
     for split, rows in wanted.items():
         shares = rows.covered(grams, counts, limit)
         found = Offenders(context)
@@ -78,6 +84,29 @@ def ngram_overlap(context: CheckContext) -> Iterator[Finding]:
                 measured=round(found.share, 4),
                 expected=f"at most {MOST_SHARE}",
             )
+
+
+def _look_for_lines(context: CheckContext, split: Split) -> None:
+    """Notes how many one-line targets of a split stand as lines in training rows; a target of several lines is none."""
+    if not isinstance(context, RunContext) or context.objective != "tokens":
+        return
+    texts = context.rows[split].column("target").to_pylist()
+    targets = [text.strip() for text in texts[:: -(-len(texts) // MOST_ROWS)]]
+    lines = {text for text in targets if text and "\n" not in text}
+    if not lines:
+        return
+    train = context.rows["train"]
+    most = max(1, int(MOST_DECODED / max(1.0, float(train.lengths().mean()))))
+    num_read, found = 0, set[str]()
+    for row in context.spread("train", most):
+        text = context.tokenizer.decode(row.input_ids, first=True)
+        found |= lines.intersection(line.strip() for line in text.split("\n"))
+        num_read += 1
+    num_lines, num_found = (sum(text in those for text in targets) for those in (lines, found))
+    context.looked_at(
+        f"{num_found:,} of {num_lines:,} {split} targets of one line ({num_found / num_lines:.1%}) stand as lines in "
+        f"{num_read:,} of {len(train):,} training rows"
+    )
 
 
 @dataclass

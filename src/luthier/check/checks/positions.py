@@ -6,7 +6,7 @@ from typing import Any
 from luthier.check.columns import marked
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.models.forward import base_model
-from luthier.records import Finding
+from luthier.records import Finding, Split
 from luthier.registry import check
 
 
@@ -15,19 +15,22 @@ def positions(context: CheckContext) -> Iterator[Finding]:
     """Rows are no longer than the positions that the model was made for.
 
     What it does: compares the longest of all rows, and ``data.max_length``, with the model's ``max_position_embeddings``,
-    or with what its RoPE scaling makes of them.
+    or with what its RoPE scaling makes of them. Where text is generated, the prompts of those rows with
+    ``evaluate.max_new_tokens`` behind them have to fit as well: an error where positions are a table, which a longer text
+    runs out of, and a warning where they are rotary, since most texts end sooner.
 
     Why is this bad: beyond its positions a model falls off a cliff, or crashes; nothing in the training loss of the
     other rows shows it.
 
     Example: ``max_length: 4096`` for a model of 2,048 positions.
 
-    Fix: ``data.max_length`` within the model's, ``model.rope`` with a factor that reaches so far, or a model with longer
-    positions.
+    Fix: ``data.max_length`` within the model's, less ``evaluate.max_new_tokens`` if text is generated; ``model.rope`` with a
+    factor that reaches so far; or a model with longer positions.
 
     Catalogue: 54
     """
-    limit = _limit(base_model(context.model).config)
+    config = base_model(context.model).config
+    limit = _limit(config)
     if limit is None:
         raise Skip("the model's config names no number of positions")
     context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
@@ -49,6 +52,8 @@ def positions(context: CheckContext) -> Iterator[Finding]:
                 measured=int(lengths.max()),
                 expected=f"at most {limit}",
             )
+    if isinstance(context, RunContext):
+        yield from _generated(context, limit, rotary=bool(getattr(config, "rope_parameters", None)))
     wanted = context.recipe.data.max_length if isinstance(context, RunContext) else 0
     if longest <= limit < wanted:
         yield Finding(
@@ -60,6 +65,36 @@ def positions(context: CheckContext) -> Iterator[Finding]:
             measured=wanted,
             expected=f"at most {limit}",
         )
+
+
+def _generated(context: RunContext, limit: int, *, rotary: bool) -> Iterator[Finding]:
+    """Prompts that fit by themselves, and not with what may be generated after them."""
+    new = context.recipe.evaluate.max_new_tokens
+    asked: dict[Split, bool] = {
+        "eval": context.recipe.train.num_samples > 0,
+        "test": context.recipe.evaluate.generate,
+    }
+    if context.objective != "tokens":
+        return
+    for split in (split for split, generates in asked.items() if generates and split in context.rows):
+        rows = context.rows[split]
+        prompts = rows.column("num_prompt_tokens").to_numpy()
+        # The last token that is generated is read by nothing.
+        beyond = marked(context, split, (prompts + new - 1 > limit) & (rows.lengths() <= limit))
+        if beyond.count:
+            longest = int(prompts.max())
+            yield Finding(
+                "positions",
+                "warning" if rotary else "error",
+                f"{beyond} of the {split} split have so long a prompt (up to {longest} tokens) that {new} generated tokens go "
+                f"beyond the model's {limit} positions",
+                beyond.where,
+                f"data.max_length={max(1, limit - new)}, or evaluate.max_new_tokens={limit - longest + 1}"
+                if longest < limit
+                else f"data.max_length={max(1, limit - new)}",
+                measured=longest + new - 1,
+                expected=f"at most {limit}",
+            )
 
 
 def _limit(config: Any) -> int | None:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -5,7 +7,7 @@ from sklearn.metrics import f1_score
 from tests.fixtures.tiny_classifier import labelled_rows
 
 from luthier.errors import UserError
-from luthier.evaluate import classify
+from luthier.evaluate import classify, significance
 from luthier.evaluate.ngrams import NGrams, features
 from luthier.evaluate.runner import Judging
 from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
@@ -47,6 +49,24 @@ def test_macro_f1_of_one_group_has_no_interval_and_equal_answers_none_to_speak_o
     assert paired_macro_f1(same, same, same, ["g"] * 4, num_resamples=50).interval is None
     assert paired_macro_f1(same, same, same, list("abcd"), num_resamples=50).interval == (0.0, 0.0)
     assert paired_bootstrap([], []) == []
+
+
+def test_macro_f1_of_many_classes_needs_memory_for_what_is_there_alone() -> None:
+    draw = np.random.default_rng(0)
+    names = [[[str(draw.integers(0, 3000))] for _ in range(3)] for _ in range(3000)]
+    groups = [f"g{i // 2}" for i in range(3000)]
+    tracemalloc.start()
+    sides = significance.hot(names)
+    found = paired_macro_f1(*sides, groups, num_resamples=2)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 60e6  # 3000 x 15,000 numbers would be 360 MB
+    dense = paired_macro_f1(*(side.toarray() for side in sides), groups, num_resamples=2)
+    assert found == dense and found.interval is not None
+    several = significance.hot([[["b", "a"], [], ["b"]], [["c"], ["c", "a"], []]])
+    assert [side.toarray().astype(int).tolist() for side in several] == [
+        [[1, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 0, 1]], [[0, 1, 0], [0, 0, 0]],
+    ]  # fmt: skip
 
 
 def planted_rows(count: int, num_classes: int, seed: int):

@@ -148,7 +148,9 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
     )
     result: dict[str, Any] = {"num_rows": len(predictions), "num_groups": len(set(groups)), "metrics": {}}
     if of_classes:
-        labels, base, tuned = hot([[p["labels"], p["base"]["labels"], p["tuned"]["labels"]] for p in predictions])
+        labels, base, tuned = hot(
+            [[p["labels"], p["base"]["labels"], p["tuned"]["labels"]] for p in predictions]
+        )
         f1 = paired_macro_f1(labels, base, tuned, groups, num_resamples=num_resamples, seed=seed)
         result["metrics"]["macro_f1"] = describe("macro_f1", f1)
     for name, difference in zip(pairs, differences, strict=False):
@@ -186,9 +188,7 @@ def hot(names: Sequence[Sequence[Sequence[str]]]) -> list[csr_array]:
     for given in zip(*names, strict=True):
         ends = np.cumsum([0, *map(len, given)])
         places = np.array([index[name] for of in given for name in of], np.int64)
-        sides.append(
-            csr_array((np.ones(len(places), bool), places, ends), shape=(len(names), len(index)))
-        )
+        sides.append(csr_array((np.ones(len(places), bool), places, ends), shape=(len(names), len(index))))
     return sides
 
 

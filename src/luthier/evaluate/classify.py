@@ -7,7 +7,6 @@ been trained says nothing. N rows, C classes.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from luthier.evaluate import ngrams
 from luthier.evaluate.runner import Judging, Progress
 from luthier.evaluate.significance import compare
 from luthier.metrics import classes as metrics
-from luthier.models.classifier import head_of
+from luthier.models.classifier import head_of, uniform_loss
 from luthier.models.forward import base_model, row_logits
 from luthier.models.fused import fused_lora
 from luthier.models.label_words import LabelTree, label_scores
@@ -122,7 +121,7 @@ def evaluate(judging: Judging) -> dict[str, Any]:
         "classification": {
             "way": task.way,
             "several": task.several,
-            "uniform_loss": math.log(2 if task.several else len(names)),
+            "uniform_loss": uniform_loss(head, rows.get("eval", test)),
             "baseline": {"is": ngrams.DESCRIPTION, "num_rows": baseline.num_rows, "epochs": baseline.epochs},
             "unknown_labels": _unknown(run),
             **described(names, sides, labels, texts, test.column("id").to_pylist()),
@@ -384,6 +383,6 @@ def _errors(
 
 
 def _unknown(run: RunFolder) -> int:
-    """Rows that were left out because no class has their label."""
+    """Rows of the eval and test splits that were left out because no class has their label."""
     dropped = read_json(run.ledger)["rows"]["dropped"].get("unknown-label")
     return int(dropped["count"]) if dropped else 0

@@ -1,17 +1,22 @@
 import tracemalloc
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
-from tests.fixtures.tiny_classifier import labelled_rows
+from tests.fixtures.tiny_classifier import classifier, labelled_rows, load, save_base
 
+from luthier.encoding.batches import collate
 from luthier.errors import UserError
 from luthier.evaluate import classify, significance
 from luthier.evaluate.ngrams import NGrams, features
 from luthier.evaluate.runner import Judging
 from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
-from luthier.recipe import Recipe
+from luthier.models.forward import base_model, row_logits
+from luthier.recipe import Recipe, Train
 from luthier.run_folder import RunFolder
 from luthier.tasks.classification import Classification
 
@@ -111,6 +116,26 @@ def test_features_count_n_grams_of_the_prompt() -> None:
     assert found[[0]].nnz == len(ids) + len(ids) - 1 + max(
         0, len(ids) - 2
     )  # all different: no two share a place
+
+
+def test_rows_are_judged_by_length_and_answered_in_their_order(tmp_path: Path) -> None:
+    class Given(list):  # type: ignore[type-arg]
+        row = list.__getitem__
+
+        def lengths(self) -> np.ndarray:
+            return np.array([len(row.input_ids) for row in self])
+
+    model = load(classifier(save_base(tmp_path / "base", "llama"), 5))
+    rows = Given(labelled_rows(40, 5, seed=2))
+    recipe, told = Recipe(train=Train(micro_batch_tokens=64)), []
+    names = [f"class{i}" for i in range(5)]
+    judge = classify._judge(recipe, Classification(), model, None, names, lambda *said: told.append(said))  # type: ignore[arg-type]
+    found = judge(rows)  # type: ignore[arg-type]
+    assert len(told) > 5 and told[-1] == ("classifying", 40, 40)
+    with torch.no_grad():
+        alone = [row_logits(base_model(model), collate([row], 0))[0].numpy() for row in rows]
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3  # or the test could not fail
 
 
 def test_metrics_of_generated_text_are_refused() -> None:

@@ -99,7 +99,9 @@ def test_step_of_a_head_is_the_same_at_any_accumulation(tmp_path: Path) -> None:
         for accumulation in (1, 2, 4, 8, 12, 16):
             model.zero_grad()
             engine = Engine(packed=packs, plain_head=False, pad_to_multiple_of=accumulation)
-            loop = Loop(Recipe(), RunFolder(tmp_path), model, None, _Rows(rows), _Rows(rows), None, engine=engine)  # type: ignore[arg-type]
+            loop = Loop(
+                Recipe(), RunFolder(tmp_path), model, None, _Rows(rows), _Rows(rows), None, engine=engine
+            )  # type: ignore[arg-type]
             groups = [part.tolist() for part in np.array_split(np.arange(16), accumulation)]
             loss = accumulate_gradients(loop, rows, groups)
             assert loss == pytest.approx(expected.item(), rel=1e-5)
@@ -115,7 +117,9 @@ def test_padding_to_a_multiple_changes_nothing(tmp_path: Path, multiple: int) ->
     loop.engine = replace(loop.engine, pad_to_multiple_of=multiple)
     groups = loop.engine.groups([len(row.input_ids) for row in ROWS])
     shapes = [loop.engine.batch([ROWS[i] for i in group]).input_ids_BT.shape for group in groups]
-    assert all(width % multiple == 0 and (size == 1 or size * width <= 4 * multiple) for size, width in shapes)
+    assert all(
+        width % multiple == 0 and (size == 1 or size * width <= 4 * multiple) for size, width in shapes
+    )
     assert accumulate_gradients(loop, ROWS) == pytest.approx(expected_loss, rel=1e-5)
     for name, parameter in loop.model.named_parameters():
         scale = float(expected[name].abs().max())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from scipy.sparse import csr_array
 from scipy.special import expit, log_expit
 from transformers import PreTrainedModel
 
@@ -338,9 +339,8 @@ def described(
         for c, name in enumerate(names)
     ]  # fmt: skip
     result: dict[str, Any] = {"figures": figures, "calibration": bins, "classes": per_class}
-    if not several:
-        result |= _errors(names, sides["tuned"], labels["test"], texts, ids)
-    return result
+    wrong = _errors_of_several if several else _errors
+    return result | wrong(names, sides["tuned"], labels["test"], texts, ids)
 
 
 def _errors(
@@ -380,6 +380,46 @@ def _errors(
     cells = [[int(i), int(j), int(confusion[i, j])] for i, j in np.argwhere(confusion)]
     sure = wrong[np.argsort(-p[wrong], kind="stable")[:_MOST_ERRORS]]
     return {"confusion": cells, "confusions": confusions, "errors": [shown(int(i)) for i in sure]}
+
+
+def _errors_of_several(
+    names: Sequence[str], answers: Answers, labels: Ints, texts: Sequence[str], ids: Sequence[str]
+) -> dict[str, Any]:
+    """As ``_errors``: a confusion is a class that is missing where another one is given wrongly; a row is as sure as its surest wrong class."""
+    true, given, p = labels > 0, _given(answers), answers.probabilities
+    missing, added = csr_array(true & ~given, dtype=np.int64), csr_array(given & ~true, dtype=np.int64)
+    sure_N = np.where(true != given, np.where(given, p, 1 - p), -1.0).max(1)
+
+    def said(row: NDArray[np.bool_]) -> str:
+        return ", ".join(names[c] for c in np.flatnonzero(row)) or NO_LABEL
+
+    def shown(i: int) -> dict[str, Any]:
+        return {
+            "id": ids[i],
+            "label": said(true[i]),
+            "answer": said(given[i]),
+            "confidence": round(float(sure_N[i]), 4),
+            "text": texts[i][:_CHARACTERS],
+        }
+
+    together = (missing.T @ added).tocoo()
+    worst = np.argsort(-together.data, kind="stable")[:_MOST_CONFUSIONS]
+    confusions = []
+    for label, answer, count in zip(
+        *(of[worst].tolist() for of in (*together.coords, together.data)), strict=True
+    ):
+        rows = np.flatnonzero((true & ~given)[:, label] & (given & ~true)[:, answer])
+        confusions.append(
+            {
+                "label": names[label],
+                "answer": names[answer],
+                "count": count,
+                "share": count / int(true[:, label].sum()),
+                "examples": [shown(int(i)) for i in rows[:_EXAMPLES]],
+            }
+        )
+    order = np.argsort(-sure_N, kind="stable")[:_MOST_ERRORS]
+    return {"confusions": confusions, "errors": [shown(int(i)) for i in order if sure_N[i] >= 0]}
 
 
 def _unknown(run: RunFolder) -> int:

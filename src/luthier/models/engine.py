@@ -114,7 +114,12 @@ def start(
     engine = replace(engine, packed=why_not is None, why_not_packed=why_not)
     if why_not:
         longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        engine = replace(engine, pad_to_multiple_of=padding_multiple(base.device, getattr(base, "product_dtype", base.dtype), longest))
+        engine = replace(
+            engine,
+            pad_to_multiple_of=padding_multiple(
+                base.device, getattr(base, "product_dtype", base.dtype), longest
+            ),
+        )
     if fusing and (num_fused := fused.fuse_lora(model)):
         if why := judge.objection(engine):
             logger.warning("train: adapters are not computed as one product: %s", why)

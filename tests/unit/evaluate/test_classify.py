@@ -1,5 +1,4 @@
 import tracemalloc
-
 from pathlib import Path
 
 import numpy as np

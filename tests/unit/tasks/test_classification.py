@@ -84,7 +84,10 @@ def test_unknown_labels_are_a_fault_of_training_data_only(tokenizer: TextTokeniz
     for split, budgeted in (("train", True), ("eval", False), ("test", False)):
         dropped = only(Classification(labels=LABELS), {"text": "x", "label": "new"}, tokenizer, split)
         assert isinstance(dropped, Dropped)
-        assert (dropped.budgeted, dropped.reason) == (budgeted, "unlisted-label" if budgeted else "unknown-label")
+        assert (dropped.budgeted, dropped.reason) == (
+            budgeted,
+            "unlisted-label" if budgeted else "unknown-label",
+        )
 
 
 def test_names_and_weights_are_settled_by_the_data() -> None:

@@ -52,7 +52,8 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
         share = _with_unhidden(context, getattr(context, "padding_share", 0.0), int(lengths.sum()))
         how = "the collator's batches" if trainer else "the rows as they are stored"
         context.looked_at(
-            f"all {len(lengths):,} training rows" + (" in their batches" if trainer else "")
+            f"all {len(lengths):,} training rows"
+            + (" in their batches" if trainer else "")
             + _cost(share, int(lengths.sum()))
         )
     if share <= MOST_SHARE:

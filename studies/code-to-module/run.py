@@ -9,7 +9,6 @@ what it costs to score all labels as words, as a multiple of one forward pass ov
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +19,12 @@ import torch
 
 from luthier import pipeline, recipe_file
 from luthier.encoding.batches import collate, micro_batches
+from luthier.evaluate import significance
 from luthier.models.forward import base_model, forward_inputs
 from luthier.models.label_words import LabelTree, label_scores
 from luthier.models.load import load_tokenizer, load_trained
 from luthier.rows import Rows
-from luthier.run_folder import RunFolder, read_json
+from luthier.run_folder import RunFolder, read_json, read_jsonl
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
@@ -36,24 +36,49 @@ TIMED_ROWS = 64
 CHECKED_ROWS = 4
 
 
+def own_f1(place: RunFolder) -> dict[str, Any]:
+    """Macro F1 of model and baseline, each with an interval of its own."""
+    told = read_jsonl(place.predictions)
+    labels, base, tuned = significance.hot(
+        [[row["labels"], row["base"]["labels"], row["tuned"]["labels"]] for row in told]
+    )
+    groups, options = [row["group"] for row in told], recipe_file.load(place.recipe)
+    found = {}
+    for name, answers in (("model", tuned), ("baseline", base)):
+        # The difference to one that answers nothing, whose F1 is 0, is its own F1.
+        own = significance.paired_macro_f1(
+            labels,
+            answers * 0,
+            answers,
+            groups,
+            num_resamples=options.evaluate.num_bootstrap,
+            seed=options.seed,
+        )
+        found[f"macro_f1_{name}"] = results.with_interval(own.tuned, own.interval)
+    return found
+
+
 def figures(place: RunFolder) -> dict[str, Any]:
     """What a finished run says of model and baseline."""
     scores = read_json(place.scores)
     found, entry = scores["classification"], scores["metrics"]["macro_f1"]
-    history = [json.loads(line) for line in place.history.read_text().splitlines()]
+    history, environment = list(read_jsonl(place.history)), read_json(place.environment)
     return {
         "num_classes": len(found["classes"]),
         "num_train_rows": sum(c["train_rows"] for c in found["classes"]),
         "num_test_rows": scores["num_rows"],
         "num_groups": scores["num_groups"],
-        "macro_f1_model": entry["tuned"],
-        "macro_f1_baseline": entry["base"],
+        "num_steps": history[-1]["step"],
+        "tokens": history[-1]["tokens"],
+        "num_parameters": environment["parameters"],
+        "num_trained_parameters": environment["trained_parameters"],
+        **own_f1(place),
         "macro_f1_difference": results.with_interval(entry["difference"], entry["interval"]),
         "accuracy_model": scores["metrics"]["accuracy"]["tuned"],
         "accuracy_baseline": scores["metrics"]["accuracy"]["base"],
         "loss_at_step_0": history[0]["eval"]["loss"],
         "uniform_loss": found["uniform_loss"],
-        "train_seconds": history[-1].get("seconds"),
+        "train_seconds": history[-1]["seconds"],
     }
 
 
@@ -125,8 +150,9 @@ def main() -> None:
         {key: best[key] for key in ("macro_f1_model", "macro_f1_baseline", "macro_f1_difference")} | ways,
         command="python studies/code-to-module/run.py --work build/code-to-module",
         packages=("luthier", "torch", "transformers", "scikit-learn"),
-        notes="Macro F1 of the test split, of functions in files that training never saw; the difference with its 95% interval by a "
-        "bootstrap over files. cost: seconds of scoring all labels over those of one forward pass over the same texts.",
+        notes="Macro F1 of the test split, of functions and classes that training never saw; near copies and the methods of a class are "
+        "in one split, but a file's functions may be in several. 95% intervals by a bootstrap over functions and classes, of "
+        "the difference with the same draws for both. cost: seconds of scoring all labels over those of one forward pass over the same texts.",
     )
 
 

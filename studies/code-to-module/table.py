@@ -37,6 +37,7 @@ def page(path: Path = RESULTS) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [row(figures, way) for way in ways]
+    lines += [line for way in ways for line in ("", verdict(figures, way))]
     if "words/cost_of_words/cost" in figures:
         cost = {name: figures[f"words/cost_of_words/{name}"] for name in ("cost", "num_labels", "tokens_in_tree", "mean_text_tokens", "most_difference_to_exhaustive_nats")}  # fmt: skip
         lines += [
@@ -47,17 +48,49 @@ def page(path: Path = RESULTS) -> str:
     return "\n".join([*lines, "", results["notes"]]) + "\n"
 
 
-def row(figures: dict[str, Any], way: str) -> str:
-    """One way's figures."""
-    own = {
+def verdict(figures: dict[str, Any], way: str) -> str:
+    """Whether the model beats the baseline; where it does not, what the run had to learn from."""
+    own = of_way(figures, way)
+    difference = own["macro_f1_difference"]
+    low, high = difference[1:] if isinstance(difference, list) else (-1.0, 1.0)
+    if low > 0:
+        return f"With {WAYS[way]} the model beats the n-grams: the interval of the difference excludes zero."
+    what = (
+        "is behind the n-grams, and the interval of the difference excludes zero"
+        if high < 0
+        else "cannot be told from the n-grams: the interval of the difference includes zero"
+    )
+    rows, classes, seen = own["num_train_rows"], own["num_classes"], own["num_steps"]
+    return (
+        f"With {WAYS[way]} the model {what}. What it had: {rows / classes:.0f} functions a class on average, {seen:,} steps over "
+        f"{own['tokens'] / 1e6:.1f} million tokens, and {own['num_parameters'] / 1e6:.0f} million parameters, of which "
+        f"{own['num_trained_parameters'] / 1e6:.1f} million were trained. Which of these limits it was not measured."
+    )
+
+
+def with_interval(figure: float | list[float], form: str = ".3f") -> str:
+    """A figure with its interval, if it has one."""
+    if not isinstance(figure, list):
+        return format(figure, form)
+    middle, low, high = (format(value, form) for value in figure)
+    return f"{middle} ({low} to {high})"
+
+
+def of_way(figures: dict[str, Any], way: str) -> dict[str, Any]:
+    """The figures of one way by their own names."""
+    return {
         name.removeprefix(f"{way}/"): value for name, value in figures.items() if name.startswith(f"{way}/")
     }
-    middle, low, high = own["macro_f1_difference"]
+
+
+def row(figures: dict[str, Any], way: str) -> str:
+    """One way's figures."""
+    own = of_way(figures, way)
     cells = [
         WAYS[way],
-        f"{own['macro_f1_model']:.3f}",
-        f"{own['macro_f1_baseline']:.3f}",
-        f"{middle:+.3f} ({low:+.3f} to {high:+.3f})",
+        with_interval(own["macro_f1_model"]),
+        with_interval(own["macro_f1_baseline"]),
+        with_interval(own["macro_f1_difference"], "+.3f"),
         f"{own['accuracy_model']:.3f}",
         f"{own['accuracy_baseline']:.3f}",
         f"{own['loss_at_step_0']:.2f} ({own['uniform_loss']:.2f})",

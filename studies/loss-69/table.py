@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results.json"
 _STORY = """# A loss of 69.5
 
 A classifier of 280 classes began at a loss of **69.5** with gradient norms of about 200. Guessing costs ln 280 = 5.63. The run went on, the curve fell, and nobody could say what was wrong. This
-page takes such a run apart, with every suspect measured.
+page takes such a run apart, with every suspect that can act on a first loss measured.
 
 ## What it was
 
@@ -24,8 +24,11 @@ The same weights and the same rows, {batch} a micro-batch, first step:
 
 {accumulation}
 
-With `model.accepts_loss_kwargs = False` the Trainer's loss at 12 is {told:.2f}, its gradient norm {told_norm:.1f}. Two processes with two micro-batches each log {two:.2f}, {two_ratio:.1f} times ln {classes}. The eval loss is
-right all along, for nothing is accumulated there: **a training loss that starts k times over the eval loss is this defect.**
+With `model.accepts_loss_kwargs = False` the Trainer's loss at 12 is {told:.2f}, its gradient norm {told_norm:.1f}. Two processes with two micro-batches each log {two:.2f}, {two_ratio:.1f} times ln {classes}.
+
+In one process the eval loss is right whatever is accumulated, for nothing is accumulated there: **a training loss that starts k times over the eval loss is this defect.** The processes multiply the eval loss
+as well: with two it is {two_eval:.2f}, {two_eval_ratio:.1f} times that of one. So training over eval shows the accumulation and hides the processes; eval over the loss of one forward pass outside of the
+trainer shows the processes.
 
 Luthier divides once, by the weight of the whole step over all micro-batches and processes, so that its loss cannot depend on them.
 
@@ -33,7 +36,8 @@ Luthier divides once, by the weight of the whole step over all micro-batches and
 
 {suspects}
 
-No way to pad moves the first loss, and neither does the number format or the learning rate, which acts after it. **A head that reads padding**, the first suspect of all, even learns: after {steps} steps on
+No way to pad moves the first loss, and neither does the number format. The learning rate cannot: the first loss comes before the first update, which is all that its row shows; later losses were not measured
+here. **A head that reads padding**, the first suspect of all, even learns: after {steps} steps on
 8 classes that the first word gives away its loss is {reads:.4f}, that of the right head {right:.4f} (of rows alone, where there is no padding, {reads_alone:.4f} and {right_alone:.4f}; guessing is {few:.2f}), for
 padding behind a text sees all of it. It is a defect all the same, since what is read of a row depends on what else is in its batch; but it is not this one.
 
@@ -48,7 +52,7 @@ Divide what was logged by the loss that one forward pass gives. Accumulation tim
 
 So 69.5 with 12 micro-batches is a fresh head, and nothing else is wrong; with 4 there would be large hidden states as well. The recipe of a run decides between them, and one minute shows it:
 
-1. One batch through the model, outside of any trainer. About 5.7? Then the trainer is at fault.
+1. One batch through the model, outside of any trainer. About 5.7? Then the trainer is at fault, in the eval loss too if there are several processes.
 2. The same rows as one batch and as four: loss and gradient norm must be the same.
 3. Is `model.config.pad_token_id` what the collator pads with? Is the token that is read the last real one?
 
@@ -68,15 +72,18 @@ def page() -> str:
     """The page in Markdown."""
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     uniform = found["uniform_loss"]
-    two = found["two_processes_two_micro_batches"]["loss"]
+    two = found["two_processes_two_micro_batches"]
+    eval_alone = found["transformers"]["2"]["eval_loss"]
     learning = found["suspects"]["learning"]
     return _STORY.format(
         batch=4,
         accumulation=_accumulation(found),
         told=found["transformers_told_not_to"]["loss"],
         told_norm=found["transformers_told_not_to"]["gradient_norm"],
-        two=two,
-        two_ratio=two / uniform,
+        two=two["loss"],
+        two_ratio=two["loss"] / uniform,
+        two_eval=two["eval_loss"],
+        two_eval_ratio=two["eval_loss"] / eval_alone,
         classes=found["num_classes"],
         suspects=_suspects(found),
         steps=60,

@@ -4,8 +4,11 @@
 
 Nine runs (plain, masked and weighted loss, three seeds each) of the embedded model, one after the other, each of which takes
 some minutes on two cores. A part ends before a run that would not fit into ``--minutes``; the same command goes on where
-the last one ended, and writes results.json once all runs are there. Documents are nouns below ``artifact`` with their
-glosses, split by top-level concepts as published; needs the files of the Debian package wordnet-base.
+the last one ended, leaves finished runs as they are, and writes results.json once all are there. Documents are nouns below
+``artifact`` with their glosses, split by top-level concepts as published; needs the files of the Debian package
+wordnet-base. First, in a few minutes, the whole way with two steps a run and figures that mean nothing:
+
+    python studies/masked-loss/run.py --try --folder runs/masked-loss-try
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +60,7 @@ def recipe(loss: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "check": {"waive": options.waive},
         "train": {
             "epochs": options.epochs,
+            "max_steps": options.max_steps,
             "batch_size": 16,
             "learning_rate": options.learning_rate,
             "schedule": "constant",
@@ -66,7 +71,7 @@ def recipe(loss: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         },
         "evaluate": {
             "generate": False,
-            "max_new_tokens": 64,
+            "max_new_tokens": options.max_new_tokens,
             "batch_size": 64,
             "ontology": {
                 "temperature": 0.1,
@@ -84,28 +89,45 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "standard_deviation": spread, "values": values}
 
 
-def measured(folder: Path) -> dict[str, Any]:
+def wordnet(path: str) -> str:
+    """The folder with WordNet's files.
+
+    Raises:
+        SystemExit: It has none.
+    """
+    if (Path(path) / "data.noun").is_file():
+        return path
+    raise SystemExit(
+        f"{path} has no data.noun. WordNet's files are in the Debian package wordnet-base:\n"
+        "  apt-get install wordnet-base\n"
+        "or, without being root,\n"
+        "  apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb build/wordnet\n"
+        "  python studies/masked-loss/run.py --wordnet build/wordnet/usr/share/wordnet"
+    )
+
+
+def measured(folder: Path, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """All metrics by system, losses of frequent, rare and unseen edges, and what was measured on."""
     scores = {
         (loss, seed): read_json(RunFolder(folder / f"{loss}-{seed}").ontology / "scores.json")
         for loss in LOSSES
-        for seed in SEEDS
+        for seed in seeds
     }
     systems: dict[str, list[dict[str, Any]]] = {
-        loss: [scores[loss, seed]["systems"]["tuned"] for seed in SEEDS] for loss in LOSSES
+        loss: [scores[loss, seed]["systems"]["tuned"] for seed in seeds] for loss in LOSSES
     }
     for name in ("memorisation", "hearst", *SHOTS):
-        systems[name] = [scores["plain", seed]["systems"][name] for seed in SEEDS]
+        systems[name] = [scores["plain", seed]["systems"][name] for seed in seeds]
     by_count: dict[str, Any] = {}
     for loss in LOSSES:
         for kind in ("head", "tail", "unseen"):
             split = "test" if kind == "unseen" else "train"  # the test split has next to no seen edges
-            entries = [scores[loss, seed]["edge_losses"][split]["tuned"].get(kind) for seed in SEEDS]
+            entries = [scores[loss, seed]["edge_losses"][split]["tuned"].get(kind) for seed in seeds]
             if all(entries):
                 by_count.setdefault(loss, {})[kind] = {
                     name: summary([entry[name] for entry in entries]) for name in ("nats", "accuracy")
                 }
-    first = scores["plain", SEEDS[0]]
+    first = scores["plain", seeds[0]]
     return {
         "systems": {
             name: {
@@ -115,14 +137,14 @@ def measured(folder: Path) -> dict[str, Any]:
             for name, judged in systems.items()
         },
         "edge_losses": by_count,
-        "mask_share": summary([scores["masked", seed]["masks"]["share"] for seed in SEEDS]),
+        "mask_share": summary([scores["masked", seed]["masks"]["share"] for seed in seeds]),
         "overlap": first["overlap"],
         "truth": {
             split: {part: facts[part] for part in ("num_nodes", "num_edges", "depth")}
             for split, facts in first["truth"].items()
         },
         "documents_per_s": summary(
-            [scores[loss, seed]["systems"]["tuned"]["written"]["test"]["documents_per_s"] for loss in LOSSES for seed in SEEDS]
+            [scores[loss, seed]["systems"]["tuned"]["written"]["test"]["documents_per_s"] for loss in LOSSES for seed in seeds]
         ),
     }  # fmt: skip
 
@@ -147,33 +169,60 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--eval-every-steps", type=int, default=50)
-    return parser.parse_args()
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        action="store_true",
+        help="two steps on a few rows, two seeds; results.json goes into the folder",
+    )
+    options = parser.parse_args()
+    if options.tries:
+        vars(options).update(
+            train_rows=64, eval_rows=16, test_rows=16, max_steps=2, max_new_tokens=24, eval_every_steps=2,
+            results=options.folder / "results.json",
+        )  # fmt: skip
+    return options
 
 
 def main() -> None:
     options = parse()
+    seeds = SEEDS[:2] if options.tries else SEEDS
     began, longest = time.monotonic(), 0.0
     options.folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("folder", "results", "minutes", "wordnet", "waive", "tries")
+    }
+    made_with = options.folder / "settings.json"
+    if made_with.is_file() and read_json(made_with) != settings:
+        raise SystemExit(
+            f"the runs in {options.folder} were made with other settings, see {made_with.name}; give another --folder"
+        )
+    write_json(made_with, settings)
     timing = options.folder / "seconds.json"
     seconds: dict[str, float] = json.loads(timing.read_text()) if timing.is_file() else {}
-    for seed in SEEDS:
+    for seed in seeds:
         for loss in LOSSES:
-            tree = recipe(loss, seed, options)
-            name = tree["name"]
+            name = f"{loss}-{seed}"
+            if (RunFolder(options.folder / name).ontology / "scores.json").is_file():
+                continue  # whatever has changed since, it is not run again
+            options.wordnet = wordnet(options.wordnet)
             longest = max([longest, *seconds.values()])
             spent = time.monotonic() - began
-            if name not in seconds and spent and spent + longest > 60 * options.minutes:
+            if spent and spent + longest > 60 * options.minutes:
                 print(
-                    f"{len(seconds)} of {len(LOSSES) * len(SEEDS)} runs are done; the same command goes on with {name}"
+                    f"{len(seconds)} of {len(LOSSES) * len(seeds)} runs are done; the same command goes on with {name}"
                 )
                 return
             start = time.monotonic()
-            pipeline.run(tree, folder=options.folder / name)
-            if name not in seconds:
-                seconds[name] = round(time.monotonic() - start, 1)
-                write_json(timing, seconds)
-                print(f"{name}: {seconds[name]:.0f} s", flush=True)
-    found = measured(options.folder)
+            pipeline.run(recipe(loss, seed, options), folder=options.folder / name)
+            seconds[name] = round(time.monotonic() - start, 1)
+            write_json(timing, seconds)
+            print(f"{name}: {seconds[name]:.0f} s", flush=True)
+    found = measured(options.folder, seeds)
     results.write(
         options.results,
         {
@@ -188,11 +237,7 @@ def main() -> None:
         notes="[mean, lowest, highest] over seeds. Test split: concepts below top-level nodes that training never saw. Each seed draws "
         "its own rows, first weights, order, masks and samples; pruning is chosen on the eval split of the same run.",
         **found,
-        settings={
-            key: value if not isinstance(value, Path) else str(value)
-            for key, value in vars(options).items()
-            if key not in ("folder", "results", "minutes", "wordnet", "waive")
-        },
+        settings=settings,
         seconds=seconds,
     )
 

@@ -63,7 +63,8 @@ def page() -> str:
         "",
         f"The true graph of the test documents has {truth['num_nodes']:,} nodes and {truth['num_edges']:,} edges, of which training has seen "
         f"{results['overlap']['nodes']:.0%} and {results['overlap']['edges']:.0%}. The masks left out {results['mask_share']['mean']:.0%} of the "
-        f"nodes. {results['notes']} {results['date']}, {versions}.",
+        f"nodes. {results['notes']} Which top-level nodes are for training, validation and test is the same for all seeds (part seed "
+        f"{results['settings']['part_seed']}), so that the spread says nothing of other parts of the graph. {results['date']}, {versions}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,10 +1,13 @@
 """Loss and gradients depend on the rows of a step, not on how they are split, padded or ordered."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tests.fixtures.tiny_classifier import classifier, labelled_rows, load, save_base
 from tests.fixtures.tiny_model import make_model, make_tokenizer, random_rows
 
 from luthier.encoding.batches import collate, micro_batches, shuffled
@@ -75,6 +78,52 @@ def test_loss_and_gradients_do_not_depend_on_micro_batches_or_order_or_way(
     for name, gradient in gradients.items():
         scale = float(expected[name].abs().max())
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
+
+
+def test_step_of_a_head_is_the_same_at_any_accumulation(tmp_path: Path) -> None:
+    model = load(classifier(save_base(tmp_path / "base", "qwen3"), 280, adapter=None))
+    rows = labelled_rows(16, 280, seed=3)
+    for place, row in enumerate(rows):
+        row.loss_weights[-1] = (0.5, 1, 2)[place % 3]
+    weights = torch.tensor([float(row.loss_weights[-1]) for row in rows], dtype=torch.float64)
+    logits = [model(input_ids=torch.tensor(row.input_ids[None].astype("int64"))).logits[0] for row in rows]
+    labels = torch.tensor([row.meta["label"] for row in rows])
+    nll = torch.nn.functional.cross_entropy(torch.stack(logits).double(), labels, reduction="none")
+    expected = (nll * weights).sum() / weights.sum()
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-3
+    for packs in (False, True):
+        if packs:
+            model.config._attn_implementation = packed.NAME
+        for accumulation in (1, 2, 4, 8, 12, 16):
+            model.zero_grad()
+            engine = Engine(packed=packs, plain_head=False, pad_to_multiple_of=accumulation)
+            loop = Loop(
+                Recipe(), RunFolder(tmp_path), model, None, _Rows(rows), _Rows(rows), None, engine=engine
+            )  # type: ignore[arg-type]
+            groups = [part.tolist() for part in np.array_split(np.arange(16), accumulation)]
+            loss = accumulate_gradients(loop, rows, groups)
+            assert loss == pytest.approx(expected.item(), rel=1e-5)
+            for name, gradient in gradients.items():
+                found, scale = model.get_parameter(name).grad, float(gradient.abs().max())
+                torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5 * scale + 1e-9, msg=name)
+
+
+@pytest.mark.parametrize("multiple", [8, 64])
+def test_padding_to_a_multiple_changes_nothing(tmp_path: Path, multiple: int) -> None:
+    expected_loss, expected = _reference()
+    loop = _loop(tmp_path, ROWS, micro_batch_tokens=4 * multiple)
+    loop.engine = replace(loop.engine, pad_to_multiple_of=multiple)
+    groups = loop.engine.groups([len(row.input_ids) for row in ROWS])
+    shapes = [loop.engine.batch([ROWS[i] for i in group]).input_ids_BT.shape for group in groups]
+    assert all(
+        width % multiple == 0 and (size == 1 or size * width <= 4 * multiple) for size, width in shapes
+    )
+    assert accumulate_gradients(loop, ROWS) == pytest.approx(expected_loss, rel=1e-5)
+    for name, parameter in loop.model.named_parameters():
+        scale = float(expected[name].abs().max())
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
 
 
 def test_a_step_that_is_out_of_memory_goes_on_with_half_as_many_tokens(

@@ -47,9 +47,11 @@ class Batch:
         )
 
 
-def collate(rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "right") -> Batch:
-    """The batch of some rows, padded to the longest."""
-    longest = max(len(row.input_ids) for row in rows)
+def collate(
+    rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "right", multiple: int = 1
+) -> Batch:
+    """The batch of some rows, padded to the longest, and on to a multiple of so many tokens."""
+    longest = padded_length(max(len(row.input_ids) for row in rows), multiple)
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
     positions = np.zeros((len(rows), longest), dtype=np.int64)
@@ -71,6 +73,11 @@ def collate(rows: Sequence[Row], pad_id: int, side: Literal["left", "right"] = "
         left_padded=padded_left,
         labels=_labels(rows),
     )
+
+
+def padded_length(length: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-length // multiple) * multiple
 
 
 def pack(rows: Sequence[Row]) -> Batch:

@@ -237,14 +237,14 @@ def row_counts(recipe: Recipe, run: Path, rows: int | None, tokens_per_row: floa
     if tokens_per_row is None:
         sources.append("every row as long as data.max_length")
     tokens = min(float(tokens_per_row or longest), longest)
-
+    labels_rows = recipe.task["type"] == "classification" and recipe.task.get("way", "head") == "head"
     return RowCounts(
         source=", ".join(sources),
         train=train,
         tokens=tokens,
         attended=tokens,
         longest=longest,
-        trained_share=1.0,
+        trained_share=1 / tokens if labels_rows else 1.0,
     )
 
 

@@ -7,7 +7,6 @@ been trained says nothing. N rows, C classes.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from scipy.sparse import csr_array
 from scipy.special import expit, log_expit
 from transformers import PreTrainedModel
 
@@ -27,7 +27,7 @@ from luthier.evaluate import ngrams
 from luthier.evaluate.runner import Judging, Progress
 from luthier.evaluate.significance import compare
 from luthier.metrics import classes as metrics
-from luthier.models.classifier import head_of
+from luthier.models.classifier import head_of, uniform_loss
 from luthier.models.forward import base_model, row_logits
 from luthier.models.fused import fused_lora
 from luthier.models.label_words import LabelTree, label_scores
@@ -122,7 +122,7 @@ def evaluate(judging: Judging) -> dict[str, Any]:
         "classification": {
             "way": task.way,
             "several": task.several,
-            "uniform_loss": math.log(2 if task.several else len(names)),
+            "uniform_loss": uniform_loss(head, rows.get("eval", test)),
             "baseline": {"is": ngrams.DESCRIPTION, "num_rows": baseline.num_rows, "epochs": baseline.epochs},
             "unknown_labels": _unknown(run),
             **described(names, sides, labels, texts, test.column("id").to_pylist()),
@@ -339,9 +339,8 @@ def described(
         for c, name in enumerate(names)
     ]  # fmt: skip
     result: dict[str, Any] = {"figures": figures, "calibration": bins, "classes": per_class}
-    if not several:
-        result |= _errors(names, sides["tuned"], labels["test"], texts, ids)
-    return result
+    wrong = _errors_of_several if several else _errors
+    return result | wrong(names, sides["tuned"], labels["test"], texts, ids)
 
 
 def _errors(
@@ -383,7 +382,47 @@ def _errors(
     return {"confusion": cells, "confusions": confusions, "errors": [shown(int(i)) for i in sure]}
 
 
+def _errors_of_several(
+    names: Sequence[str], answers: Answers, labels: Ints, texts: Sequence[str], ids: Sequence[str]
+) -> dict[str, Any]:
+    """As ``_errors``: a confusion is a class that is missing where another one is given wrongly; a row is as sure as its surest wrong class."""
+    true, given, p = labels > 0, _given(answers), answers.probabilities
+    missing, added = csr_array(true & ~given, dtype=np.int64), csr_array(given & ~true, dtype=np.int64)
+    sure_N = np.where(true != given, np.where(given, p, 1 - p), -1.0).max(1)
+
+    def said(row: NDArray[np.bool_]) -> str:
+        return ", ".join(names[c] for c in np.flatnonzero(row)) or NO_LABEL
+
+    def shown(i: int) -> dict[str, Any]:
+        return {
+            "id": ids[i],
+            "label": said(true[i]),
+            "answer": said(given[i]),
+            "confidence": round(float(sure_N[i]), 4),
+            "text": texts[i][:_CHARACTERS],
+        }
+
+    together = (missing.T @ added).tocoo()
+    worst = np.argsort(-together.data, kind="stable")[:_MOST_CONFUSIONS]
+    confusions = []
+    for label, answer, count in zip(
+        *(of[worst].tolist() for of in (*together.coords, together.data)), strict=True
+    ):
+        rows = np.flatnonzero((true & ~given)[:, label] & (given & ~true)[:, answer])
+        confusions.append(
+            {
+                "label": names[label],
+                "answer": names[answer],
+                "count": count,
+                "share": count / int(true[:, label].sum()),
+                "examples": [shown(int(i)) for i in rows[:_EXAMPLES]],
+            }
+        )
+    order = np.argsort(-sure_N, kind="stable")[:_MOST_ERRORS]
+    return {"confusions": confusions, "errors": [shown(int(i)) for i in order if sure_N[i] >= 0]}
+
+
 def _unknown(run: RunFolder) -> int:
-    """Rows that were left out because no class has their label."""
+    """Rows of the eval and test splits that were left out because no class has their label."""
     dropped = read_json(run.ledger)["rows"]["dropped"].get("unknown-label")
     return int(dropped["count"]) if dropped else 0

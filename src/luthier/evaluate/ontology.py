@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from luthier.ontology.constrain import PathGrammar, TokenChoice
 from luthier.ontology.graph import Document, Ontology, build, shape, write
 from luthier.ontology.hearst import hypernyms
 from luthier.ontology.masking import EdgeCounts, node_of, paths_of, realised
-from luthier.ontology.prune import Pruned, prune, pruned_at, sweep_points
+from luthier.ontology.prune import Pruned, RelativeRule, prune, pruned_at, sweep_points
 from luthier.recipe import Recipe
 from luthier.records import SPLITS, Example, Row, Split
 from luthier.rows import Rows
@@ -47,7 +48,7 @@ _SPLITS: tuple[Split, ...] = ("eval", "test")
 _AT_ONCE = 1024
 # Training rows whose losses are looked at, for edges that the test split does not have.
 _MOST_TRAIN_ROWS = 512
-# Cells up to which each of the 441 points of the sweep gets its best matching; beyond, a greedy one.
+# Cells of the unpruned graph up to which the 441 points of the sweep get their best matchings; beyond, all get greedy ones.
 _SWEEP_CELLS = 2000 * 2000
 
 
@@ -97,7 +98,10 @@ def evaluate_graph(judging: Judging) -> dict[str, Any]:
         "relative_rule": recipe.evaluate.ontology.relative_rule,
         "loss": task.loss,
         "truth": {split: shape(truth) for split, truth in stage.truths.items()},
-        "overlap": _overlap(stage.truths["train"], stage.truths["test"]),
+        "overlap": {
+            **_overlap(stage.truths["train"], stage.truths["test"]),
+            "eval": _overlap(stage.truths["train"], stage.truths["eval"]),
+        },
         "systems": systems,
         "mean_count": stage.counts.mean,
         "edge_losses": {split: _edge_losses(stage, split) for split in ("train", "test")},
@@ -138,18 +142,13 @@ def _judge(stage: _Stage, system: str) -> dict[str, Any]:
     sweep: list[dict[str, float]] = []
     if stage.truths["eval"].edges:
         goal = stage.titled(stage.truths["eval"])
-        points = sweep_points(len(raw["eval"].edges))
-        known: dict[int, float] = {}
-        kept: list[Pruned] = []  # so that no id is given twice
-        for done, (point, pruned) in enumerate(
-            zip(points, pruned_at(raw["eval"], points, options.relative_rule), strict=True), 1
-        ):
-            if id(pruned) not in known:
-                kept.append(pruned)
-                known[id(pruned)] = metrics.continuous(stage.titled(pruned.ontology), goal, _SWEEP_CELLS).f1
-            sweep.append({"alpha": point[0], "beta": point[1], "continuous_f1": known[id(pruned)]})
-            if done % 21 == 0:
-                stage.progress(f"{system}: sweep", done, len(points))
+        sweep = _sweep(
+            raw["eval"],
+            goal,
+            stage.titled,
+            options.relative_rule,
+            partial(stage.progress, f"{system}: sweep"),
+        )
         write_json(stage.run.ontology / f"{system}-sweep.json", sweep)
     best = max(sweep, key=lambda point: point["continuous_f1"], default={"alpha": 0.0, "beta": 0.0})
     pruned = prune(raw["test"], best["alpha"], best["beta"], options.relative_rule)
@@ -171,6 +170,29 @@ def _judge(stage: _Stage, system: str) -> dict[str, Any]:
         "num_attached": pruned.num_attached,
         "written": {split: written for split, written in facts.items() if written},
     }
+
+
+def _sweep(
+    raw: Ontology,
+    goal: TitledGraph,
+    titled: Callable[[Ontology], TitledGraph],
+    rule: RelativeRule,
+    progress: Callable[[int, int], None],
+) -> list[dict[str, float]]:
+    """Continuous F1 at each of the 441 points, all by one kind of matching: a greedy one finds less, so that points of both kinds could not be compared."""
+    points = sweep_points(len(raw.edges))
+    best = len(raw.edges) * len(goal.edges) <= _SWEEP_CELLS
+    scores, done = [0.0] * len(points), 0
+    for places, pruned in pruned_at(raw, points, rule):
+        score = metrics.continuous(titled(pruned.ontology), goal, metrics.MOST_CELLS if best else 0).f1
+        for place in places:
+            scores[place] = score
+        done += len(places)
+        progress(done, len(points))
+    return [
+        {"alpha": alpha, "beta": beta, "continuous_f1": score}
+        for (alpha, beta), score in zip(points, scores, strict=True)
+    ]
 
 
 def _raw(stage: _Stage, system: str, split: Split) -> tuple[Ontology, dict[str, Any] | None]:
@@ -341,10 +363,10 @@ def _document(row: Row, tokenizer: TextTokenizer) -> str:
     return tokenizer.decode(row.input_ids[np.isin(row.span_ids, places)]).strip()
 
 
-def _overlap(train: Ontology, test: Ontology) -> dict[str, float]:
-    """Share of the test split's nodes and edges, by id, that training has seen."""
-    nodes = len(set(test.titles) & set(train.titles)) / max(len(test.titles), 1)
-    return {"nodes": nodes, "edges": len(set(test.edges) & set(train.edges)) / max(len(test.edges), 1)}
+def _overlap(train: Ontology, held: Ontology) -> dict[str, float]:
+    """Share of a held-out split's nodes and edges, by id, that training has seen."""
+    nodes = len(set(held.titles) & set(train.titles)) / max(len(held.titles), 1)
+    return {"nodes": nodes, "edges": len(set(held.edges) & set(train.edges)) / max(len(held.edges), 1)}
 
 
 def _kind(counts: EdgeCounts, edge: tuple[str, str]) -> str:

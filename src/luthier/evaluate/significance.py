@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, hstack
 from scipy.stats import binomtest
 
 from luthier.metrics.classes import macro_f1_of
@@ -148,8 +148,10 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
     )
     result: dict[str, Any] = {"num_rows": len(predictions), "num_groups": len(set(groups)), "metrics": {}}
     if of_classes:
-        hot = _hot([[p["labels"], p["base"]["labels"], p["tuned"]["labels"]] for p in predictions])
-        f1 = paired_macro_f1(*hot, groups, num_resamples=num_resamples, seed=seed)
+        labels, base, tuned = hot(
+            [[p["labels"], p["base"]["labels"], p["tuned"]["labels"]] for p in predictions]
+        )
+        f1 = paired_macro_f1(labels, base, tuned, groups, num_resamples=num_resamples, seed=seed)
         result["metrics"]["macro_f1"] = describe("macro_f1", f1)
     for name, difference in zip(pairs, differences, strict=False):
         result["metrics"][name] = describe(name, difference)
@@ -175,14 +177,19 @@ def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed:
     return result
 
 
-def _hot(names: Sequence[Sequence[Sequence[str]]]) -> tuple[Bools, Bools, Bools]:
-    """Which classes each row has, and which two classifiers give it, shape (N, C) each, of the names of those."""
+def hot(names: Sequence[Sequence[Sequence[str]]]) -> list[csr_array]:
+    """For each of several sides which classes it gives each row, sparse, shape (N, C) each.
+
+    Args:
+        names: Of each row what each side says of it.
+    """
     index = {name: place for place, name in enumerate(sorted({n for row in names for of in row for n in of}))}
-    found = np.zeros((3, len(names), len(index)), bool)
-    for number, row in enumerate(names):
-        for side, given in enumerate(row):
-            found[side, number, [index[name] for name in given]] = True
-    return found[0], found[1], found[2]
+    sides = []
+    for given in zip(*names, strict=True):
+        ends = np.cumsum([0, *map(len, given)])
+        places = np.array([index[name] for of in given for name in of], np.int64)
+        sides.append(csr_array((np.ones(len(places), bool), places, ends), shape=(len(names), len(index))))
+    return sides
 
 
 def describe(name: str, difference: Difference) -> dict[str, Any]:
@@ -251,9 +258,9 @@ def paired_bootstrap(
 
 
 def paired_macro_f1(
-    labels: Bools,
-    base: Bools,
-    tuned: Bools,
+    labels: Bools | csr_array,
+    base: Bools | csr_array,
+    tuned: Bools | csr_array,
     groups: Sequence[str],
     *,
     num_resamples: int = 10_000,
@@ -266,7 +273,7 @@ def paired_macro_f1(
     and answers by class; a class that none of its rows has is left out of its mean.
 
     Args:
-        labels: Which classes each row has, shape (N, C).
+        labels: Which classes each row has, shape (N, C); sparse where C is large, as ``hot`` makes them.
         base: Which ones one classifier gives, same shape.
         tuned: Those of the other.
         groups: Group of each row.
@@ -276,12 +283,14 @@ def paired_macro_f1(
     """
     num_classes = labels.shape[1]
     index, num_groups = _numbered(groups)
-    # Of each group: rows, answers and right answers by class. Nearly all are zero.
-    columns_NC = np.concatenate([labels, base, base & labels, tuned, tuned & labels], axis=1)
+    # Of each group: rows, answers and right answers by class. Nearly all are zero, so they are never written out.
+    rows_NC, base_NC, tuned_NC = (csr_array(side).astype(np.float64) for side in (labels, base, tuned))
+    right_NC = [of.multiply(rows_NC) for of in (base_NC, tuned_NC)]
+    columns_NC = hstack([rows_NC, base_NC, right_NC[0], tuned_NC, right_NC[1]], format="csr")
     member_GN = csr_array(
         (np.ones(len(groups)), (index, np.arange(len(groups)))), shape=(num_groups, len(groups))
     )
-    sums_GC = csr_array(member_GN @ csr_array(columns_NC.astype(np.float64)))
+    sums_GC = csr_array(member_GN @ columns_NC)
 
     def values(sums_RC: Floats) -> tuple[Floats, Floats]:
         rows, of_base, right_base, of_tuned, right_tuned = np.split(sums_RC, 5, axis=-1)

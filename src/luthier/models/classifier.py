@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,12 +22,15 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Model, Mamba2PreTra
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.recipe import Head
+from luthier.records import Row
 
 # What transformers calls the head of every decoder that has one; peft knows it by this name as well.
 HEAD = "score"
 # Spread of a fresh head's logits. A loss of ln C + s^2/2 is then ln C to 1%, whatever the size of hidden states.
 SPREAD = 0.1
 _PROBED_TOKENS = 32
+# Classes whose loss is computed at once.
+_CLASSES_AT_ONCE = 256
 
 
 def head_of(model: nn.Module) -> Head | None:
@@ -77,6 +81,32 @@ def class_nll(logits_NC: Tensor, targets: Tensor, head: Head) -> Tensor:
         above = torch.stack([_group_nll(log_NC, targets, level.to(targets.device)) for level in levels])
         nll_N = (1 - head.hierarchy_weight) * nll_N + head.hierarchy_weight * above.mean(0)
     return nll_N
+
+
+@torch.no_grad()
+def uniform_loss(head: Head, rows: Iterable[Row] = ()) -> float:
+    """What a head that finds all classes equally likely costs, by the loss that is trained, in nats.
+
+    It is ln C, or ln 2 with several labels, times what the focal factor leaves of it; label smoothing changes nothing. With
+    a hierarchy it is less and depends on the rows, since a group of many classes is guessed easily.
+
+    Args:
+        head: Whose loss.
+        rows: With a hierarchy: the rows over which the weighted mean is; without any, each class counts alike.
+    """
+    num_classes = len(head.names)
+    if head.several:
+        return float(class_nll(torch.zeros(1, num_classes), torch.zeros(1, num_classes), head))
+    parts = torch.arange(num_classes if head.levels() else 1).split(_CLASSES_AT_ONCE)
+    nll_C = torch.cat([class_nll(torch.zeros(len(part), num_classes), part, head) for part in parts])
+    if len(nll_C) == 1:
+        return float(nll_C)
+    weights_C = torch.zeros(num_classes)
+    for row in rows:
+        weights_C[row.meta["label"]] += float(row.loss_weights.sum())
+    if not weights_C.any():
+        weights_C += 1
+    return float((nll_C * weights_C).sum() / weights_C.sum())
 
 
 @functools.lru_cache(maxsize=8)

@@ -71,7 +71,9 @@ def label_scores(
     """Log-probability of each label behind each row's prompt, in nats, fp32 on the CPU, shape (B, C).
 
     It is the probability that the model writes the tokens that tell the label apart from all others; over all labels they
-    add up to at most 1.
+    add up to at most 1. The rest of the label is not counted, so that a label that is told apart early has the probability of
+    everything that begins so, labels or not. That of the whole label is at most as great, and its best label may be another
+    one where the model is not sure of the rest: before training, and with names that it has not learned.
 
     Args:
         model: A causal language model, in evaluation mode.

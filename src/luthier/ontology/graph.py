@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from luthier.errors import UserError
 from luthier.run_folder import write_json, write_text
 
 Edge = tuple[str, str]
+# Source: XML 1.0, production 2; a carriage return is one that readers change.
+_NOT_IN_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +175,35 @@ def from_node_link(value: Any, where: str) -> Ontology:
 def write(ontology: Ontology, folder: Path) -> None:
     """``ontology.json`` (node-link), ``ontology.graphml``, ``ontology.csv`` and ``ontology.ttl`` (SKOS) in a folder.
 
-    SKOS needs the package rdflib (``luthier[skos]``); without it that file is left out.
+    XML has no control characters: in GraphML their pictures stand for them (``␀`` for NUL), and ``�`` for what else it lacks. SKOS needs the package rdflib (``luthier[skos]``); without it that file is left out.
     """
     graph = ontology.networkx()
     write_json(folder / "ontology.json", nx.node_link_data(graph, edges="links"))
-    flat = nx.DiGraph(root=ontology.root)  # GraphML holds text and numbers only
-    flat.add_nodes_from(graph.nodes(data=True))
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for node in sorted(
+        graph, key=lambda node: (_for_xml(node) != node, node)
+    ):  # those that stay keep their names
+        name = _for_xml(node)
+        while name in taken:
+            name += "'"
+        names[node] = name
+        taken.add(name)
+    flat = nx.DiGraph(root=names[ontology.root])  # GraphML holds text and numbers only
+    flat.add_nodes_from(
+        (names[node], {"title": _for_xml(title)}) for node, title in graph.nodes(data="title")
+    )
     for u, v, data in graph.edges(data=True):
         plain = {key: value for key, value in data.items() if value is not None}
-        flat.add_edge(u, v, **plain | {"documents": json.dumps(plain["documents"])})
+        flat.add_edge(names[u], names[v], **plain | {"documents": json.dumps(plain["documents"])})
     write_text(folder / "ontology.graphml", "\n".join(nx.generate_graphml(flat)) + "\n")
     write_text(folder / "ontology.csv", _csv(ontology))
     if (turtle := skos(ontology)) is not None:
         write_text(folder / "ontology.ttl", turtle)
+
+
+def _for_xml(text: str) -> str:
+    return _NOT_IN_XML.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
 
 
 def skos(ontology: Ontology, base: str = "urn:ontology:") -> str | None:

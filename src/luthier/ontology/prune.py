@@ -6,6 +6,7 @@ Source: Lo et al. 2024, section 3.3 and appendix; the second reading of the rela
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def prune(raw: Ontology, alpha: float = 0.0, beta: float = 0.0, rule: RelativeRu
             share passes 1 - beta go, a single child included.
         rule: Which reading.
     """
-    return _finish(raw, *_Candidates(raw).choose(alpha, beta, rule))
+    return _finish(raw, _Candidates(raw).choose(alpha, beta, rule)[1])
 
 
 def sweep_points(num_edges: int) -> list[tuple[float, float]]:
@@ -63,16 +64,15 @@ def sweep_points(num_edges: int) -> list[tuple[float, float]]:
 
 def pruned_at(
     raw: Ontology, points: Sequence[tuple[float, float]], rule: RelativeRule = "paper"
-) -> Iterator[Pruned]:
-    """``prune`` at several points; equal choices of edges give the same object."""
+) -> Iterator[tuple[list[int], Pruned]]:
+    """``prune`` at several points: every different result once, made when it is asked for, with the places of its points."""
     candidates = _Candidates(raw)
-    known: dict[bytes, Pruned] = {}
-    for alpha, beta in points:
-        kept, removed = candidates.choose(alpha, beta, rule)
-        key = kept.tobytes()
-        if key not in known:
-            known[key] = _finish(raw, kept, removed)
-        yield known[key]
+    places: dict[bytes, list[int]] = {}
+    for place, (alpha, beta) in enumerate(points):
+        kept, _ = candidates.choose(alpha, beta, rule)
+        places.setdefault(hashlib.sha256(kept.tobytes()).digest(), []).append(place)
+    for own in places.values():
+        yield own, _finish(raw, candidates.choose(*points[own[0]], rule)[1])
 
 
 class _Candidates:
@@ -136,7 +136,7 @@ def _relative(
     return gone
 
 
-def _finish(raw: Ontology, kept: NDArray[np.bool_], removed: list[tuple[Edge, str]]) -> Pruned:
+def _finish(raw: Ontology, removed: list[tuple[Edge, str]]) -> Pruned:
     dropped = {edge for edge, _ in removed}
     edges = {edge: relation for edge, relation in raw.edges.items() if edge not in dropped}
     cut = cycle_edges(edges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,20 @@ def view(scores: Mapping[str, Any] | None, past: History) -> dict[str, Any] | No
         "classes": classes[:_MOST_CLASSES],
         "num_classes": len(classes),
         "first_loss": finite(before),
+        "uniform": _uniform(found),
         "smallest": min(c["train_rows"] for c in classes),
         "largest": max(c["train_rows"] for c in classes),
         "untrained": sum(c["train_rows"] == 0 for c in classes),
     }
+
+
+def _uniform(found: Mapping[str, Any]) -> str:
+    """Where the loss of guessing evenly comes from."""
+    choices = 2 if found["several"] else len(found["classes"])
+    said = f"ln {choices}{' a class' if found['several'] else ''}"
+    if found["uniform_loss"] < math.log(choices) * (1 - 1e-6):
+        said += "; less by the levels above the class, or the focal factor"
+    return said
 
 
 def draw(run: RunFolder) -> list[Path]:

@@ -30,7 +30,8 @@ class Classification(Task):
     """Labels of texts: by a head on the last token (``head``), or as words that the language model writes (``words``).
 
     The names of the labels, in the order of the head's outputs, are kept in ``data/labels.json`` and with the trained
-    model. A record whose label is not among them is left out as ``unknown-label`` and counted, never guessed.
+    model. A record whose label is not among them is left out and counted, never guessed: as ``unknown-label`` in the eval and
+    test splits, as ``unlisted-label`` in training, where ``labels`` lists names.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -95,7 +96,9 @@ class Classification(Task):
             return
         known = {name: number for number, name in enumerate(self._known())}
         if unknown := [name for name in names if name not in known]:
-            yield Dropped(record.id, "unknown-label", f"{unknown[0]!r}", budgeted=split == "train")
+            training = split == "train"
+            reason = "unlisted-label" if training else "unknown-label"
+            yield Dropped(record.id, reason, f"{unknown[0]!r}", budgeted=training)
             return
         numbers = [known[name] for name in names]
         label: int | list[int] = (

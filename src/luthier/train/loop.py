@@ -28,7 +28,7 @@ from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import Interrupted, Refused, UserError
 from luthier.metrics.classes import class_counts, macro_f1
 from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
-from luthier.models.classifier import head_of
+from luthier.models.classifier import head_of, uniform_loss
 from luthier.models.engine import Engine
 from luthier.models.forward import base_model, row_logits, token_scores
 from luthier.models.generate import generate
@@ -46,6 +46,9 @@ from luthier.train.optimizer import adamw
 from luthier.train.ranks import Ranks
 from luthier.train.trackers import Trackers
 from luthier.train.watch import Setting, Watch
+
+# Rows of the stream over which the loss of guessing is taken, where it depends on them.
+_ROWS_GUESSED = 2048
 
 OnStep = Callable[[str, int, int], None]
 
@@ -179,10 +182,14 @@ def _stopped_by(findings: Sequence[Finding], step: int, total: int, run: RunFold
 
 def _setting(loop: Loop, total: int) -> Setting:
     head = head_of(base_model(loop.model))
-    choices = base_model(loop.model).config.get_text_config().vocab_size
+    chance = math.log(base_model(loop.model).config.get_text_config().vocab_size)
     if head is not None:
-        choices = 2 if head.several else len(head.names)
-    return Setting(math.log(choices), num_warmup_steps(loop.recipe.train, total))
+        rows = loop.train_rows
+        count = min(len(rows), _ROWS_GUESSED) if head.levels() else 0
+        chance = uniform_loss(
+            head, (rows.row(i) for i in shuffled(0, count, len(rows), loop.recipe.seed, loop.classes))
+        )
+    return Setting(chance, num_warmup_steps(loop.recipe.train, total))
 
 
 def _step(loop: Loop, optimizer: torch.optim.Optimizer, progress: Progress) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Checks of tokens name the cause, leave real tokenizers alone, and agree with what others compute."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from luthier.check.checks.template_prefix import _is_dated
 from luthier.check.checks.untrained_embeddings import _never_trained
 from luthier.check.context import CheckContext, Skip
 from luthier.check.trainer import TrainerContext
+from luthier.encoding.batches import Classes, shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.recipe import Recipe, Train
 from luthier.records import Finding
 
 # peft 0.21 asks transformers 5.23 by a name that is deprecated.
@@ -345,6 +348,25 @@ def test_rows_in_packs_have_no_padding(tmp_path: Path, monkeypatch: pytest.Monke
         said = check_recipe(tmp_path, train={"packing": packing})
         names = {finding["check"] for finding in said["findings"]}
         assert ("padding-waste" in names) == (packing is False)
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_padding_is_that_of_the_rows_that_are_drawn(balance: float) -> None:
+    labels, lengths = np.repeat([0, 1], [90, 10]), np.repeat([10, 100], [90, 10])
+    said: list[str] = []
+    context: Any = SimpleNamespace(
+        recipe=Recipe(train=Train(balance_classes=balance, batch_size=4)),
+        rows={"train": SimpleNamespace(labels=lambda: labels)},
+        training=SimpleNamespace(plan=SimpleNamespace(num_steps=25)),
+        looked_at=said.append,
+    )
+    share = padding_waste._of_run(context, lengths)
+    drawn = shuffled(0, 100, 100, 0, Classes(labels, balance) if balance else None)
+    tokens = lengths[drawn].sum()
+    assert tokens == (5500 if balance else 1900)
+    width = sum(4 * lengths[drawn[i : i + 4]].max() for i in range(0, 100, 4))
+    assert share == pytest.approx(1 - tokens / width)
+    assert said == [f"25 steps of 4 rows, {tokens:,} tokens and {width - tokens:,} of padding ({share:.0%})"]
 
 
 # Roles and templates

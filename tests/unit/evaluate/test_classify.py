@@ -1,15 +1,21 @@
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
-from tests.fixtures.tiny_classifier import labelled_rows
+from tests.fixtures.tiny_classifier import classifier, labelled_rows, load, save_base
 
+from luthier.encoding.batches import collate
 from luthier.errors import UserError
-from luthier.evaluate import classify
+from luthier.evaluate import classify, significance
 from luthier.evaluate.ngrams import NGrams, features
 from luthier.evaluate.runner import Judging
 from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
-from luthier.recipe import Recipe
+from luthier.models.forward import base_model, row_logits
+from luthier.recipe import Recipe, Train
 from luthier.run_folder import RunFolder
 from luthier.tasks.classification import Classification
 
@@ -47,6 +53,24 @@ def test_macro_f1_of_one_group_has_no_interval_and_equal_answers_none_to_speak_o
     assert paired_macro_f1(same, same, same, ["g"] * 4, num_resamples=50).interval is None
     assert paired_macro_f1(same, same, same, list("abcd"), num_resamples=50).interval == (0.0, 0.0)
     assert paired_bootstrap([], []) == []
+
+
+def test_macro_f1_of_many_classes_needs_memory_for_what_is_there_alone() -> None:
+    draw = np.random.default_rng(0)
+    names = [[[str(draw.integers(0, 3000))] for _ in range(3)] for _ in range(3000)]
+    groups = [f"g{i // 2}" for i in range(3000)]
+    tracemalloc.start()
+    sides = significance.hot(names)
+    found = paired_macro_f1(*sides, groups, num_resamples=2)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 60e6  # 3000 x 15,000 numbers would be 360 MB
+    dense = paired_macro_f1(*(side.toarray() for side in sides), groups, num_resamples=2)
+    assert found == dense and found.interval is not None
+    several = significance.hot([[["b", "a"], [], ["b"]], [["c"], ["c", "a"], []]])
+    assert [side.toarray().astype(int).tolist() for side in several] == [
+        [[1, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 0, 1]], [[0, 1, 0], [0, 0, 0]],
+    ]  # fmt: skip
 
 
 def planted_rows(count: int, num_classes: int, seed: int):
@@ -91,6 +115,26 @@ def test_features_count_n_grams_of_the_prompt() -> None:
     assert found[[0]].nnz == len(ids) + len(ids) - 1 + max(
         0, len(ids) - 2
     )  # all different: no two share a place
+
+
+def test_rows_are_judged_by_length_and_answered_in_their_order(tmp_path: Path) -> None:
+    class Given(list):  # type: ignore[type-arg]
+        row = list.__getitem__
+
+        def lengths(self) -> np.ndarray:
+            return np.array([len(row.input_ids) for row in self])
+
+    model = load(classifier(save_base(tmp_path / "base", "llama"), 5))
+    rows = Given(labelled_rows(40, 5, seed=2))
+    recipe, told = Recipe(train=Train(micro_batch_tokens=64)), []
+    names = [f"class{i}" for i in range(5)]
+    judge = classify._judge(recipe, Classification(), model, None, names, lambda *said: told.append(said))  # type: ignore[arg-type]
+    found = judge(rows)  # type: ignore[arg-type]
+    assert len(told) > 5 and told[-1] == ("classifying", 40, 40)
+    with torch.no_grad():
+        alone = [row_logits(base_model(model), collate([row], 0))[0].numpy() for row in rows]
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3  # or the test could not fail
 
 
 def test_metrics_of_generated_text_are_refused() -> None:

@@ -1,5 +1,6 @@
 """The five metrics of ontologies: identity, reversal, permutation, hand-worked examples, and slow references of their own."""
 
+from collections import Counter
 from itertools import combinations, permutations
 from math import sqrt
 
@@ -149,27 +150,44 @@ def test_continuous_and_graph_equal_slow_references(seed: int) -> None:
     )
 
 
-def test_motif_shares_equal_a_count_over_all_triples() -> None:
-    draw = np.random.default_rng(0)
-    edges = np.array([[u, v] for u, v in draw.integers(0, 10, (45, 2)).tolist() if u != v])
-    graph = nx.DiGraph(edges.tolist())
-    kinds: list[tuple[nx.DiGraph, int]] = []
-    for triple in combinations(graph, 3):
-        part = graph.subgraph(triple)
-        if not nx.is_weakly_connected(part):
-            continue
-        for place, (known, count) in enumerate(kinds):
-            if nx.is_isomorphic(known, part):
-                kinds[place] = (known, count + 1)
-                break
-        else:
-            kinds.append((part, 1))
-    total = sum(count for _, count in kinds)
-    shares = metrics.motif_shares(edges)
-    assert shares is not None and len(shares) == 13
-    assert sorted(share for share in shares.values() if share) == pytest.approx(
-        sorted(n / total for _, n in kinds)
-    )
+def form(edges: set[tuple[int, int]], triple: tuple[int, ...]) -> tuple[bool, ...]:
+    """The same for graphs of three nodes that are alike but for names: the greatest table of edges over all orders of nodes."""
+    return max(tuple((u, v) in edges for u, v in permutations(order, 2)) for order in permutations(triple))
+
+
+KINDS = {
+    form(set(nx.triad_graph(name).edges), tuple("abc")): name for name in nx.triadic_census(nx.DiGraph())
+}
+
+
+def counted(graph: TitledGraph) -> dict[str, float]:
+    """Share of each connected triad, from a look at every triple."""
+    edges = {(u, v) for u, v in graph.edges.tolist() if u != v}
+    kinds = Counter(KINDS[form(edges, triple)] for triple in combinations(range(len(graph.titles)), 3))
+    connected = {name: count for name, count in kinds.items() if name not in ("003", "012", "102")}
+    return {name: count / sum(connected.values()) for name, count in connected.items()}
+
+
+def test_motif_distance_equals_a_count_over_all_triples() -> None:
+    assert len(KINDS) == 16
+    draw, seen, distances = np.random.default_rng(0), set(), []
+    for _ in range(20):
+        graphs = []
+        for _ in range(2):
+            size = int(draw.integers(6, 11))
+            edges = draw.integers(
+                0, size, (int(draw.integers(5, 60)), 2)
+            )  # some are self-loops, some there twice
+            graphs.append(TitledGraph(["t"] * size, np.unique(edges, axis=0), np.ones((size, 1))))
+        ours, theirs = map(counted, graphs)
+        expected = sum(abs(ours.get(name, 0) - theirs.get(name, 0)) for name in {*ours, *theirs}) / 2
+        assert metrics.motif_distance(*graphs) == pytest.approx(expected)
+        distances.append(expected)
+        shares = metrics.motif_shares(graphs[0].edges)
+        assert shares is not None and len(shares) == 13
+        assert {name: share for name, share in shares.items() if share} == pytest.approx(ours)
+        seen |= {*ours, *theirs}
+    assert len(seen) == 13 and sum(0 < distance < 1 for distance in distances) > 10
 
 
 def test_graphs_without_edges_score_nothing() -> None:

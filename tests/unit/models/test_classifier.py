@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from luthier.encoding.batches import collate, pack
 from luthier.errors import UserError
 from luthier.models import packed
-from luthier.models.classifier import HEAD, class_nll, class_targets, pad_id
+from luthier.models.classifier import HEAD, class_nll, class_targets, pad_id, uniform_loss
 from luthier.models.forward import base_model, row_logits, token_scores
 from luthier.models.load import load_tokenizer, load_trained, save_trained
 from luthier.recipe import Head
@@ -178,6 +178,37 @@ def test_losses_against_torch() -> None:
         class_targets(Head(names=names, several=True), [[1, 0, 0, 1, 0]], logits.device).dtype
         == torch.float32
     )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"label_smoothing": 0.2},
+        {"focal_gamma": 2.0},
+        {"several": True, "label_smoothing": 0.1},
+        {"hierarchy": "/", "hierarchy_weight": 0.5},
+        {"hierarchy": "/", "hierarchy_weight": 0.3, "label_smoothing": 0.1, "focal_gamma": 1.0},
+    ],
+)
+def test_uniform_loss_is_that_of_a_head_of_zeros(bases: dict[str, Path], given: dict) -> None:
+    names = [f"{'abc'[i % 7 % 3]}/{i % 4}/{i}" for i in range(30)]
+    settings = classifier(bases["llama"], 30, head=given)
+    settings = settings.model_copy(update={"head": settings.head.model_copy(update={"names": tuple(names)})})
+    model = load(settings).eval()
+    for parameter in base_model(model).score.parameters():
+        parameter.data.zero_()
+    rows = [row for row in labelled_rows(60, 30) if row.meta["label"] % 5 < 2 or row.meta["label"] > 20]
+    for place, row in enumerate(rows):
+        row.loss_weights[-1] = 1 + place % 3
+        if given.get("several"):
+            row.meta["label"] = [int(i % 3 == place % 3) for i in range(30)]
+    with torch.no_grad():
+        scores = token_scores(model, collate(rows, 0))
+    measured = float(scores.weighted_sum() / scores.weights_N.sum())
+    assert uniform_loss(settings.head, rows) == pytest.approx(measured, rel=1e-5)
+    plain = math.log(2 if given.get("several") else 30)
+    assert (measured < 0.95 * plain) == ("hierarchy" in given or "focal_gamma" in given)
 
 
 def test_hierarchy_adds_the_levels_above_the_class() -> None:

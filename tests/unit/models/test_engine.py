@@ -38,6 +38,15 @@ def test_a_model_with_a_state_keeps_its_padding_and_says_why():
     assert not found.batch(ROWS).row_lengths
 
 
+def test_rows_are_padded_to_a_multiple_of_8_where_16_bit_products_run_on_a_gpu():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for device, dtype, longest, expected in (
+        (cuda, torch.bfloat16, 4096, 8), (cuda, torch.float16, None, 8), (cuda, torch.float32, 4096, 1),
+        (cuda, torch.bfloat16, 4001, 1), (cpu, torch.bfloat16, 4096, 1),
+    ):  # fmt: skip
+        assert engine.padding_multiple(device, dtype, longest) == expected
+
+
 def test_attention_that_was_asked_for_is_kept():
     model = adapted()
     base_model(model).set_attn_implementation("eager")

@@ -42,3 +42,25 @@ def test_one_pass_gives_what_exhaustive_scoring_gives(kind: str) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
     assert found.std() > 0.01
     assert float(found.exp().sum(-1).max()) <= 1 + 1e-5
+
+
+def test_a_label_has_at_least_the_probability_of_all_its_tokens_and_another_may_be_best() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS["qwen3"](300)).eval()
+    draw = np.random.default_rng(0)
+    words = [[*draw.integers(3, 9, 2), *draw.integers(9, 300, draw.integers(1, 4)), 2] for _ in range(30)]
+    tree = LabelTree.of(words)
+    rows = random_rows(6, seed=1)
+    whole, rest = torch.zeros(2, 6, 30, dtype=torch.float64)
+    for i, row in enumerate(rows):
+        prompt = row.input_ids[: row.num_prompt_tokens].tolist()
+        for label, (ids, path) in enumerate(zip(words, tree.paths, strict=True)):
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *ids]])).logits[0].double().log_softmax(-1)
+            each = [logits[len(prompt) - 1 + k, token] for k, token in enumerate(ids)]
+            whole[i, label], rest[i, label] = sum(each), sum(each[len(path) :])
+    found = label_scores(model, tree, rows).double()
+    torch.testing.assert_close(found + rest, whole, rtol=1e-4, atol=1e-4)
+    assert bool((found >= whole).all()) and bool((rest < -1).any())
+    # What the documentation warns of: a label that is told apart early wins over one that is likelier as a whole.
+    assert not torch.equal(found.argmax(-1), whole.argmax(-1))

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -39,6 +40,26 @@ def test_files_hold_the_whole_graph(tmp_path: Path) -> None:
     broader = list(known.subject_objects(rdflib.namespace.SKOS.broader))
     labels = {str(label) for label in known.objects(None, rdflib.namespace.SKOS.prefLabel)}
     assert len(broader) == 2 and labels == {"Top", 'A "b", c', "2"} and skos(ontology)
+
+
+def test_control_characters_leave_every_file_readable(tmp_path: Path) -> None:
+    names = ["Top\x00", "a\x01", "a\u2401", "b\r\nc\td", "e\x1f<&>\ufffe"]
+    ontology = build([Document("d\x02", [names]), Document("e", [names[:2]])], names[0])
+    write(ontology, tmp_path)
+    graph = nx.read_graphml(tmp_path / "ontology.graphml")
+    assert list(map(len, (graph, graph.edges))) == [5, 4]  # two nodes that look alike are two
+    assert graph.graph["root"] == "Top␀" and graph["Top␀"]["a␁'"]["weight"] == 2
+    assert graph.nodes["a␁'"]["title"] == graph.nodes["a␁"]["title"] == "a␁"
+    assert graph.nodes["b␍\nc\td"]["title"] == "b␍\nc\td" and "e␟<&>�" in graph
+    assert json.loads(graph["Top␀"]["a␁'"]["documents"]) == ["d\x02", "e"]
+    back = from_node_link(json.loads((tmp_path / "ontology.json").read_text()), "here")
+    assert set(back.titles) == set(names)
+    text = (tmp_path / "ontology.csv").read_bytes().decode()
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    assert [row[1] for row in rows[1:]] == names[1:]
+    rdflib = pytest.importorskip("rdflib")
+    known = rdflib.Graph().parse(tmp_path / "ontology.ttl")
+    assert len(set(known.objects(None, rdflib.namespace.SKOS.prefLabel))) == 5
 
 
 def test_what_is_no_graph_is_refused() -> None:

@@ -4,6 +4,9 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from luthier.evaluate import ontology as stage
+from luthier.metrics import ontology as metrics
+from luthier.metrics.ontology import TitledGraph
 from luthier.ontology.graph import Document, Ontology, Relation, build, shape
 from luthier.ontology.prune import cycle_edges, prune, pruned_at, sweep_points
 
@@ -117,6 +120,40 @@ def test_the_sweep_has_441_points_and_equals_pruning_alone() -> None:
     assert len(points) == 441 and points[0][1] == 0 and points[-1][0] == 0
     assert points[0][0] == pytest.approx(1 - 1 / len(raw.edges)) and points[20][1] == pytest.approx(0.9)
     some = points[::37]
-    for point, pruned in zip(some, pruned_at(raw, some), strict=True):
-        alone = prune(raw, *point)
-        assert alone.ontology.edges == pruned.ontology.edges and alone.removed == pruned.removed
+    seen = []
+    for places, pruned in pruned_at(raw, [*some, *some]):
+        seen += places
+        for place in places:
+            alone = prune(raw, *some[place % len(some)])
+            assert alone.ontology.edges == pruned.ontology.edges and alone.removed == pruned.removed
+    assert sorted(seen) == list(range(2 * len(some)))
+
+
+def test_all_points_of_a_sweep_are_matched_in_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, true = random_graph(3), random_graph(4, num_edges=25)
+    vectors = dict(zip(raw.titles, np.random.default_rng(0).normal(size=(15, 4)), strict=True))
+
+    def titled(ontology: Ontology) -> TitledGraph:
+        titles, edges = ontology.arrays()
+        return TitledGraph(titles, edges, np.array([vectors[title] for title in titles]))
+
+    found, told = {}, []
+    for limit in (10**6, 20 * len(true.edges)):  # the second between the smallest and the largest graph
+        monkeypatch.setattr(stage, "_SWEEP_CELLS", limit)
+        found[limit] = stage._sweep(raw, titled(true), titled, "paper", lambda *done: told.append(done))
+    assert told[-1] == (441, 441)
+    points = sweep_points(len(raw.edges))
+    some = range(0, 441, 5)
+    alone = {i: titled(prune(raw, *points[i]).ontology) for i in some}
+    sizes = {len(graph.edges) for graph in alone.values()}
+    assert min(sizes) < 20 < max(sizes)
+    for sweep, most_cells in zip(found.values(), (10**6, 0), strict=True):
+        assert [(point["alpha"], point["beta"]) for point in sweep] == points
+        for i in some:
+            expected = metrics.continuous(alone[i], titled(true), most_cells).f1
+            assert sweep[i]["continuous_f1"] == pytest.approx(expected)
+    best, greedy = ([point["continuous_f1"] for point in sweep] for sweep in found.values())
+    small = [i for i in some if len(alone[i].edges) < 20]
+    assert any(
+        greedy[i] < best[i] - 1e-3 for i in small
+    )  # those that a limit by point would have matched best

@@ -66,6 +66,7 @@ def test_page_and_pictures_of_many_classes(tmp_path: Path, several: bool) -> Non
     assert "n-gram baseline" in text
     assert "5.640" in text  # the loss at step 0, beside ln C
     assert ("ln 280" in text) is not several
+    assert "Confusions" in text and "Most confident errors" in text
     view = classes.view(scores, history.read(run))
     assert view is not None
     f1 = [c["f1"] for c in view["worst"] if c["test_rows"]]
@@ -86,6 +87,40 @@ def test_worst_confusions_and_surest_errors_come_first(tmp_path: Path) -> None:
     first = found["confusions"][0]
     assert table[names.index(first["label"]), names.index(first["answer"])] == counts[0]
     assert sum(table.values()) == sum(c["test_rows"] for c in found["classes"])
+
+
+def test_errors_of_several_labels() -> None:
+    labels = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]])
+    chances = np.array([[0.1, 0.2, 0.7], [0.2, 0.1, 0.95], [0.1, 0.9, 0.3], [0.6, 0.1, 0.2]])
+    answers = Answers(np.log(chances / (1 - chances)), 1.0, np.full(3, 0.5), 0.0)
+    of = {"train": labels, "test": labels}
+    found = described(
+        list("abc"),
+        {"base": answers, "tuned": answers},
+        of,
+        ["t0", "t1", "t2", "t3"],
+        ["r0", "r1", "r2", "r3"],
+    )
+    shown = {
+        "r1": {"id": "r1", "label": "a", "answer": "c", "confidence": 0.95, "text": "t1"},
+        "r0": {
+            "id": "r0",
+            "label": "a",
+            "answer": "c",
+            "confidence": 0.9,
+            "text": "t0",
+        },  # sure that it is not a
+        "r3": {"id": "r3", "label": "(none)", "answer": "a", "confidence": 0.6, "text": "t3"},
+    }
+    assert found["errors"] == list(shown.values())
+    confusion = {
+        "label": "a",
+        "answer": "c",
+        "count": 2,
+        "share": 1.0,
+        "examples": [shown["r0"], shown["r1"]],
+    }
+    assert found["confusions"] == [confusion]
 
 
 def test_run_that_classified_nothing_has_no_such_pictures(tmp_path: Path) -> None:

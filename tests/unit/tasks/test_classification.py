@@ -73,7 +73,7 @@ def test_several_labels(tokenizer: TextTokenizer) -> None:
         ({"text": "x", "label": 1.5}, "no-label"),
         ({"text": " ", "label": "a"}, "no-text"),
         ({"label": "a"}, "missing-field"),
-        ({"text": "x", "label": "d"}, "unknown-label"),
+        ({"text": "x", "label": "d"}, "unlisted-label"),
     ],
 )
 def test_what_cannot_be_labelled_is_counted(tokenizer: TextTokenizer, fields: dict, reason: str) -> None:
@@ -84,7 +84,10 @@ def test_unknown_labels_are_a_fault_of_training_data_only(tokenizer: TextTokeniz
     for split, budgeted in (("train", True), ("eval", False), ("test", False)):
         dropped = only(Classification(labels=LABELS), {"text": "x", "label": "new"}, tokenizer, split)
         assert isinstance(dropped, Dropped)
-        assert dropped.budgeted is budgeted
+        assert (dropped.budgeted, dropped.reason) == (
+            budgeted,
+            "unlisted-label" if budgeted else "unknown-label",
+        )
 
 
 def test_names_and_weights_are_settled_by_the_data() -> None:

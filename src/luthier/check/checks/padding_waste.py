@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.encoding.batches import micro_batches, shuffled
+from luthier.encoding.batches import Classes, micro_batches, shuffled
 from luthier.models.forward import base_model
 from luthier.models.packed import can_pack
 from luthier.records import Finding
@@ -25,8 +25,8 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
     """Most of what goes through the model is rows, not padding.
 
     What it does: counts padding in the training batches: in a recipe's run, those of the first 200 steps as the loop
-    groups them, unless it packs them; of a trainer, all that are read as its collator makes them; in files of rows, what is stored. Warns from
-    a share of one half, says how many times as long it takes, and whether all is padded to one length.
+    groups them, unless it packs them; of a trainer, all that are read as its collator makes them; in files of rows, what is stored. Says how
+    many tokens that are; warns from a share of one half, says how many times as long it takes, and whether all is padded to one length.
 
     Why is this bad: padding costs as much as text. Rows of 80 tokens that are padded to 512 take six times as long.
 
@@ -43,14 +43,19 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
         share, how = _of_run(context, lengths), "the micro-batches of the run"
         packing = context.recipe.train.packing is not False
         if share > MOST_SHARE and packing and can_pack(base_model(context.model)) is None:
-            return  # rows go one after another
+            context.looked_at("which is not paid: rows go one after another")
+            return
     elif getattr(context, "padding_share", None) is None:
         raise Skip("it is not known how rows will be put into batches")
     else:
         trainer = hasattr(context, "trainer")
         share = _with_unhidden(context, getattr(context, "padding_share", 0.0), int(lengths.sum()))
         how = "the collator's batches" if trainer else "the rows as they are stored"
-        context.looked_at(f"all {len(lengths):,} training rows" + (" in their batches" if trainer else ""))
+        context.looked_at(
+            f"all {len(lengths):,} training rows"
+            + (" in their batches" if trainer else "")
+            + _cost(share, int(lengths.sum()))
+        )
     if share <= MOST_SHARE:
         return
     width, even = _width(context)
@@ -77,15 +82,26 @@ def _of_run(context: RunContext, lengths: np.ndarray) -> float:
     """Share of padding in the first steps of a recipe's run."""
     settings = context.recipe.train
     steps = min(NUM_STEPS, context.training.plan.num_steps)
+    labels = context.rows["train"].labels() if settings.balance_classes else None
+    classes = None
+    if labels is not None and labels.ndim == 1:  # others are refused where training begins
+        classes = Classes(labels, settings.balance_classes)
     width = text = 0
     for step in range(steps):
-        indices = shuffled(step * settings.batch_size, settings.batch_size, len(lengths), context.recipe.seed)
+        position = step * settings.batch_size
+        indices = shuffled(position, settings.batch_size, len(lengths), context.recipe.seed, classes)
         sizes = [int(lengths[i]) for i in indices]
         groups = micro_batches(sizes, settings.tokens_at_once)
         width += sum(len(group) * max(sizes[i] for i in group) for group in groups)
         text += sum(sizes)
-    context.looked_at(f"{steps} steps of {settings.batch_size} rows")
-    return 1 - text / max(1, width)
+    share = 1 - text / max(1, width)
+    context.looked_at(f"{steps} steps of {settings.batch_size} rows{_cost(share, text)}")
+    return share
+
+
+def _cost(share: float, num_tokens: int) -> str:
+    """What padding costs beside so many tokens of rows."""
+    return f", {num_tokens:,} tokens and {num_tokens * share / max(1e-9, 1 - share):,.0f} of padding ({share:.0%})"
 
 
 def _with_unhidden(context: CheckContext, hidden_share: float, num_tokens: int) -> float:

@@ -40,7 +40,7 @@ class Juliet(Vulnerable):
     path: str
     """Folder, looked through with all below it."""
 
-    def found(self) -> Iterator[Record | Dropped]:
+    def pairs(self) -> Iterator[Record | Dropped]:
         """The pairs of all files, in order of their names."""
         for path, language, case in self._cases():
             name = path.relative_to(self.path).as_posix()

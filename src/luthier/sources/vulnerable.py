@@ -33,13 +33,12 @@ class Vulnerable(Pairs):
     """Which names are numbered: those that a function declares itself (``own``), or those of libraries and members as well, so that nothing is left to read but how code is built."""
 
     @abstractmethod
-    def found(self) -> Iterator[Record | Dropped]:
+    def pairs(self) -> Iterator[Record | Dropped]:
         """The fixes as they are, with the field ``cwe``."""
 
-    def pairs(self) -> Iterator[Record | Dropped]:
-        """The fixes, cleaned."""
-        for item in self.found():
-            yield self._cleaned(item) if self.clean and isinstance(item, Record) else item
+    def rewritten(self, item: Record) -> Record | Dropped:
+        """A fix, cleaned."""
+        return self._cleaned(item) if self.clean else item
 
     def records(self) -> Iterator[Record | Dropped]:
         """The fixes, or their functions one by one."""

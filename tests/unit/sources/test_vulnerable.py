@@ -1,6 +1,7 @@
 """Sources of vulnerable code, what is taken out of it, and whether its names give it away."""
 
 import gzip
+import itertools
 import json
 import os
 from pathlib import Path
@@ -148,6 +149,32 @@ def test_rows_with_a_cwe_are_read_and_grouped_by_commit(tmp_path: Path) -> None:
     assert kept[0].group == kept[1].group
     reasons = {item.reason for item in found if isinstance(item, Dropped)}
     assert reasons == {"no-cwe", "unchanged"}, "names alone are no fix"
+
+
+@pytest.mark.parametrize("rows", ["fixes", "functions"])
+def test_functions_of_a_benchmark_are_known_before_they_are_cleaned(tmp_path: Path, rows: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl")
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text(json.dumps({"before": "def f(a):\n    return a  # bad\n", "after": "def f(a):\n    pass\n"}))
+    raw = {"type": "repair-pairs", "path": str(bench), "language": "python"}
+    cleaned = {"type": "cwe-pairs", "path": str(path)}
+    for benchmark, left in ((raw, {"CWE-79"}), (cleaned, set())):
+        found = list(CwePairs(path=str(path), rows=rows, benchmarks=[benchmark]).records())  # type: ignore[arg-type]
+        assert {r.fields["cwe"] for r in found if isinstance(r, Record)} - {"none"} == left
+        inside = [item.id for item in found if isinstance(item, Dropped) and item.reason == "in-benchmark"]
+        assert len(inside) == 2 - len(left)
+
+
+def test_a_chain_of_fixes_is_one_group_whatever_its_names_become(tmp_path: Path) -> None:
+    texts = [f"def f(a, b):\n    return {value}(a, b)\n" for value in ("g", "h", "k")]
+    rows = [
+        {"cwe": "CWE-89", "func_src_before": before, "func_src_after": after, "file_name": "a.py"}
+        for before, after in itertools.pairwise(texts)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = records(CwePairs(path=str(tmp_path / "rows.jsonl"), group_column=None, names="all"))
+    assert first.fields["after"] != second.fields["before"], "numbered apart"
+    assert first.group == second.group
 
 
 @SVEN

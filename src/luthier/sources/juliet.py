@@ -58,10 +58,10 @@ class Juliet(Vulnerable):
                     f"{len(halves['bad'])} bad and {len(halves['good'])} good functions, none of one part",
                     budgeted=False,
                 )
-            template = path.with_name(case["template"]).relative_to(self.path).as_posix()
             for bad, good in pairs:
+                # By name alone: suites spread the variants of a template over folders (s01, s02, ...).
                 yield weakness(
-                    f"{name}:{bad.name}:{good.name}", bad.text, good.text, language, case[0], template
+                    f"{name}:{bad.name}:{good.name}", bad.text, good.text, language, case[0], case["template"]
                 )
 
     def own_fingerprint(self) -> str:

@@ -56,6 +56,29 @@ def test_variants_of_a_template_are_one_group(tree: Path) -> None:
     assert len({record.group for record in found}) > 6
 
 
+def test_a_template_is_one_group_in_several_folders(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        folder = tmp_path / f"s{number:02d}"
+        folder.mkdir()
+        for template, name in (("file_read", "f"), ("url_read", "g")):
+            halves = [f"def {half}(a):\n    return {name}(a, {number}, {half == 'bad'})\n" for half in ("bad", "good1")]
+            (folder / f"CWE129_Index__{template}_{number:02d}.py").write_text("\n\n".join(halves))
+    found = records(Juliet(path=str(tmp_path)))
+    assert len(found) == 6
+    groups = {template: {r.group for r in found if template in r.id} for template in ("file_read", "url_read")}
+    assert [len(of_one) for of_one in groups.values()] == [1, 1] and len({r.group for r in found}) == 2
+
+
+def test_all_texts_are_numbered_where_that_is_asked_for(tmp_path: Path) -> None:
+    sides = {side: f"def f(a):\n    return run('{text}', a)\n" for side, text in (("before", "x"), ("after", "y"))}
+    (tmp_path / "a.jsonl").write_text(json.dumps({**sides, "cwe": "CWE-89"}))
+    options = {"path": str(tmp_path / "a.jsonl"), "before": "before", "after": "after", "language": "python"}
+    for texts, count in (("telling", 0), ("all", 1)):
+        [found] = records(CwePairs(**options, group_column=None, texts=texts))  # type: ignore[arg-type]
+        assert found.fields["before"].count("text_") == found.fields["after"].count("text_") == count
+        assert found.fields["before"] != found.fields["after"]
+
+
 def test_nothing_that_gives_the_answer_away_is_left(tree: Path) -> None:
     for record in records(Juliet(path=str(tree))):
         for side in ("before", "after"):

@@ -315,5 +315,7 @@ def cell(entry: Mapping[str, Any] | None, *, value: bool) -> Text:
     lead = Text(entry["tuned"] + "\n", style="bold") if value else Text("")
     said = lead + Text(change + "\n") + Text(verdict, style=_STYLES[entry["verdict"]])
     if test := entry.get("mcnemar"):
-        said += Text(f"\n+{test['only_tuned']:,} −{test['only_base']:,} rows, McNemar p = {test['p_value']:.2g}")
+        said += Text(
+            f"\n+{test['only_tuned']:,} −{test['only_base']:,} rows, McNemar p = {test['p_value']:.2g}"
+        )
     return said

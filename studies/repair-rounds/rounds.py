@@ -172,4 +172,6 @@ def luthier(*arguments: str) -> None:
     print("luthier", *arguments[:2], flush=True)
     # The script's server is on this machine, whatever stands between it and others.
     apart = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
-    subprocess.run([sys.executable, "-m", "luthier", *arguments], check=True, env={**os.environ, "NO_PROXY": apart})
+    subprocess.run(
+        [sys.executable, "-m", "luthier", *arguments], check=True, env={**os.environ, "NO_PROXY": apart}
+    )

@@ -142,7 +142,9 @@ def test_the_strata_that_a_task_names_are_fields_by_their_own_names(tmp_path: Pa
     # McNemar's test stands in the terminal and in every table.
     won = parts["x"]["rows"]
     whole = result.against_first["exact_match"][0]["mcnemar"]  # type: ignore[index]
-    assert (whole["only_base"], whole["only_tuned"]) == (0, won) and whole["p_value"] == pytest.approx(2 * 0.5**won)
+    assert (whole["only_base"], whole["only_tuned"]) == (0, won) and whole["p_value"] == pytest.approx(
+        2 * 0.5**won
+    )
     p = f"p = {whole['p_value']:.2g}"
     assert f"+{won} −0 rows, McNemar {p}" in printed(result)
     assert f"; {p})" in compare_files.markdown(result) and f"; {p})" in compare_files.latex(result)

@@ -61,16 +61,23 @@ def test_a_template_is_one_group_in_several_folders(tmp_path: Path) -> None:
         folder = tmp_path / f"s{number:02d}"
         folder.mkdir()
         for template, name in (("file_read", "f"), ("url_read", "g")):
-            halves = [f"def {half}(a):\n    return {name}(a, {number}, {half == 'bad'})\n" for half in ("bad", "good1")]
+            halves = [
+                f"def {half}(a):\n    return {name}(a, {number}, {half == 'bad'})\n"
+                for half in ("bad", "good1")
+            ]
             (folder / f"CWE129_Index__{template}_{number:02d}.py").write_text("\n\n".join(halves))
     found = records(Juliet(path=str(tmp_path)))
     assert len(found) == 6
-    groups = {template: {r.group for r in found if template in r.id} for template in ("file_read", "url_read")}
+    groups = {
+        template: {r.group for r in found if template in r.id} for template in ("file_read", "url_read")
+    }
     assert [len(of_one) for of_one in groups.values()] == [1, 1] and len({r.group for r in found}) == 2
 
 
 def test_all_texts_are_numbered_where_that_is_asked_for(tmp_path: Path) -> None:
-    sides = {side: f"def f(a):\n    return run('{text}', a)\n" for side, text in (("before", "x"), ("after", "y"))}
+    sides = {
+        side: f"def f(a):\n    return run('{text}', a)\n" for side, text in (("before", "x"), ("after", "y"))
+    }
     (tmp_path / "a.jsonl").write_text(json.dumps({**sides, "cwe": "CWE-89"}))
     options = {"path": str(tmp_path / "a.jsonl"), "before": "before", "after": "after", "language": "python"}
     for texts, count in (("telling", 0), ("all", 1)):
@@ -178,7 +185,9 @@ def test_rows_with_a_cwe_are_read_and_grouped_by_commit(tmp_path: Path) -> None:
 def test_functions_of_a_benchmark_are_known_before_they_are_cleaned(tmp_path: Path, rows: str) -> None:
     path = write_rows(tmp_path / "rows.jsonl")
     bench = tmp_path / "bench.jsonl"
-    bench.write_text(json.dumps({"before": "def f(a):\n    return a  # bad\n", "after": "def f(a):\n    pass\n"}))
+    bench.write_text(
+        json.dumps({"before": "def f(a):\n    return a  # bad\n", "after": "def f(a):\n    pass\n"})
+    )
     raw = {"type": "repair-pairs", "path": str(bench), "language": "python"}
     cleaned = {"type": "cwe-pairs", "path": str(path)}
     for benchmark, left in ((raw, {"CWE-79"}), (cleaned, set())):

@@ -87,9 +87,11 @@ class CodeXGlueLine(Task):
             example = Example(f"{record.id}#{number}", _spans(context, line), record.group, {"token": place})
             gap = Gap(context, f" {behind}", f" {line}") if behind else None
             options = self.infill if split == "train" else None
-            yield infilled(
-                example, options, tokenizer, max_length=max_length, seed=seed, gap=lambda _, gap=gap: gap
-            )
+
+            def given(_: random.Random, gap: Gap | None = gap) -> Gap | None:
+                return gap
+
+            yield infilled(example, options, tokenizer, max_length=max_length, seed=seed, gap=given)
 
     def _lines(self, words: list[str]) -> Iterator[tuple[int, int]]:
         """Start and end of each line behind the first, in words; the end is behind what ends the line."""

@@ -398,7 +398,7 @@ class Rounds(Options):
     max_tokens: int | None = Field(None, ge=1)
     """No further round for a bug once its prompts and outputs have so many tokens."""
     max_seconds: float | None = Field(None, gt=0)
-    """No further round for a bug once writing and judging for it took so long."""
+    """No further round for a bug once writing and judging for it took so long: of what is done for several bugs at once its share, of a server the time until it answered."""
     variations: int = Field(0, ge=0)
     """Rounds after a patch that passes, in which another one is asked for."""
     server: Server | None = None

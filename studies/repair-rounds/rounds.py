@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.fixtures.scripted import served  # the server that the tests ask
 
+# Of the script's server: conversations that were begun are those of one address.
+PORT = 18427
 CHAT = ["task.type=repair", "task.format=chat", "task.input=IR1", "task.output=OR1"]
 ENCODING = ["data.max_length=1536", "repair.max_new_tokens=128"]
 TRIED = [
@@ -89,7 +92,7 @@ def by_script(files: Mapping[str, Path], work: Path, *, tried: bool = False) -> 
     for language, path in files.items():
         run = work / f"{language}-script"
         if not (run / "repair" / "server-rounds" / "rounds.json").is_file():
-            with served(Script(path, language)) as (url, _):
+            with served(Script(path, language), port=PORT) as (url, _):
                 server = json.dumps({"url": url, "model": "script"})
                 keys = [
                     f"repair.bugs={json.dumps(bugs_of(path, language, work, tried))}",
@@ -167,4 +170,8 @@ class Script:
 
 def luthier(*arguments: str) -> None:
     print("luthier", *arguments[:2], flush=True)
-    subprocess.run([sys.executable, "-m", "luthier", *arguments], check=True)
+    # The script's server is on this machine, whatever stands between it and others.
+    apart = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    subprocess.run(
+        [sys.executable, "-m", "luthier", *arguments], check=True, env={**os.environ, "NO_PROXY": apart}
+    )

@@ -23,6 +23,8 @@ OTHERS = {
     "chance": "What names give away",
     "stages/": "Stages",
     "forgetting/": "What the second stage forgets",
+    "killed/": "The step at which each stage was killed, and the one that it went on from",
+    "went_on_from/": "The step at which each stage was killed, and the one that it went on from",
 }
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fixtures.tokenizers import characters, mistral
+from tests.fixtures.tokenizers import characters, with_sentinels
 from tests.property.test_encoding import TEXT
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from luthier.encoding.encode import encode, encode_prompt
@@ -41,16 +40,6 @@ OPTIONS = st.builds(
 LINES = st.lists(TEXT, min_size=2, max_size=5).map("\n".join)
 
 
-@functools.cache
-def family(name: str) -> TextTokenizer:
-    """A byte-level tokenizer, or for CodeLlama SentencePiece with a space before the first word, and its sentinels."""
-    base = mistral() if name == "codellama" else characters()
-    backend = Tokenizer.from_str(base.hf.backend_tokenizer.to_str())
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token in SENTINELS[name].tokens])
-    bos = {"bos_token": "<s>"} if name == "codellama" else {}
-    return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", **bos))
-
-
 families = pytest.mark.parametrize("name", SENTINELS)
 
 
@@ -68,7 +57,7 @@ def parts(spans: list[Span], lead: str) -> tuple[str, str, str]:
 
 @families
 def test_prefix_middle_and_suffix_are_the_text(name: str) -> None:
-    tokenizer, marks = family(name), SENTINELS[name]
+    tokenizer, marks = with_sentinels(name), SENTINELS[name]
     made = 0
 
     @QUICK
@@ -103,7 +92,7 @@ def test_prefix_middle_and_suffix_are_the_text(name: str) -> None:
 
 @families
 def test_the_prompt_of_inference_is_what_training_had_before_the_middle(name: str) -> None:
-    tokenizer, marks = family(name), SENTINELS[name]
+    tokenizer, marks = with_sentinels(name), SENTINELS[name]
 
     @QUICK
     @given(TEXT, TEXT, TEXT.filter(str.strip), st.sampled_from(["psm", "spm"]), st.integers(12, 80))
@@ -128,7 +117,7 @@ def test_the_prompt_of_inference_is_what_training_had_before_the_middle(name: st
 @families
 @pytest.mark.parametrize("loss", ["middle", "all"])
 def test_a_chunk_that_fits_still_fits_with_its_gap(name: str, loss: str) -> None:
-    tokenizer = family(name)
+    tokenizer = with_sentinels(name)
 
     @QUICK
     @given(LINES, st.integers(0, 99), st.sampled_from(["psm", "spm"]))
@@ -153,7 +142,7 @@ def test_a_chunk_that_fits_still_fits_with_its_gap(name: str, loss: str) -> None
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_the_rate_is_realised(rate: float) -> None:
-    tokenizer, options = family("new"), Infill(rate=rate, order="mixed")
+    tokenizer, options = with_sentinels("new"), Infill(rate=rate, order="mixed")
     text = "alpha = 1\nbeta = 2\ngamma = alpha + beta\n"
     made = [
         infilled(Example(f"r{i}", [Span(text, "x")], "g"), options, tokenizer, max_length=200, seed=0).meta
@@ -165,7 +154,7 @@ def test_the_rate_is_realised(rate: float) -> None:
 
 
 def test_sentinels_spelled_in_data_stay_text() -> None:
-    tokenizer, marks = family("starcoder"), SENTINELS["starcoder"]
+    tokenizer, marks = with_sentinels("starcoder"), SENTINELS["starcoder"]
     spans = gap_spans(
         "<fim_middle>",
         "<fim_prefix>",
@@ -182,7 +171,7 @@ def test_sentinels_spelled_in_data_stay_text() -> None:
 
 
 def test_codellama_has_its_space_before_the_prefix_and_no_other() -> None:
-    tokenizer = family("codellama")
+    tokenizer = with_sentinels("codellama")
     spans = gap_spans(
         "def f", "x", "(y)", order="psm", marks=SENTINELS["codellama"], tokenizer=tokenizer, max_length=99
     )
@@ -192,7 +181,7 @@ def test_codellama_has_its_space_before_the_prefix_and_no_other() -> None:
 
 
 def test_a_long_suffix_loses_its_end_and_a_long_prefix_its_beginning() -> None:
-    tokenizer = family("new")
+    tokenizer = with_sentinels("new")
     spans = gap_spans(
         "p" * 300 + "Q",
         "R" + "s" * 300,
@@ -240,9 +229,9 @@ def test_gaps_reach_every_place() -> None:
 def test_sentinels_that_the_vocabulary_lacks_are_refused_with_those_that_it_has() -> None:
     from luthier.errors import UserError
 
-    assert sentinels(family("starcoder"), "auto") == SENTINELS["starcoder"]
+    assert sentinels(with_sentinels("starcoder"), "auto") == SENTINELS["starcoder"]
     with pytest.raises(UserError) as raised:
-        sentinels(family("starcoder"), "codellama")
+        sentinels(with_sentinels("starcoder"), "codellama")
     assert "'▁<PRE>'" in raised.value.what and "sets that it has: starcoder" in raised.value.what
     with pytest.raises(UserError) as raised:
         sentinels(characters(), "auto")

@@ -1,7 +1,7 @@
 """Code without what its comments, names and texts say about it: renamed by the rules of its language, alike on both sides of a fix.
 
 Renamed are names that the code itself declares (functions, parameters, variables, types, labels), and any name that gives an
-answer away (``goodG2B``, ``CWE89_helper``); so are pieces of text that do. Names of what others have written stay: they say
+answer away (``goodG2B``, ``CWE89_helper``); so are docstrings, and pieces of text that do or that name a weakness. Names of what others have written stay: they say
 what the code does.
 """
 
@@ -22,6 +22,12 @@ from luthier.encoding.syntax import tree
 GIVEAWAY = re.compile(
     r"good|bad|cwe[-_ ]?\d*|flaw|vuln|taint|unsafe|insecure|exploit|malicious|attack|injection|overflow|g2b|b2g"
     r"|(?<![a-z])fix(ed|es)?(?![a-z])",
+    re.IGNORECASE,
+)
+# In texts alone: what messages call a weakness.
+_WEAKNESS = re.compile(
+    r"cve-\d|cross.?site|xss|csrf|traversal|use.after.free|double.free|out.of.bounds|off.by.one|divi\w+.by.zero"
+    r"|null.(pointer.)?deref|deseriali|hard.?coded|untrusted|saniti[sz]|weakness|race.condition|leak",
     re.IGNORECASE,
 )
 _NAMES = {
@@ -84,8 +90,12 @@ _OTHERS = {
 _CALLS = {"call": "function", "method_invocation": "name", "call_expression": "function"}
 
 
-def anonymous(sides: Sequence[str], language: Language, *, everything: bool = False) -> list[str]:
+def anonymous(
+    sides: Sequence[str], language: Language, *, everything: bool = False, all_texts: bool = False
+) -> list[str]:
     """Versions of a function without comments, with the same new names for the same old ones in all of them.
+
+    Texts that stand as a statement of their own, such as docstrings, are comments to a reader: each becomes ``text_1``.
 
     Each version's outermost function gets the same name, and so do names that differ in nothing but what tells
     (``badSink``, ``goodG2BSink``). The names of one version are numbered as they come. Those of several, or all names, get
@@ -95,6 +105,7 @@ def anonymous(sides: Sequence[str], language: Language, *, everything: bool = Fa
         sides: The versions.
         language: Theirs.
         everything: Rename the names of libraries and members as well.
+        all_texts: Replace all pieces of text, and not only those that tell.
 
     Raises:
         NotCode: Something in a version is no token of its language.
@@ -104,7 +115,7 @@ def anonymous(sides: Sequence[str], language: Language, *, everything: bool = Fa
     for one in parsed:
         declared |= {name: kind for name, kind in one.declared() if name not in declared}
     names = _Names({word for one in parsed for word in one.names()} - declared.keys())
-    pieces = [one.pieces(declared, everything) for one in parsed]
+    pieces = [one.pieces(declared, everything, all_texts) for one in parsed]
     for one, own in zip(parsed, pieces, strict=True):
         names.meet(own, next((name for name, kind in one.declared() if kind == "func"), None))
     names.number(random.Random("\0".join(sides)) if len(sides) > 1 or everything else None)
@@ -160,7 +171,10 @@ class _Names:
         keys = [key for key in self._kinds if key not in self._outermost]
         new = {}
         for kind in ("func", *sorted({*self._kinds.values()} - {"func"})):
-            numbers = list(range(1, max(_NUMBERS, 2 * len(keys)) + 1))
+            own = [
+                key for key in keys if self._kinds[key] == kind
+            ]  # those of other kinds would tell how long it is
+            numbers = list(range(1, max(_NUMBERS, 2 * len(own)) + 1))
             if draw is not None:
                 draw.shuffle(numbers)
             new[kind] = (name for name in [f"{kind}_{n}" for n in numbers] if name not in self._taken)
@@ -242,16 +256,17 @@ class _Parsed:
             inner = node.child_by_field_name("declarator")
             yield from self._declared_by(inner or next(iter(node.named_children), None), kind)
 
-    def pieces(self, declared: dict[str, str], everything: bool) -> list[_Piece]:
+    def pieces(self, declared: dict[str, str], everything: bool, all_texts: bool) -> list[_Piece]:
         """What is to be replaced, in order."""
         found = []
-        for node in self._leaves():
+        for node in self._nodes:
             start, end = node.start_byte - len(self._before), node.end_byte - len(self._before)
             if start < 0 or end > len(self._bytes) or not (node.type in _TEXTS or node.type in _NAMES):
                 continue
             text = _text(node)
             if node.type in _TEXTS:
-                kind = "text" if GIVEAWAY.search(text) else None
+                tells = GIVEAWAY.search(text) or _WEAKNESS.search(text) or _is_statement(node)
+                kind = "text" if all_texts or tells else None
             elif text in declared and (everything or not _is_others(node, declared[text])):
                 kind = declared[text]
             elif everything:
@@ -295,6 +310,12 @@ def _is_field(node: tree_sitter.Node, fields: dict[str, str]) -> bool:
         and parent.type in fields
         and parent.child_by_field_name(fields[parent.type]) == node
     )
+
+
+def _is_statement(node: tree_sitter.Node) -> bool:
+    """Whether a piece of text is a statement of its own, as docstrings are."""
+    owner = node.parent and node.parent.parent
+    return owner is not None and owner.type == "expression_statement"
 
 
 def _is_others(node: tree_sitter.Node, kind: str) -> bool:

@@ -8,7 +8,7 @@ Source: Bavarian et al. 2022, arXiv:2207.14255 (rate, PSM and SPM, character spa
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -74,17 +74,13 @@ SENTINELS: dict[str, Sentinels] = {
 }
 
 
-class Infill(Options):
-    """Fill-in-the-middle: a share of the training rows gets a gap, whose text moves to the end of the row."""
+class Gaps(Options):
+    """Fill-in-the-middle where the task says what the gap is: a share of the training rows shows what stands behind it too."""
 
     rate: float = Field(0.5, gt=0, le=1)
     """Share of training rows that get a gap; what was realised is in the ledger."""
     order: Literal["psm", "spm", "mixed"] = "psm"
     """``psm``: prefix, suffix, middle; ``spm``: suffix, prefix, middle; ``mixed``: either, drawn for each row."""
-    spans: Literal["characters", "lines"] = "characters"
-    """Where a gap may begin and end: anywhere, or only where lines do."""
-    max_lines: int | None = Field(None, ge=1)
-    """Lines that a gap spans at most."""
     sentinels: Literal["auto", "codellama", "starcoder", "qwen2.5-coder", "deepseek-coder", "new"] = "auto"
     """Whose sentinel tokens; ``auto`` is the set that the tokenizer has. ``new`` are ``<|prefix|>``, ``<|suffix|>``,
     ``<|middle|>`` and ``<|end_of_middle|>``, for ``model.new_tokens``."""
@@ -92,17 +88,48 @@ class Infill(Options):
     """What a row with a gap trains: the middle with its end token, or prefix and suffix as well, as in pretraining."""
 
 
+class Infill(Gaps):
+    """Fill-in-the-middle: a share of the training rows gets a gap, whose text moves to the end of the row."""
+
+    spans: Literal["characters", "lines"] = "characters"
+    """Where a gap may begin and end: anywhere, or only where lines do."""
+    max_lines: int | None = Field(None, ge=1)
+    """Lines that a gap spans at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A text in three parts.
+
+    Attributes:
+        prefix, suffix, middle: What stands before the gap, behind it, and in it.
+        context: Spans that stand before the prefix: they give way as their own priorities say, and are never trained.
+    """
+
+    prefix: str
+    suffix: str
+    middle: str
+    context: Sequence[Span] = ()
+
+
 def infilled(
-    example: Example, options: Infill | None, tokenizer: TextTokenizer, *, max_length: int, seed: int
+    example: Example,
+    options: Gaps | None,
+    tokenizer: TextTokenizer,
+    *,
+    max_length: int,
+    seed: int,
+    gap: Callable[[random.Random], Gap | None] | None = None,
 ) -> Example:
     """The example with a gap, or as it is: by the rate, or because its text has no room for one.
 
     Args:
-        example: A training row whose text is already cut to ``max_length``.
+        example: A training row; without ``gap`` its text is already cut to ``max_length``.
         options: None never makes a gap.
         tokenizer: The model's.
         max_length: Tokens of a row at most.
         seed: The recipe's; drawn from together with the example's id.
+        gap: Draws this example's gap, or says that it has no room for one; by default a gap may lie anywhere in the text.
 
     Returns:
         With a gap, ``meta["infill"]`` is its order.
@@ -113,29 +140,35 @@ def infilled(
     draw = random.Random(f"{seed} infill {example.id}")
     if draw.random() >= options.rate:
         return example
-    text = "".join(span.text for span in example.spans if not span.control)
-    gap = draw_gap(text, options, draw)
+    found = gap(draw) if gap else _anywhere(example, options, draw)
     # A row that fits whole may be too long once the sentinels are in it and nothing but its middle is left.
     most = max_length - len(marks.tokens) - len(tokenizer.prefix_ids) - len(marks.lead)
-    if gap is None or len(tokenizer.encode(text[slice(*gap)])) > most:
+    if found is None or len(tokenizer.encode(found.middle)) > most:
         return example
     order: Order = draw.choice(("psm", "spm")) if options.order == "mixed" else options.order
-    start, end = gap
     spans = gap_spans(
-        text[:start],
-        text[end:],
-        text[start:end],
+        found.prefix,
+        found.suffix,
+        found.middle,
         order=order,
         marks=marks,
         tokenizer=tokenizer,
         max_length=max_length,
         loss=options.loss,
+        context=found.context,
     )
     return replace(example, spans=spans, meta={**example.meta, "infill": order})
 
 
+def _anywhere(example: Example, options: Gaps, draw: random.Random) -> Gap | None:
+    assert isinstance(options, Infill)
+    text = "".join(span.text for span in example.spans if not span.control)
+    place = draw_gap(text, options, draw)
+    return place and Gap(text[: place[0]], text[place[1] :], text[slice(*place)])
+
+
 def infill_prompt(
-    prefix: str, suffix: str, options: Infill, tokenizer: TextTokenizer, max_length: int
+    prefix: str, suffix: str, options: Gaps, tokenizer: TextTokenizer, max_length: int
 ) -> list[Span]:
     """The spans of a prompt whose gap the model is to fill; ``mixed`` asks in the order PSM."""
     marks = sentinels(tokenizer, options.sentinels)
@@ -156,6 +189,7 @@ def gap_spans(
     tokenizer: TextTokenizer,
     max_length: int,
     loss: Loss = "middle",
+    context: Sequence[Span] = (),
 ) -> list[Span]:
     """A text with a gap as spans: the parts between their sentinels, each encoded apart, and the trained middle.
 
@@ -170,18 +204,23 @@ def gap_spans(
         tokenizer: The model's.
         max_length: Tokens of a row at most.
         loss: Whether prefix and suffix are trained as well.
+        context: Spans before the prefix.
     """
+    lead = [Span(marks.lead, "prefix"), *context] if context else []
+    if not context:
+        prefix = marks.lead + prefix
     if loss == "all":
-        front, back = _trained(marks.lead + prefix, suffix, middle, len(marks.tokens), tokenizer, max_length)
+        front, back = _trained(prefix, suffix, middle, len(marks.tokens), tokenizer, max_length)
     else:
         starts = tokenizer.encode_with_starts(suffix, first=False, control=False)[1]
         near = round(max_length * _SUFFIX_SHARE)
         cut = starts[near] if near < len(starts) else len(suffix)
-        front = [Span(marks.lead + prefix, "prefix", trim="left", priority=1)]
+        front = [Span(prefix, "prefix", trim="left", priority=1)]
         back = [
             Span(suffix[:cut], "suffix", trim="right", priority=2),
             Span(suffix[cut:], "suffix", trim="right", priority=0),
         ]
+    front = [*lead, *front]
     before, behind, here = (_mark(token) for token in (marks.prefix, marks.suffix, marks.middle))
     parts = [before, *front, behind, *back, here] if order == "psm" else [before, behind, *back, here, *front]
     return [

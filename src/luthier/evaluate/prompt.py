@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from luthier import recipe as recipes
 from luthier.encoding.encode import encode_prompt
-from luthier.encoding.infill import Infill, infill_prompt, without_overlap
+from luthier.encoding.infill import Gaps, infill_prompt, without_overlap
 from luthier.errors import UserError
 from luthier.evaluate import classify
 from luthier.evaluate.runner import without_adapter
@@ -99,9 +99,9 @@ def complete(
     return output if suffix is None else replace(output, text=without_overlap(output.text, suffix))
 
 
-def _infill(task: Task) -> Infill:
+def _infill(task: Task) -> Gaps:
     options = getattr(task, "infill", None)
-    if not isinstance(options, Infill):
+    if not isinstance(options, Gaps):
         raise UserError(
             "a suffix was given, but this run did not learn to fill gaps",
             "recipe key task.infill",

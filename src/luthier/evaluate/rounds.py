@@ -10,7 +10,6 @@ a plausible one.
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -135,7 +134,7 @@ def repair_in_rounds(
             break
         logger.info("repair: round %d, %d bugs", number, len(going))
         written = writer.write(going, number)
-        rounds.append(_judged(going, written, number, judge, recipe, progress))
+        rounds.append(_judged(written, number, judge, recipe, progress))
     for talk in talks:
         talk.end = "passed" if talk.passed_in else talk.end or "rounds"
     missing = [
@@ -207,13 +206,11 @@ class _Writer:
                 found[index] = line
             else:
                 todo.append((index, shown, prompt))
-        began = time.monotonic()
         names = [talks[index].asked.bug.id for index, _, _ in todo]
         outputs = self._outputs([prompt for _, _, prompt in todo], names, number)
         for done, (place, written, num_prompt_tokens) in enumerate(outputs, 1):
             index, text, prompt = todo[place]
-            seconds, began = time.monotonic() - began, time.monotonic()
-            found[index] = self._line(talks[index], number, text, prompt, written, num_prompt_tokens, seconds)
+            found[index] = self._line(talks[index], number, text, prompt, written, num_prompt_tokens)
             talks[index].put(found[index])
             if self.progress:
                 self.progress(f"round {number}", done, len(todo))
@@ -256,7 +253,7 @@ class _Writer:
 
     def _line(
         self, talk: Talk, number: int, text: str, prompt: Any, outputs: Sequence[Continuation],
-        num_prompt_tokens: int, seconds: float,
+        num_prompt_tokens: int,
     ) -> Line:  # fmt: skip
         """What was written in a round; of candidates only those that were not offered before."""
         language = talk.asked.bug.language
@@ -274,12 +271,11 @@ class _Writer:
         return {
             "round": number, "prompt": text, "prompt_hash": hash_value(prompt), "num_prompt_tokens": num_prompt_tokens,
             "num_output_tokens": sum(output.num_tokens for output in outputs), "num_outputs": len(outputs),
-            "seconds": round(seconds, 3), "candidates": candidates,
+            "seconds": round(sum(output.seconds for output in outputs), 3), "candidates": candidates,
         }  # fmt: skip
 
 
 def _judged(
-    going: Sequence[Talk],
     written: Sequence[tuple[Talk, Line]],
     number: int,
     judge: Judge,
@@ -322,7 +318,7 @@ def _judged(
             talk.passed_in = number
     return {
         "round": number,
-        "num_asked": len(going),
+        "num_asked": len(written),
         "num_candidates": len(wanted),
         "num_repeated": sum(
             min(line["num_outputs"], recipe.repair.num_candidates) - len(line["candidates"])

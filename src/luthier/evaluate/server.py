@@ -85,7 +85,9 @@ def _answered(
             "top_p": search.top_p,
             "seed": search.seed + len(outputs),
         }
+        began = time.monotonic()
         said = _post(client, server, body)
+        seconds = time.monotonic() - began
         try:
             usage = said.get("usage") or {}
             prompt_tokens += int(usage.get("prompt_tokens") or 0)
@@ -94,7 +96,7 @@ def _answered(
             new = [
                 Continuation(
                     [], str(one["message"].get("content") or ""), 0.0, each, -float(len(outputs) + i),
-                    one.get("finish_reason") != "length",
+                    one.get("finish_reason") != "length", seconds / len(choices),
                 )
                 for i, one in enumerate(choices)
             ]  # fmt: skip

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +79,7 @@ class Continuation:
         num_tokens: Tokens in that sum.
         score: What beams are ranked by.
         ended: Whether it stopped by itself.
+        seconds: That writing it took: its share of what was done for several at once.
     """
 
     ids: list[int]
@@ -86,6 +88,7 @@ class Continuation:
     num_tokens: int
     score: float
     ended: bool
+    seconds: float = field(default=0.0, compare=False)
 
 
 class _Beams:
@@ -190,6 +193,7 @@ class _Prompt:
     def __init__(self, index: int, length: int, search: Search, stop_ids: frozenset[int], name: str) -> None:
         self.index, self.length, self.search = index, length, search
         self.first = 0  # column of the new tokens' keys and values that its own begin at
+        self.seconds = 0.0  # of reading it, and its share of each step
         self.searches: list[_Beams] | list[_Samples]
         if search.method == "sample":
             self.searches = [_Samples(search.num_beams, search, stop_ids, name)]
@@ -463,10 +467,11 @@ def _shared(
         slots += list(range(len(working), most))
         columns = memory.written[0][0].shape[2] if memory.written[0] else 0
         while slots and waiting:
+            began = time.monotonic()
             prompt, layers, own_parents = _read(
                 model, prompts, waiting.pop(), search, tokenizer.stop_ids, names
             )
-            prompt.first = columns
+            prompt.first, prompt.seconds = columns, time.monotonic() - began
             if prompt.done:
                 yield prompt.index, _results(prompt, tokenizer)
                 continue
@@ -493,11 +498,15 @@ def _shared(
             working = [working[i] for i in kept]
         if not working:
             return
+        began = time.monotonic()
         logits_RV = _step(model, memory, working, parents)
         parents = []
         for slot, prompt in enumerate(working):
             rows = slice(slot * search.num_beams, (slot + 1) * search.num_beams)
             parents += [rows.start + p for p in prompt.advance(logits_RV[rows])]
+        share = (time.monotonic() - began) / len(working)
+        for prompt in working:
+            prompt.seconds += share
             if prompt.done:
                 yield prompt.index, _results(prompt, tokenizer)
 
@@ -572,7 +581,8 @@ def _results(prompt: _Prompt, tokenizer: TextTokenizer) -> list[Continuation]:
     found = []
     for score, ids, logprob, stopped in entries:
         kept = ids[:-1] if stopped else ids
-        found.append(Continuation(kept, tokenizer.decode(kept), logprob, len(ids), score, stopped))
+        text, seconds = tokenizer.decode(kept), prompt.seconds / len(entries)
+        found.append(Continuation(kept, text, logprob, len(ids), score, stopped, seconds))
     return found
 
 
@@ -585,6 +595,7 @@ def one_at_a_time(
 ) -> list[Continuation]:
     """The continuations of one prompt by transformers' own ``generate``: for any model, and the reference for ours."""
     base = base_model(model)
+    began = time.monotonic()
     ids = torch.tensor([list(prompt)], device=base.device)
     stops = sorted(tokenizer.stop_ids)
     how: dict[str, Any] = {
@@ -619,6 +630,7 @@ def one_at_a_time(
                 end,
                 logprob / max(1, end) ** search.length_penalty,
                 stopped,
+                (time.monotonic() - began) / len(outputs.sequences),
             )
         )
     return found

@@ -69,8 +69,8 @@ def compare(
     Args:
         runs: Two or more evaluated runs.
         paired: Makes scores with intervals of predictions; without it nothing is tested between runs.
-        by: Fields whose values part the rows into strata: names of ``meta``, ``group`` or ``length``. By default
-            ``length`` and all that have a few values.
+        by: Fields whose values part the rows into strata: names of ``meta``, of its ``strata``, ``group`` or ``length``.
+            By default ``length`` and all that have a few values.
 
     Raises:
         UserError: Fewer than two runs, one that is not evaluated yet, or a field that the rows do not have.
@@ -140,7 +140,7 @@ def _same_tokens(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _scores(rows: Sequence[Mapping[str, Any]], paired: Paired) -> Mapping[str, Any]:
     """What two runs score on the same rows; figures per token only where both have the same tokens."""
-    scores = paired(rows)
+    scores = paired([{**row, "meta": {}} for row in rows])  # parts of the rows are found here, not there
     if _same_tokens(rows):
         return scores
     comparable = {name: entry for name, entry in scores["metrics"].items() if name not in _BY_TOKEN}
@@ -189,8 +189,9 @@ def _strata(
     if not rows:
         return {}
     values = {"length": _lengths(rows), "group": [row["group"] for row in rows]}
-    for name in dict.fromkeys(name for row in rows for name in row["meta"]):
-        values[name] = [_value(row["meta"].get(name)) for row in rows]
+    fields = [_fields(row["meta"]) for row in rows]
+    for name in dict.fromkeys(name for each in fields for name in each):
+        values[name] = [_value(each.get(name)) for each in fields]
     if by is None:
         by = [name for name, of_row in values.items() if 1 < len(set(of_row)) <= _MOST_VALUES]
     if unknown := [name for name in by if name not in values]:
@@ -201,6 +202,13 @@ def _strata(
             part = [row for row, own in zip(rows, values[name], strict=True) if own == value]
             strata.setdefault(name, {})[value] = {"rows": count, "metrics": _entries(part, paired)}
     return strata
+
+
+def _fields(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row is told apart by: its ``meta``, with the strata that its task names there in their place."""
+    fields = {**meta, **meta.get("strata", {})}
+    fields.pop("strata", None)
+    return fields
 
 
 def _value(value: Any) -> str:
@@ -305,4 +313,9 @@ def cell(entry: Mapping[str, Any] | None, *, value: bool) -> Text:
         else f"{entry['difference']} (no interval)"
     )
     lead = Text(entry["tuned"] + "\n", style="bold") if value else Text("")
-    return lead + Text(change + "\n") + Text(verdict, style=_STYLES[entry["verdict"]])
+    said = lead + Text(change + "\n") + Text(verdict, style=_STYLES[entry["verdict"]])
+    if test := entry.get("mcnemar"):
+        said += Text(
+            f"\n+{test['only_tuned']:,} −{test['only_base']:,} rows, McNemar p = {test['p_value']:.2g}"
+        )
+    return said

@@ -103,13 +103,15 @@ def table_csv(comparison: Comparison) -> str:
     """All figures as CSV, a metric of a run a line, those of strata too.
 
     Columns: ``run``, ``metric``, ``field`` and ``value`` of the stratum (empty: all rows), ``rows``, ``score``,
-    ``first_score``, ``difference``, ``low``, ``high``.
+    ``first_score``, ``difference``, ``low``, ``high``, and of metrics that are 0 or 1 on every row McNemar's test: rows that
+    ``only_first`` and ``only_run`` got right, and the ``p_value``.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-        ["run", "metric", "field", "value", "rows", "score", "first_score", "difference", "low", "high"]
-    )
+        ["run", "metric", "field", "value", "rows", "score", "first_score", "difference", "low", "high",
+         "only_first", "only_run", "p_value"]
+    )  # fmt: skip
     for place, run in enumerate(comparison.names):
         for metric, entries in comparison.metrics.items():
             entry = entries[place]
@@ -125,9 +127,10 @@ def table_csv(comparison: Comparison) -> str:
 
 def _difference(entry: dict[str, Any] | None) -> list[float | None]:
     if entry is None:
-        return [None] * 4
-    figures = entry["figures"]
-    return [figures["base"], figures["difference"], *(figures["interval"] or (None, None))]
+        return [None] * 7
+    figures, test = entry["figures"], entry.get("mcnemar") or {}
+    tested = [test.get(name) for name in ("only_base", "only_tuned", "p_value")]
+    return [figures["base"], figures["difference"], *(figures["interval"] or (None, None)), *tested]
 
 
 def _strata(comparison: Comparison, other: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -151,6 +154,8 @@ def _grid(comparison: Comparison, cell: Callable[[str, str | None, bool], str]) 
             if test and test["interval"]:
                 change = f"{test['difference'].removesuffix(' points')}, {test['interval']}"
                 clear = test["verdict"] == "better"
+            if change and test and (rows := test.get("mcnemar")):
+                change += f"; p = {rows['p_value']:.2g}"
             line.append(cell(entry["tuned"] if entry else "–", change, clear))
         lines.append(line)
     return lines
@@ -161,7 +166,8 @@ def _caption(comparison: Comparison) -> str:
     counts = "/".join(dict.fromkeys(f"{count:,}" for count in comparison.num_rows))
     return (
         f"\n{counts} test rows. In brackets: difference to {first} on the same rows with its 95% interval "
-        "(paired bootstrap over groups); bold: better, and the interval excludes zero.\n"
+        "(paired bootstrap over groups), and p of McNemar's exact test where rows are right or wrong; bold: better, and the "
+        "interval excludes zero.\n"
     )
 
 

@@ -33,7 +33,7 @@ class CwePairs(Vulnerable):
     format: Format = "auto"
     """Format of the files; ``auto`` goes by the suffix."""
 
-    def found(self) -> Iterator[Record | Dropped]:
+    def pairs(self) -> Iterator[Record | Dropped]:
         """One for each row."""
         for item in self._files().records():
             if isinstance(item, Dropped):

@@ -40,7 +40,7 @@ class Juliet(Vulnerable):
     path: str
     """Folder, looked through with all below it."""
 
-    def found(self) -> Iterator[Record | Dropped]:
+    def pairs(self) -> Iterator[Record | Dropped]:
         """The pairs of all files, in order of their names."""
         for path, language, case in self._cases():
             name = path.relative_to(self.path).as_posix()
@@ -58,10 +58,10 @@ class Juliet(Vulnerable):
                     f"{len(halves['bad'])} bad and {len(halves['good'])} good functions, none of one part",
                     budgeted=False,
                 )
-            template = path.with_name(case["template"]).relative_to(self.path).as_posix()
             for bad, good in pairs:
+                # By name alone: suites spread the variants of a template over folders (s01, s02, ...).
                 yield weakness(
-                    f"{name}:{bad.name}:{good.name}", bad.text, good.text, language, case[0], template
+                    f"{name}:{bad.name}:{good.name}", bad.text, good.text, language, case[0], case["template"]
                 )
 
     def own_fingerprint(self) -> str:

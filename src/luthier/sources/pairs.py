@@ -36,23 +36,30 @@ class Pairs(Source):
 
     @abstractmethod
     def pairs(self) -> Iterator[Record | Dropped]:
-        """The fixes; those of one group stay together, whatever else joins them."""
+        """The fixes as they are; those of one group stay together, whatever else joins them."""
+
+    def rewritten(self, item: Record) -> Record | Dropped:
+        """What a fix is given as; itself, unless the source changes its text. Benchmarks are compared with what it was."""
+        return item
 
     def records(self) -> Iterator[Record | Dropped]:
         """The fixes in two passes: the first finds which belong together."""
         held = _sides(self.benchmarks)
         components = Components()
         roots, kept = array("Q"), array("b")
-        for item in self.pairs():
-            if isinstance(item, Record):
-                sides = _hashes(item)
+        for raw in self.pairs():
+            item = self.rewritten(raw) if isinstance(raw, Record) else raw
+            if isinstance(raw, Record) and isinstance(item, Record):
+                sides = _hashes(raw)
                 kept.append(not held & set(sides))
                 roots.append(sides[0])
-                components.join(*sides)
+                for other in sides if item is raw else (*sides, *_hashes(item)):
+                    components.join(sides[0], other)
                 if item.group != item.id:
                     components.join(sides[0], _hash(f"group {item.group}"))
         place = 0
-        for item in self.pairs():
+        for raw in self.pairs():
+            item = self.rewritten(raw) if isinstance(raw, Record) else raw
             if isinstance(item, Record):
                 group = f"{components.root(roots[place]):016x}"
                 inside = not kept[place]
@@ -200,7 +207,8 @@ def _sides(benchmarks: list[dict[str, Any]]) -> set[int]:
     for options in benchmarks:
         where = "recipe key data.source.benchmarks"
         found = 0
-        for item in build("source", options, where).records():
+        source = build("source", options, where)
+        for item in source.pairs() if isinstance(source, Pairs) else source.records():
             if isinstance(item, Record) and {"before", "after", "language"} <= set(item.fields):
                 held.update(_hashes(item))
                 found += 1

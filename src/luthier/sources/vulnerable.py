@@ -28,18 +28,20 @@ class Vulnerable(Pairs):
     rows: Literal["fixes", "functions"] = "fixes"
     """``fixes`` are records with both sides, to repair; ``functions`` are records of one side each, to classify."""
     clean: bool = True
-    """Take out what gives the answer away: comments, names such as ``bad`` and ``CWE89_x``, texts with these, and all names that a function declares, which are numbered instead, alike on both sides of a fix."""
+    """Take out what gives the answer away: comments and docstrings, names such as ``bad`` and ``CWE89_x``, texts with these or that name a weakness, and all names that a function declares, which are numbered instead, alike on both sides of a fix."""
     names: Literal["own", "all"] = "own"
     """Which names are numbered: those that a function declares itself (``own``), or those of libraries and members as well, so that nothing is left to read but how code is built."""
 
+    texts: Literal["telling", "all"] = "telling"
+    """Which pieces of text are numbered beside docstrings: those that give the answer away (``telling``), or ``all`` string literals, queries and formats among them."""
+
     @abstractmethod
-    def found(self) -> Iterator[Record | Dropped]:
+    def pairs(self) -> Iterator[Record | Dropped]:
         """The fixes as they are, with the field ``cwe``."""
 
-    def pairs(self) -> Iterator[Record | Dropped]:
-        """The fixes, cleaned."""
-        for item in self.found():
-            yield self._cleaned(item) if self.clean and isinstance(item, Record) else item
+    def rewritten(self, item: Record) -> Record | Dropped:
+        """A fix, cleaned."""
+        return self._cleaned(item) if self.clean else item
 
     def records(self) -> Iterator[Record | Dropped]:
         """The fixes, or their functions one by one."""
@@ -55,12 +57,12 @@ class Vulnerable(Pairs):
     def _cleaned(self, item: Record) -> Record | Dropped:
         sides = str(item.fields["before"]), str(item.fields["after"])
         language = cast(Language, item.fields["language"])
-        everything = self.names == "all"
+        which = self.names == "all", self.texts == "all"
         try:
             if self.rows == "fixes":
-                before, after = _without_names(sides, language, everything)
+                before, after = _without_names(sides, language, *which)
             else:  # a function alone must not be numbered by its other side
-                before, after = (_without_names((side,), language, everything)[0] for side in sides)
+                before, after = (_without_names((side,), language, *which)[0] for side in sides)
         except NotCode as error:
             return Dropped(item.id, "not-code", str(error))
         made = fix(item.id, before, after, language)
@@ -70,8 +72,10 @@ class Vulnerable(Pairs):
 
 
 @functools.lru_cache(maxsize=4096)  # records are read twice
-def _without_names(sides: tuple[str, ...], language: Language, everything: bool) -> list[str]:
-    return anonymous(sides, language, everything=everything)
+def _without_names(
+    sides: tuple[str, ...], language: Language, everything: bool, all_texts: bool
+) -> list[str]:
+    return anonymous(sides, language, everything=everything, all_texts=all_texts)
 
 
 def weakness(

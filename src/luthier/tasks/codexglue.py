@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from luthier.encoding.infill import Gap, Gaps, infilled
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.tasks import Task
@@ -39,6 +40,8 @@ class CodeXGlueLine(Task):
     """Lines taken of one token-level file at most, drawn by the seed."""
     min_tokens: int = Field(2, ge=1)
     """Tokens between spaces that a line needs to be a target, its end included."""
+    infill: Gaps | None = None
+    """Fill-in-the-middle for a share of the training rows: the line is the gap, and what follows it in the file the suffix. Line-level rows have none."""
 
     @property
     def stop_pattern(self) -> str:  # type: ignore[override]  # depends on the language
@@ -78,8 +81,17 @@ class CodeXGlueLine(Task):
             yield Dropped(record.id, "no-line", "no line behind the first is long enough", budgeted=False)
         for number, (start, end) in enumerate(chosen):
             place = start if self.cut == "line-start" else draw.randrange(start + 1, end)
-            spans = _spans(" ".join(words[:place]), " ".join(words[place:end]))
-            yield Example(f"{record.id}#{number}", spans, record.group, {"token": place})
+            context, line, behind = (
+                " ".join(part) for part in (words[:place], words[place:end], words[end:])
+            )
+            example = Example(f"{record.id}#{number}", _spans(context, line), record.group, {"token": place})
+            gap = Gap(context, f" {behind}", f" {line}") if behind else None
+            options = self.infill if split == "train" else None
+
+            def given(_: random.Random, gap: Gap | None = gap) -> Gap | None:
+                return gap
+
+            yield infilled(example, options, tokenizer, max_length=max_length, seed=seed, gap=given)
 
     def _lines(self, words: list[str]) -> Iterator[tuple[int, int]]:
         """Start and end of each line behind the first, in words; the end is behind what ends the line."""

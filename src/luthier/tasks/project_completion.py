@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, PrivateAttr
 
 from luthier.encoding.code_lines import Line, code_lines, target_spans
+from luthier.encoding.infill import Gap, Infill, draw_gap, infilled
 from luthier.errors import UserError
 from luthier.projects.categories import LineCategories
 from luthier.projects.composers import COMPOSERS, Kept, Target, fit
@@ -98,6 +99,8 @@ class ProjectCompletion(Task):
     """Evaluation rows taken of one file at most, drawn by the seed."""
     categories: list[Literal["committed", "inproject", "infile", "common", "non_informative", "random"]] = []
     """Evaluation rows are lines of these categories (by name) only; empty takes all."""
+    infill: Infill | None = None
+    """Fill-in-the-middle for a share of the training rows: the gap lies in the stretch, whose rest is the suffix."""
 
     _project: tuple[Sequence[Record], Project] | None = PrivateAttr(None)
     _other: tuple[Sequence[Record], Project] | None = PrivateAttr(None)
@@ -167,9 +170,29 @@ class ProjectCompletion(Task):
                 near = lines[before.near : stretch.end]
                 spans = [*before.spans, *target_spans(text, near, stretch.first - before.near)]
                 number = file.number(stretch.first)
-                yield Example(f"{record.id}#{number}", spans, record.group, {"line": number + 1})
+                example = Example(f"{record.id}#{number}", spans, record.group, {"line": number + 1})
+                yield infilled(
+                    example, self.infill, tokenizer, max_length=max_length, seed=seed,
+                    gap=self._gap(file, stretch, before),
+                )  # fmt: skip
             else:
                 yield from self._cuts(file, labels, before, wanted)
+
+    def _gap(
+        self, file: _Completed, stretch: _Stretch, before: _Before
+    ) -> Callable[[random.Random], Gap | None]:
+        """Draws a gap in a stretch."""
+        start, end = file.lines[stretch.first].start, file.lines[stretch.end - 1].stop
+        prefix = file.text[file.lines[before.near].start : start]
+        text = file.text[start:end]
+
+        def drawn(draw: random.Random) -> Gap | None:
+            place = draw_gap(text, self.infill, draw) if self.infill else None
+            return place and Gap(
+                prefix + text[: place[0]], text[place[1] :], text[slice(*place)], before.spans
+            )
+
+        return drawn
 
     def _asked(
         self,

@@ -90,6 +90,23 @@ def test_only_names_texts_and_comments_change(text: str, language: str) -> None:
     assert one(one(text, language), language) == one(text, language)
 
 
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ('def f(a):\n    """Reads a file."""\n    log("a bad \\n one", f"{a} untrusted")\n    return "kept"\n', "python",
+         'def func_1(var_1):\n    """text_1"""\n    log("text_2", f"{var_1}text_3")\n    return "kept"\n'),
+        ('int f(int a) { log("path traversal\\n"); return g("kept"); }', "java",
+         'int func_1(int var_1) { log("text_1\\n"); return g("kept"); }'),
+        ('int f(int a) { puts("use after free\\n"); return g("kept"); }', "c",
+         'int func_1(int var_1) { puts("text_1\\n"); return g("kept"); }'),
+    ],
+)  # fmt: skip
+def test_texts_that_tell_and_docstrings_go(text: str, language: str, expected: str) -> None:
+    assert one(text, language) == expected
+    (found,) = anonymous([text], language, all_texts=True)  # type: ignore[arg-type]
+    assert '"kept"' not in found and found.count("text_") == expected.count("text_") + 1
+
+
 def test_both_sides_of_a_fix_have_the_same_new_names() -> None:
     bad = "def bad(path, mode):\n    other = path\n    return open(other, mode)\n"
     good = "def good(path, mode):\n    base = clean(path)\n    return open(base, mode)\n"

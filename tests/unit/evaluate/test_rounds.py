@@ -1,6 +1,8 @@
 """Repair in rounds: whose feedback reaches whose prompt, what a budget ends, and what a kill costs."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,22 @@ def test_a_budget_ends_it(base: Recipe, run: RunFolder, script: Script, change: 
     assert len(script.prompts) == 8
 
 
+def test_the_time_of_a_bug_is_its_own(
+    base: Recipe, run: RunFolder, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = Script.one
+
+    def slow(text: str, rank: int) -> Any:  # as if gamma had taken ten minutes, with others in between
+        return replace(usual(text, rank), seconds=300.0 * ("def gamma" in script.prompts[-1]))
+
+    monkeypatch.setattr(Script, "one", staticmethod(slow))
+    found = ran(base, run, "repair.rounds.max_seconds=500")
+    assert found["ends"] == {"passed": ["alpha", "beta", "delta"], "seconds": ["gamma"]}
+    assert {name: lines[1]["seconds"] for name, lines in talks(run).items()} == {
+        "alpha": 0, "beta": 0, "gamma": 600, "delta": 0,
+    }  # fmt: skip
+
+
 def test_a_prompt_without_room_ends_it(base: Recipe, run: RunFolder, script: Script) -> None:
     ran(base, run)
     longest = max(lines[1]["num_prompt_tokens"] for lines in talks(run).values())
@@ -197,6 +215,7 @@ def test_a_prompt_without_room_ends_it(base: Recipe, run: RunFolder, script: Scr
         base, run, f"data.max_length={longest + 20}"
     )  # of the first round: the attempt is longer than what may go
     assert found["ends"] == {"prompt-too-long": sorted(SECRETS)} and found["rounds"][1]["num_candidates"] == 0
+    assert [one["num_asked"] for one in found["rounds"]] == [4, 0]
 
 
 def test_a_kill_at_any_moment_costs_nothing(
@@ -354,6 +373,22 @@ def test_a_server_with_one_answer_is_asked_again_and_a_busy_one_later(
         ran(base, run, *CHAT, server_settings(url), "repair.rounds.max_rounds=1", which="server")
     assert len(asked) == 8 and [sorted(a["n"] for a in asked)] == [[1] * 4 + [2] * 4]
     assert {a["seed"] for a in asked} == {0, 1}
+
+
+def test_a_slow_answer_is_charged_to_the_bug_that_it_is_for(
+    base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def slow(messages: Any) -> str:
+        time.sleep(0.6 * ("def gamma" in messages[0]["content"]))
+        return scripted.reply(messages)
+
+    with served(slow) as (url, _):
+        changes = [*CHAT, server_settings(url, num_at_once=4), "repair.rounds.max_rounds=1"]
+        ran(base, run, *changes, "repair.num_candidates=1", which="server")
+    seconds = {name: lines[1]["seconds"] for name, lines in talks(run, "server-rounds").items()}
+    assert seconds.pop("gamma") >= 0.6 > 0.5 > max(seconds.values()) > 0
 
 
 def test_what_a_server_cannot_do_is_said(

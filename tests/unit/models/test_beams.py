@@ -1,5 +1,7 @@
 """Beams, diverse beams and samples of many prompts at once."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,14 @@ def test_an_adapter_counts_and_the_model_is_left_as_it_was(tokenizer: TextTokeni
         ]
 
 
+@pytest.mark.parametrize("make", [make_model, lambda: _windowed()], ids=["ours", "transformers"])
+def test_prompts_share_the_time_that_all_took(make, tokenizer: TextTokenizer) -> None:
+    model, began = make(), time.monotonic()
+    outputs = found(model, tokenizer, prompts(5), Search(num_beams=2, max_new_tokens=4))
+    seconds = [sum(c.seconds for c in each) for each in outputs.values()]
+    assert min(seconds) > 0 and sum(seconds) <= time.monotonic() - began
+
+
 def test_groups_avoid_each_others_tokens(tokenizer: TextTokenizer) -> None:
     model, asked = make_model(), prompts(1, 3)
     search = Search(method="diverse-beam", num_beams=4, num_groups=4, diversity_penalty=1e6, max_new_tokens=3)
@@ -136,10 +146,14 @@ def test_the_likeliest_are_found_without_sorting_all() -> None:
     assert torch.equal(tokens, expected.indices) and torch.allclose(values, expected.values, atol=1e-5)
 
 
-def test_a_window_is_left_to_transformers(tokenizer: TextTokenizer) -> None:
+def _windowed() -> MistralForCausalLM:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = MistralConfig(**small, vocab_size=400, num_key_value_heads=1, sliding_window=4)
-    model = MistralForCausalLM(config)
+    return MistralForCausalLM(config)
+
+
+def test_a_window_is_left_to_transformers(tokenizer: TextTokenizer) -> None:
+    model = _windowed()
     assert "window" in str(can_share(model))
     outputs = found(model, tokenizer, prompts(2), Search(num_beams=2, max_new_tokens=3))
     assert [len(outputs[i]) for i in (0, 1)] == [2, 2]

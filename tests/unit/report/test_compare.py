@@ -115,6 +115,48 @@ def test_strata_part_the_rows_and_name_what_has_few_values(tmp_path: Path) -> No
         compare.compare([first, second], bootstrap, ["colour"])
 
 
+def test_the_strata_that_a_task_names_are_fields_by_their_own_names(tmp_path: Path) -> None:
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    for run in (first, second):  # as project-completion writes them
+        change(run, meta=lambda row: {
+            "line": len(row["id"]), "path": row["id"], "context": [["py", row["id"]]],
+            "strata": {"project": ["x", "y"][len(row["id"]) % 2], "category": "infile"},
+        })  # fmt: skip
+    change(
+        second,
+        tuned=lambda row: (
+            row["tuned"] | {"scores": {"exact_match": float(row["meta"]["strata"]["project"] == "x")}}
+        ),
+    )
+    change(first, tuned=lambda row: row["tuned"] | {"scores": {"exact_match": 0.0}})
+    result = compare.compare([first, second], bootstrap)
+    assert "project" in result.strata[0] and "strata" not in result.strata[0]
+    parts = result.strata[0]["project"]
+    assert {value: part["metrics"]["exact_match"]["figures"]["difference"] for value, part in parts.items()} == {
+        "x": 1, "y": 0,
+    }  # fmt: skip
+    [only] = compare.compare([first, second], bootstrap, ["category"]).strata
+    assert only["category"]["infile"]["rows"] == 120
+    with pytest.raises(UserError, match="no field 'strata'"):
+        compare.compare([first, second], bootstrap, ["strata"])
+    # McNemar's test stands in the terminal and in every table.
+    won = parts["x"]["rows"]
+    whole = result.against_first["exact_match"][0]["mcnemar"]  # type: ignore[index]
+    assert (whole["only_base"], whole["only_tuned"]) == (0, won) and whole["p_value"] == pytest.approx(
+        2 * 0.5**won
+    )
+    p = f"p = {whole['p_value']:.2g}"
+    assert f"+{won} −0 rows, McNemar {p}" in printed(result)
+    assert f"; {p})" in compare_files.markdown(result) and f"; {p})" in compare_files.latex(result)
+    lines = list(csv.DictReader(io.StringIO(compare_files.table_csv(result))))
+    tested = {(line["field"], line["value"]): line for line in lines if line["metric"] == "exact_match"}
+    for key in (("project", "x"), ("", "")):
+        assert tested[key]["only_run"] == (str(won) if tested[key]["run"] == result.names[1] else "")
+    assert [line["p_value"] for line in lines if line["metric"] == "bits_per_byte"] == [""] * len(
+        [line for line in lines if line["metric"] == "bits_per_byte"]
+    )
+
+
 def test_wins_and_losses_are_the_rows_that_differ_most(tmp_path: Path) -> None:
     first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     ids = [row["id"] for row in read_jsonl(first.predictions)]

@@ -1,6 +1,7 @@
 """Sources of vulnerable code, what is taken out of it, and whether its names give it away."""
 
 import gzip
+import itertools
 import json
 import os
 from pathlib import Path
@@ -53,6 +54,36 @@ def test_variants_of_a_template_are_one_group(tree: Path) -> None:
     assert len(by_template) == 6 * len(WAYS)
     assert all(len(groups) == 1 for groups in by_template.values())
     assert len({record.group for record in found}) > 6
+
+
+def test_a_template_is_one_group_in_several_folders(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        folder = tmp_path / f"s{number:02d}"
+        folder.mkdir()
+        for template, name in (("file_read", "f"), ("url_read", "g")):
+            halves = [
+                f"def {half}(a):\n    return {name}(a, {number}, {half == 'bad'})\n"
+                for half in ("bad", "good1")
+            ]
+            (folder / f"CWE129_Index__{template}_{number:02d}.py").write_text("\n\n".join(halves))
+    found = records(Juliet(path=str(tmp_path)))
+    assert len(found) == 6
+    groups = {
+        template: {r.group for r in found if template in r.id} for template in ("file_read", "url_read")
+    }
+    assert [len(of_one) for of_one in groups.values()] == [1, 1] and len({r.group for r in found}) == 2
+
+
+def test_all_texts_are_numbered_where_that_is_asked_for(tmp_path: Path) -> None:
+    sides = {
+        side: f"def f(a):\n    return run('{text}', a)\n" for side, text in (("before", "x"), ("after", "y"))
+    }
+    (tmp_path / "a.jsonl").write_text(json.dumps({**sides, "cwe": "CWE-89"}))
+    options = {"path": str(tmp_path / "a.jsonl"), "before": "before", "after": "after", "language": "python"}
+    for texts, count in (("telling", 0), ("all", 1)):
+        [found] = records(CwePairs(**options, group_column=None, texts=texts))  # type: ignore[arg-type]
+        assert found.fields["before"].count("text_") == found.fields["after"].count("text_") == count
+        assert found.fields["before"] != found.fields["after"]
 
 
 def test_nothing_that_gives_the_answer_away_is_left(tree: Path) -> None:
@@ -148,6 +179,34 @@ def test_rows_with_a_cwe_are_read_and_grouped_by_commit(tmp_path: Path) -> None:
     assert kept[0].group == kept[1].group
     reasons = {item.reason for item in found if isinstance(item, Dropped)}
     assert reasons == {"no-cwe", "unchanged"}, "names alone are no fix"
+
+
+@pytest.mark.parametrize("rows", ["fixes", "functions"])
+def test_functions_of_a_benchmark_are_known_before_they_are_cleaned(tmp_path: Path, rows: str) -> None:
+    path = write_rows(tmp_path / "rows.jsonl")
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text(
+        json.dumps({"before": "def f(a):\n    return a  # bad\n", "after": "def f(a):\n    pass\n"})
+    )
+    raw = {"type": "repair-pairs", "path": str(bench), "language": "python"}
+    cleaned = {"type": "cwe-pairs", "path": str(path)}
+    for benchmark, left in ((raw, {"CWE-79"}), (cleaned, set())):
+        found = list(CwePairs(path=str(path), rows=rows, benchmarks=[benchmark]).records())  # type: ignore[arg-type]
+        assert {r.fields["cwe"] for r in found if isinstance(r, Record)} - {"none"} == left
+        inside = [item.id for item in found if isinstance(item, Dropped) and item.reason == "in-benchmark"]
+        assert len(inside) == 2 - len(left)
+
+
+def test_a_chain_of_fixes_is_one_group_whatever_its_names_become(tmp_path: Path) -> None:
+    texts = [f"def f(a, b):\n    return {value}(a, b)\n" for value in ("g", "h", "k")]
+    rows = [
+        {"cwe": "CWE-89", "func_src_before": before, "func_src_after": after, "file_name": "a.py"}
+        for before, after in itertools.pairwise(texts)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = records(CwePairs(path=str(tmp_path / "rows.jsonl"), group_column=None, names="all"))
+    assert first.fields["after"] != second.fields["before"], "numbered apart"
+    assert first.group == second.group
 
 
 @SVEN

@@ -1,10 +1,11 @@
 import re
 
 import pytest
-from tests.fixtures.tokenizers import characters, smollm
+from tests.fixtures.tokenizers import characters, smollm, with_sentinels
 
 from luthier.encoding.encode import encode
-from luthier.records import Dropped, Record
+from luthier.encoding.infill import SENTINELS
+from luthier.records import Dropped, Example, Record, Row
 from luthier.tasks.codexglue import CodeXGlueLine
 
 PYTHON = "<s> import os <EOL> def f ( a ) : <EOL> return a <EOL> x = <NUM_LIT> </s>"
@@ -58,6 +59,37 @@ def test_inside_cuts_leave_some_of_the_line_on_both_sides(language: str, text: s
             places.add(example.meta["token"])
     assert len(places) > 5
     assert len(made(CodeXGlueLine(language=language, max_lines_per_file=1), {"tokens": text})) == 1
+
+
+@pytest.mark.parametrize("order", ["psm", "spm"])
+def test_a_line_can_be_asked_with_what_follows_it(order: str) -> None:
+    task = CodeXGlueLine(max_lines_per_file=99, infill={"rate": 1.0, "order": order, "sentinels": "new"})
+    marks, tokenizer = SENTINELS["new"], with_sentinels("new")
+    plain = CodeXGlueLine(max_lines_per_file=99)
+    expected = [e.spans for e in made(plain, {"tokens": PYTHON})]
+
+    def parts(split: str) -> list[Example]:
+        found = task.examples(Record("r", {"tokens": PYTHON}, "g"), split, tokenizer, max_length=512, seed=0)
+        return [e for e in found if isinstance(e, Example)]
+
+    assert [e.spans for e in parts("test")] == expected, "evaluation sees what is published"
+    rows = parts("train")
+    assert [e.meta.get("infill") for e in rows] == [order, order, None]  # nothing follows the last line
+    assert rows[2].spans == expected[2]
+    for example, (context, target) in zip(rows[:2], expected, strict=False):
+        by_name = {s.name: s.text for s in example.spans}
+        assert (by_name["prefix"], by_name["middle"]) == (context.text, target.text)
+        assert context.text + target.text + by_name["suffix"] == PYTHON
+        row = encode(example, tokenizer, 512)
+        assert isinstance(row, Row) and row.target == target.text
+        assert tokenizer.decode(row.input_ids[row.loss_weights > 0]) == target.text + marks.end
+        # Too long a row keeps its target.
+        assert encode(example, tokenizer, 60).target == target.text
+    with pytest.raises(ValueError, match="spans"):
+        CodeXGlueLine(infill={"spans": "lines"})
+    given = {"input": "<s> x", "gt": "= 1"}
+    [only] = task.examples(Record("r", given, "g"), "train", tokenizer, max_length=512, seed=0)
+    assert [s.name for s in only.spans] == ["context", "target"]
 
 
 def test_line_level_rows_are_taken_as_they_are() -> None:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fixtures.tokenizers import characters, mistral
+from tests.fixtures.tokenizers import characters, mistral, with_sentinels
 from tests.property.test_encoding import TEXT
-from tests.property.test_infill import family
 
 from luthier.encoding.encode import encode
 from luthier.encoding.infill import SENTINELS, Infill
@@ -60,7 +59,7 @@ def test_every_token_is_trained_once_and_documents_are_told_apart(tokenizer) -> 
 
 @pytest.mark.parametrize("loss", ["middle", "all"])
 def test_windows_with_gaps_fit(loss: str) -> None:
-    tokenizer = family("new")
+    tokenizer = with_sentinels("new")
     task = LanguageModelling(infill=Infill(rate=1.0, order="mixed", loss=loss))
     rows = [encode(example, tokenizer, 64) for example in made(task, {"text": CODE}, tokenizer)]
     assert all(isinstance(row, Row) for row in rows)
@@ -72,7 +71,7 @@ def test_windows_with_gaps_fit(loss: str) -> None:
 
 
 def test_records_with_a_gap_of_their_own() -> None:
-    tokenizer = family("new")
+    tokenizer = with_sentinels("new")
     fields = {
         "prefix": "def f(x):\n",
         "suffix": "    return y + y\n",
@@ -123,7 +122,7 @@ def test_the_solutions_of_the_benchmark_pass_and_nothing_else_does(name: str) ->
     from luthier.metrics.pass_at_k import pass_at_1
 
     records = list(HumanEvalInfilling(path=str(FILES / f"humaneval-infilling-{name}.jsonl.gz")).records())
-    tokenizer, task = family("new"), LanguageModelling(infill=Infill())
+    tokenizer, task = with_sentinels("new"), LanguageModelling(infill=Infill())
     rows = [
         encode(next(task.examples(record, "test", tokenizer, max_length=8192, seed=0)), tokenizer, 8192)
         for record in records[:: len(records) // 12]

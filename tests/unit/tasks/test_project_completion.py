@@ -1,13 +1,15 @@
 """Rows of project-level completion, on a project of six files and on one of long ones."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.fixtures.small_project import PATH, TEXT, records
-from tests.fixtures.tokenizers import characters, smollm
+from tests.fixtures.tokenizers import characters, smollm, with_sentinels
 
 from luthier.encoding.encode import encode
+from luthier.encoding.infill import SENTINELS
 from luthier.errors import UserError
 from luthier.records import Dropped, Example, Record, Row
 from luthier.tasks.project_completion import ProjectCompletion
@@ -154,6 +156,39 @@ def test_rows_fit_without_being_trimmed_and_the_prefix_keeps_its_share(
             assert first == 0 or len(prefix) >= 0.25 * max_length
             assert composer == "none" or first == 0 or len(prefix) < 0.75 * max_length
     assert bool(kinds & {"file", "skeleton", "chunk", "outline"}) == (composer != "none")
+
+
+@pytest.mark.parametrize("loss", ["middle", "all"])
+@pytest.mark.parametrize("order", ["psm", "spm"])
+@pytest.mark.parametrize("name", ["new", "codellama"])
+def test_a_gap_lies_in_the_stretch_with_the_project_before_it(name: str, order: str, loss: str) -> None:
+    [record] = with_neighbours(long_project())
+    tokenizer, marks = with_sentinels(name), SENTINELS[name]
+    infill = {"rate": 1.0, "order": order, "spans": "lines", "loss": loss, "sentinels": name}
+    plain, task = ProjectCompletion(), ProjectCompletion(infill=infill)
+    gaps = 0
+    for row in rows(task, record, "train", 512, tokenizer):
+        assert len(row.input_ids) <= 512
+        if "infill" not in row.meta:
+            continue
+        gaps += 1
+        prefix, suffix, middle = (
+            tokenizer.decode(row.input_ids[[row.span_names[i] == part for i in row.span_ids]])
+            for part in ("prefix", "suffix", "middle")
+        )
+        assert prefix[-40:] + middle + suffix in record.fields["text"] and middle.strip()
+        whole = tokenizer.decode(row.input_ids)
+        titles = re.findall(r"# (pkg\d/f\d\.py)\n", whole)
+        assert titles[-1] == "pkg1/f3.py" and len(titles) > 1, "other files stand before the file's own text"
+        places = [whole.index(mark.strip("▁")) for mark in (marks.prefix, marks.suffix)]
+        assert order == "spm" or places[0] < whole.index("# pkg") < places[1]
+        trained = {row.span_names[i] for i in row.span_ids[row.loss_weights > 0]}
+        assert trained <= ({"middle", "end"} if loss == "middle" else {"middle", "end", "prefix", "suffix"})
+    assert gaps >= 3
+    # Rows for evaluation have none.
+    assert [r.target for r in rows(task, record, "test", 512, tokenizer)] == [
+        r.target for r in rows(plain, record, "test", 512, tokenizer)
+    ]
 
 
 def test_the_context_of_another_project_holds_nothing_of_the_own() -> None:

@@ -59,6 +59,7 @@ def page(path: Path = RESULTS) -> str:
     else:
         lines += [f"Made on {results['date']}. Mean over seeds (lowest to highest).", "", *scores(figures)]
         lines += ["", f"![Validation bits per byte by tokens and by time](../images/{CURVES.name})", ""]
+        lines += ["The runs shared the machine with other work: compare by tokens, not by minutes.", ""]
         lines += [
             "## Differences",
             "",

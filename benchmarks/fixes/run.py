@@ -44,7 +44,7 @@ import results  # noqa: E402 # what all benchmarks and studies write
 JAVAC = HERE.parents[1] / "tests" / "parity" / "java" / "JavacTokens.java"
 OPENED = [f"--add-exports=jdk.compiler/com.sun.tools.javac.{part}=ALL-UNNAMED" for part in ("parser", "util", "file")]  # fmt: skip
 TASKS = [
-    Repair(input=asked, output=answer)  # type: ignore[arg-type] # both are of the task's
+    Repair(input=asked, output=answer)
     for asked, answer in product(("IR1", "IR2", "IR3", "IR4"), ("OR1", "OR2", "OR3", "OR4"))
 ]
 ROOM = 1 << 20

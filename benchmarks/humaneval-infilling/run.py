@@ -161,8 +161,8 @@ def question(
         check = f"\n{fields['test']}\ncheck({fields['entry_point']})\n"
         meta = {"before": before, "behind": fields["suffix"] + check, "suffix": fields["suffix"]}
         return Question(record.id, record.group, list(encode_prompt(example, tokenizer, max_length)), meta)
-    task = LanguageModelling(infill=Infill(order=order))  # type: ignore[arg-type]
-    [example] = task.examples(record, "test", tokenizer, max_length=max_length, seed=0)  # type: ignore[assignment]
+    task = LanguageModelling(infill=Infill(order=order))
+    [example] = task.examples(record, "test", tokenizer, max_length=max_length, seed=0)
     row = encode(example, tokenizer, max_length)
     if not isinstance(row, Row):
         raise SystemExit(f"{record.id}: {row.reason}: {row.detail}. Set a larger --max-length")

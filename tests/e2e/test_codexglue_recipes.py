@@ -37,7 +37,7 @@ def files(folder: Path, language: str) -> list[str]:
 
 @pytest.mark.parametrize("language", ["python", "java"])
 def test_a_recipe_runs_on_files_in_the_format(language: str, tmp_path: Path) -> None:
-    texts = [normalise(text, language, Kept()) for text in files(tmp_path, language)]  # type: ignore[arg-type]
+    texts = [normalise(text, language, Kept()) for text in files(tmp_path, language)]
     place = {}
     for name, part in (("train", texts[:-2]), ("dev", texts[-2:-1]), ("test", texts[-1:])):
         place[name] = tmp_path / f"{name}.txt"

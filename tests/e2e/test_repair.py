@@ -16,7 +16,7 @@ from luthier.cli import app
 from luthier.errors import UserError
 from luthier.evaluate import patches, repair
 from luthier.evaluate.patches import compare_repairs
-from luthier.models import engines
+from luthier.models import inference_engines
 from luthier.recipe import Options, Repair, Rounds
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
@@ -210,7 +210,7 @@ def test_patches_that_pass_are_learned_and_the_loop_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Script()
-    monkeypatch.setattr(engines, "continuations", script)
+    monkeypatch.setattr(inference_engines, "continuations", script)
     bugs = scripted.write_bugs(tmp_path / "bugs.jsonl")
     path = write_recipe(
         tmp_path,

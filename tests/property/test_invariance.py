@@ -101,7 +101,7 @@ def test_step_of_a_head_is_the_same_at_any_accumulation(tmp_path: Path) -> None:
             engine = Engine(packed=packs, plain_head=False, pad_to_multiple_of=accumulation)
             loop = Loop(
                 Recipe(), RunFolder(tmp_path), model, None, _Rows(rows), _Rows(rows), None, engine=engine
-            )  # type: ignore[arg-type]
+            )
             groups = [part.tolist() for part in np.array_split(np.arange(16), accumulation)]
             loss = accumulate_gradients(loop, rows, groups)
             assert loss == pytest.approx(expected.item(), rel=1e-5)

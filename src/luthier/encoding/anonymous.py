@@ -171,9 +171,8 @@ class _Names:
         keys = [key for key in self._kinds if key not in self._outermost]
         new = {}
         for kind in ("func", *sorted({*self._kinds.values()} - {"func"})):
-            own = [
-                key for key in keys if self._kinds[key] == kind
-            ]  # those of other kinds would tell how long it is
+            # A range that grew with names of other kinds would tell how long the function is.
+            own = [key for key in keys if self._kinds[key] == kind]
             numbers = list(range(1, max(_NUMBERS, 2 * len(own)) + 1))
             if draw is not None:
                 draw.shuffle(numbers)

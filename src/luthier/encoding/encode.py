@@ -132,9 +132,8 @@ def _tokenize(spans: Sequence[Span], tokenizer: TextTokenizer) -> _Tokens:
             owners.append(of_run[places.clip(max=len(run) - 1)])
             offset += len(text)
     prefix = list(tokenizer.prefix_ids)
-    if (
-        prefix and np.concatenate(ids)[: len(prefix)].tolist() != prefix
-    ):  # chat templates write BOS themselves
+    # Chat templates write BOS themselves.
+    if prefix and np.concatenate(ids)[: len(prefix)].tolist() != prefix:
         ids, owners = [np.array(prefix, np.int32), *ids], [np.full(len(prefix), -1), *owners]
     return _Tokens(np.concatenate(ids), np.concatenate(owners), lossy)
 

@@ -26,9 +26,8 @@ _NOT_PLAIN = r"[^\t\n\r -~]+|\t(?=')"
 # White space behind a letter or a digit: no tokenizer whose vocabulary is without _ACROSS has a token on both sides.
 _CUT = re.compile(r"(?<=[0-9A-Za-z])(?=[ \t\n\r])")
 _LAST_CUT = re.compile(rf".*{_CUT.pattern}", re.DOTALL)
-_ACROSS = re.compile(
-    r"[0-9A-Za-z][ \t\n\rĠĊĉč\u2581]"
-)  # as byte-level and other vocabularies spell white space
+# White space as byte-level and other vocabularies spell it.
+_ACROSS = re.compile(r"[0-9A-Za-z][ \t\n\rĠĊĉč\u2581]")
 # Characters that must have been read before a faster reader pays, which takes a second to make and to try out.
 MANY = 300_000
 # Letters with and without a part in contractions, a capital, a digit, an apostrophe, white space of all kinds, signs.
@@ -46,8 +45,6 @@ _TRIALS = (
     "0 00 000 0000 00000 1234567 12,345.678 1e10 1_000_000 0b1010 3.14159265358979",
     " leading", "trailing ", "  two  ", "\n", "\n\n  \n", "x \n y\r\r\n z", "x", "",
 )  # fmt: skip
-
-
 _NO_OFFSETS = np.empty((0, 2), np.int64)
 
 
@@ -85,9 +82,8 @@ class FastReader:
             self._fast: Any = Fast.from_json(str(path))
         self._slow = slow
         vocabulary = slow.get_vocab()
-        self._widths = np.zeros(
-            max(vocabulary.values()) + 1, np.int64
-        )  # characters of each token in plain text
+        # Characters of each token in plain text.
+        self._widths = np.zeros(max(vocabulary.values()) + 1, np.int64)
         self._widths[list(vocabulary.values())] = list(map(len, vocabulary))
         self._can_be_cut = not any(map(_ACROSS.search, vocabulary))
         added = [token.content for token in slow.get_added_tokens_decoder().values()]

@@ -387,7 +387,7 @@ def _errors_of_several(
 ) -> dict[str, Any]:
     """As ``_errors``: a confusion is a class that is missing where another one is given wrongly; a row is as sure as its surest wrong class."""
     true, given, p = labels > 0, _given(answers), answers.probabilities
-    missing, added = csr_array(true & ~given, dtype=np.int64), csr_array(given & ~true, dtype=np.int64)
+    missing, added = true & ~given, given & ~true
     sure_N = np.where(true != given, np.where(given, p, 1 - p), -1.0).max(1)
 
     def said(row: NDArray[np.bool_]) -> str:
@@ -402,13 +402,13 @@ def _errors_of_several(
             "text": texts[i][:_CHARACTERS],
         }
 
-    together = (missing.T @ added).tocoo()
+    together = (csr_array(missing, dtype=np.int64).T @ csr_array(added, dtype=np.int64)).tocoo()
     worst = np.argsort(-together.data, kind="stable")[:_MOST_CONFUSIONS]
     confusions = []
     for label, answer, count in zip(
         *(of[worst].tolist() for of in (*together.coords, together.data)), strict=True
     ):
-        rows = np.flatnonzero((true & ~given)[:, label] & (given & ~true)[:, answer])
+        rows = np.flatnonzero(missing[:, label] & added[:, answer])
         confusions.append(
             {
                 "label": names[label],

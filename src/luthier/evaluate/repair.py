@@ -15,7 +15,7 @@ from luthier.errors import UserError
 from luthier.evaluate.candidates import ask, generate_candidates, search_of
 from luthier.evaluate.patches import given_candidates, judge_candidates
 from luthier.evaluate.rounds import repair_in_rounds
-from luthier.models.engines import Name, Opener, Transformers, chosen_engine, open_engine
+from luthier.models.inference_engines import Name, Opener, Transformers, chosen_engine, open_engine
 from luthier.models.load import load_tokenizer, resolve
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_folder, logger, read_json

@@ -27,7 +27,7 @@ from luthier.execution.adapters import Judgement, Verdict
 from luthier.execution.feedback import Feedback
 from luthier.execution.judge import Judge, Proof
 from luthier.models.beams import Continuation
-from luthier.models.engines import Engine, Opener
+from luthier.models.inference_engines import InferenceEngine, Opener
 from luthier.recipe import Recipe
 from luthier.records import Dropped
 from luthier.run_folder import hash_value, logger, read_jsonl, write_json, write_text
@@ -190,7 +190,7 @@ class _Writer:
     opener: Opener | None
     recipe: Recipe
     progress: Progress | None
-    engine: Engine | None = None
+    engine: InferenceEngine | None = None
 
     def write(self, talks: Sequence[Talk], number: int) -> list[tuple[Talk, Line]]:
         """The lines of a round; a bug whose prompt has no room ends here."""

@@ -62,11 +62,9 @@ def shard(model: PreTrainedModel | PeftModel, device: torch.device, num_processe
     for module in [*layers, base]:
         # The whole, too, gives its weights back after a forward pass: between steps all parameters are shards.
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    for (
-        name,
-        mark,
-    ) in marks.items():  # shards are new parameters, without what the optimizer is told of the old ones
-        model.get_parameter(name)._optim = mark  # type: ignore[attr-defined]
+    # Shards are new parameters, without what the optimizer is told of the old ones.
+    for name, mark in marks.items():
+        model.get_parameter(name)._optim = mark  # type: ignore[attr-defined] # where the optimizer looks
     for part in _shards(base):
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)

@@ -75,9 +75,8 @@ def _names(repositories: Mapping[str, str]) -> list[str]:
     parts = [re.split(r"[/:\\]+", url.rstrip("/\\").removesuffix(".git")) for url in repositories]
     names = []
     for own, commit in zip(parts, repositories.values(), strict=True):
-        lengths = range(
-            1, len(own) + 2
-        )  # of more parts than it has it is alone if others have it as their end
+        # Of more parts than it has it is alone, if others have it as their end.
+        lengths = range(1, len(own) + 2)
         alone = (n for n in lengths if sum(other[-n:] == own[-n:] for other in parts) == 1)
         length = next(alone, 0)
         names.append("/".join(own[-length:]) if length else f"{'/'.join(own)}@{commit[:12]}")

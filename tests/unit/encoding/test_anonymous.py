@@ -103,7 +103,7 @@ def test_only_names_texts_and_comments_change(text: str, language: str) -> None:
 )  # fmt: skip
 def test_texts_that_tell_and_docstrings_go(text: str, language: str, expected: str) -> None:
     assert one(text, language) == expected
-    (found,) = anonymous([text], language, all_texts=True)  # type: ignore[arg-type]
+    (found,) = anonymous([text], language, all_texts=True)
     assert '"kept"' not in found and found.count("text_") == expected.count("text_") + 1
 
 

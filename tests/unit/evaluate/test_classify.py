@@ -118,7 +118,7 @@ def test_features_count_n_grams_of_the_prompt() -> None:
 
 
 def test_rows_are_judged_by_length_and_answered_in_their_order(tmp_path: Path) -> None:
-    class Given(list):  # type: ignore[type-arg]
+    class Given(list):
         row = list.__getitem__
 
         def lengths(self) -> np.ndarray:
@@ -128,8 +128,8 @@ def test_rows_are_judged_by_length_and_answered_in_their_order(tmp_path: Path) -
     rows = Given(labelled_rows(40, 5, seed=2))
     recipe, told = Recipe(train=Train(micro_batch_tokens=64)), []
     names = [f"class{i}" for i in range(5)]
-    judge = classify._judge(recipe, Classification(), model, None, names, lambda *said: told.append(said))  # type: ignore[arg-type]
-    found = judge(rows)  # type: ignore[arg-type]
+    judge = classify._judge(recipe, Classification(), model, None, names, lambda *said: told.append(said))
+    found = judge(rows)
     assert len(told) > 5 and told[-1] == ("classifying", 40, 40)
     with torch.no_grad():
         alone = [row_logits(base_model(model), collate([row], 0))[0].numpy() for row in rows]

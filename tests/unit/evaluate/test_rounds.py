@@ -20,7 +20,7 @@ from luthier.evaluate import rounds
 from luthier.evaluate.repair import repair
 from luthier.execution import feedback
 from luthier.execution.judge import Judge
-from luthier.models import engines
+from luthier.models import inference_engines
 from luthier.models.load import load_tokenizer
 from luthier.recipe import Recipe
 from luthier.records import Dropped, Example, Record, Row
@@ -58,7 +58,7 @@ def memory(base: Recipe, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Verdicts of all that the script writes, so that only the tests that are about judging run programs."""
     run = RunFolder(tmp_path_factory.mktemp("memory") / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "continuations", Script())
+        patch.setattr(inference_engines, "continuations", Script())
         repair(pipeline.read(base, "repair.rounds.variations=1"), run, "base", lend=object, rounds=True)  # type: ignore[arg-type]
     return (run.repair / "judged.jsonl").read_bytes()
 
@@ -74,7 +74,7 @@ def run(tmp_path: Path, memory: bytes) -> RunFolder:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     script = Script()
-    monkeypatch.setattr(engines, "continuations", script)
+    monkeypatch.setattr(inference_engines, "continuations", script)
     return script
 
 

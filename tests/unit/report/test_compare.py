@@ -141,7 +141,7 @@ def test_the_strata_that_a_task_names_are_fields_by_their_own_names(tmp_path: Pa
         compare.compare([first, second], bootstrap, ["strata"])
     # McNemar's test stands in the terminal and in every table.
     won = parts["x"]["rows"]
-    whole = result.against_first["exact_match"][0]["mcnemar"]  # type: ignore[index]
+    whole = result.against_first["exact_match"][0]["mcnemar"]
     assert (whole["only_base"], whole["only_tuned"]) == (0, won) and whole["p_value"] == pytest.approx(
         2 * 0.5**won
     )

@@ -15,7 +15,7 @@ from tests.fixtures.tiny_model import make_model, make_tokenizer, save_model
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.models.beams import Search, continuations, stream
-from luthier.models.engines import Engine, Transformers, Vllm, chosen_engine, open_engine
+from luthier.models.inference_engines import InferenceEngine, Transformers, Vllm, chosen_engine, open_engine
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 
@@ -110,7 +110,7 @@ def tokenizer() -> TextTokenizer:
 
 def test_transformers_write_what_beams_give(tokenizer: TextTokenizer) -> None:
     model, search = make_model(initializer_range=0.3), Search(num_beams=3, max_new_tokens=4)
-    engine: Engine = Transformers(model, tokenizer)
+    engine: InferenceEngine = Transformers(model, tokenizer)
     asked = [[5, 6], [7]]
     assert dict(engine.continuations(asked, search, "ab")) == dict(
         continuations(model, tokenizer, asked, search, "ab")
@@ -122,7 +122,9 @@ def test_vllm_gives_beams_with_scores_by_new_tokens(
 ) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 20}))
     search = Search(num_beams=3, max_new_tokens=4, length_penalty=2.0, rows_at_once=6, seed=7)
-    engine: Engine = Vllm("base", tokenizer, search, max_length=99, dtype="bfloat16", adapter=tmp_path)
+    engine: InferenceEngine = Vllm(
+        "base", tokenizer, search, max_length=99, dtype="bfloat16", adapter=tmp_path
+    )
     (llm,) = vllm.made
     assert llm.model == "base" and llm.options == {
         "dtype": "bfloat16", "max_model_len": 99, "max_logprobs": 6, "seed": 7, "enable_lora": True, "max_lora_rank": 32,

@@ -33,7 +33,7 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters that vLLM makes room
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-class Engine(Protocol):
+class InferenceEngine(Protocol):
     """Anything that writes continuations of prompts."""
 
     def continuations(
@@ -43,7 +43,7 @@ class Engine(Protocol):
         ...
 
 
-Opener = Callable[[], Engine]
+Opener = Callable[[], InferenceEngine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def chosen_engine(recipe: Recipe, *, checkpoint: bool = False) -> Name:
 
 def open_engine(
     name: Name, recipe: Recipe, run: RunFolder, which: str, tokenizer: TextTokenizer, search: Search
-) -> Engine:
+) -> InferenceEngine:
     """The engine over the tuned model of a run or, where ``which`` is not ``tuned``, over the model before training."""
     settings = recipe.model
     result = run.result() if which == "tuned" else None

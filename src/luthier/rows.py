@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,13 @@ def read_batches(path: Path, columns: Sequence[str] = ()) -> Iterator[pa.RecordB
     with pa.OSFile(str(path)) as file, pa.ipc.open_file(file, options=options) as reader:
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)
+
+
+def token_hashes(batch: pa.RecordBatch) -> np.ndarray:
+    """A 64-bit hash of each row's ``input_ids``, int64, shape (num_rows,); comparable within this process only."""
+    column = batch.column("input_ids")
+    content, ends = column.values.to_numpy().tobytes(), (4 * column.offsets.to_numpy()).tolist()
+    return np.fromiter((hash(content[a:b]) for a, b in pairwise(ends)), np.int64, batch.num_rows)
 
 
 class Rows(Sequence[Row]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from luthier.check.context import CheckContext
 from luthier.records import Split
-from luthier.rows import Rows, read_batches
+from luthier.rows import Rows, read_batches, token_hashes
 
 _IDS_SHOWN = 5
 _CHUNK = 1 << 15  # ids hashed at once: what fits into the processor's cache is three times as fast
@@ -65,13 +64,8 @@ def flat(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 def row_hashes(rows: Rows) -> np.ndarray:
     """A 64-bit hash of each row's ``input_ids``, int64, shape (num_rows,); comparable within this process only."""
-    parts = [np.empty(0, np.int64)]
-    for batch in read_batches(rows.path, ["input_ids"]):
-        offsets, ids = flat(batch.column("input_ids"))
-        content, places = ids.tobytes(), (offsets * ids.itemsize).tolist()
-        hashes = (hash(content[start:end]) for start, end in pairwise(places))
-        parts.append(np.fromiter(hashes, np.int64, batch.num_rows))
-    return np.concatenate(parts)
+    batches = read_batches(rows.path, ["input_ids"])
+    return np.concatenate([np.empty(0, np.int64), *map(token_hashes, batches)])
 
 
 def text_hashes(rows: Rows, column: str) -> np.ndarray:

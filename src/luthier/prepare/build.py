@@ -28,7 +28,7 @@ from luthier.prepare.split import assign, stable_hash
 from luthier.recipe import Options, Recipe, build
 from luthier.records import SPLITS, Dropped, Record
 from luthier.registry import code_hash
-from luthier.rows import RowWriter, read_batches
+from luthier.rows import RowWriter, read_batches, token_hashes
 from luthier.run_folder import (
     RunFolder,
     hash_file,
@@ -294,12 +294,10 @@ class _Preparation:
 
     def _encode(self, keep: np.ndarray, splits: np.ndarray) -> None:
         """Writes the Arrow file of each split."""
-        limits = self.recipe.data.max_rows
-        paths = {
-            split: (self.work if split in limits else self.folder) / f"{split}.arrow" for split in SPLITS
-        }
+        paths = {split: self.work / f"{split}.arrow" for split in SPLITS}
         writers: dict[str, RowWriter] = {split: RowWriter(path) for split, path in paths.items()}
-        hashes: dict[str, list[np.ndarray]] = {split: [np.empty(0, np.uint64)] for split in SPLITS}
+        names: dict[str, list[np.ndarray]] = {split: [np.empty(0, np.uint64)] for split in SPLITS}
+        tokens: dict[str, list[np.ndarray]] = {split: [np.empty(0, np.int64)] for split in SPLITS}
         chunks = encode_chunks(
             num_workers(self.recipe.data.num_workers, self.raw), keep, splits, self.raw,
             {"type": self.recipe.task["type"], **self.task.model_dump(mode="json")}, self.tokenizer, self.recipe.data.max_length, self.recipe.rows_seed,
@@ -315,36 +313,69 @@ class _Preparation:
             for split, batches in chunk.batches.items():
                 for batch in batches:
                     writers[split].write(batch)
-                    hashes[split].append(hash_names(batch.column("id")))
+                    names[split].append(hash_names(batch.column("id")))
+                    tokens[split].append(token_hashes(batch))
             num_records += chunk.num_records
             self.report("encoding", num_records, int(keep.sum()))
         self.ledger.num_kept["records"] = num_records - num_no_example
         for writer in writers.values():
             writer.close()
-        whole = {split: np.concatenate(parts) for split, parts in hashes.items()}
+        whole = {split: np.concatenate(parts) for split, parts in names.items()}
         self._refuse_twice(
             np.concatenate([whole[split] for split in SPLITS]),
             [paths[split] for split in SPLITS],
             "row",
             f"task {self.recipe.task['type']}",
         )
-        for split, limit in limits.items():
-            self._limit(split, whole[split], limit)
+        elsewhere: dict[str, np.ndarray] = {}
+        for split in ("test", "eval", "train"):
+            own = np.concatenate(tokens[split])
+            kept = self._select(split, whole[split], own, elsewhere)
+            elsewhere[split] = own[kept]
 
-    def _limit(self, split: str, hashes: np.ndarray, limit: int) -> None:
-        """Copies at most ``limit`` rows of a split to their place: those whose ids have the smallest hashes."""
-        keep = np.zeros(len(hashes), bool)
-        seeded = hashes ^ np.uint64(stable_hash(str(self.recipe.rows_seed)))  # another seed, other rows
-        keep[np.argsort(seeded, kind="stable")[:limit]] = True
+    def _select(
+        self, split: str, names: np.ndarray, tokens: np.ndarray, elsewhere: dict[str, np.ndarray]
+    ) -> np.ndarray:
+        """Puts a split's rows in their place, without those that have become equal to rows of another split by being cut.
+
+        Of the others at most ``data.max_rows`` are taken: those whose ids have the smallest hashes.
+
+        Args:
+            split: Its name.
+            names: ``stable_hash`` of the ids of its rows, shape (num_rows,).
+            tokens: ``token_hashes`` of them, shape (num_rows,).
+            elsewhere: The same of the rows of splits that were selected before.
+
+        Returns:
+            Which rows are kept, bool, shape (num_rows,).
+        """
+        reasons = [("", "")]
+        why = np.zeros(len(names), np.uint8)  # index of the reason; 0: kept
+        for other, taken in elsewhere.items():
+            why[(why == 0) & np.isin(tokens, taken)] = len(reasons)
+            reasons.append((f"row-in-{other}", f"a row of {other} has the same tokens"))
+        limit = self.recipe.data.max_rows.get(split)
+        if limit is not None:
+            seeded = names ^ np.uint64(stable_hash(str(self.recipe.rows_seed)))  # another seed, other rows
+            order = np.argsort(seeded, kind="stable")
+            why[order[why[order] == 0][limit:]] = len(reasons)
+            reasons.append(("over-max-rows", f"data.max_rows.{split} is {limit}"))
+        written, place = self.work / f"{split}.arrow", self.folder / f"{split}.arrow"
+        if not why.any():
+            written.replace(place)
+            return why == 0
         start = 0
-        with RowWriter(self.folder / f"{split}.arrow") as writer:
-            for batch in read_batches(self.work / f"{split}.arrow"):
-                mask = keep[start : start + batch.num_rows]
+        with RowWriter(place) as writer:
+            for batch in read_batches(written):
+                part = why[start : start + batch.num_rows]
                 start += batch.num_rows
-                writer.write(batch.filter(pa.array(mask)))
-                for name in batch.column("id").filter(pa.array(~mask)).to_pylist():
-                    detail = f"data.max_rows.{split} is {limit}"
-                    self.ledger.drop("rows", Dropped(name, "over-max-rows", detail, budgeted=False))
+                writer.write(batch.filter(pa.array(part == 0)))
+                gone = pa.array(part != 0)
+                for name, code in zip(
+                    batch.column("id").filter(gone).to_pylist(), part[part != 0], strict=True
+                ):
+                    self.ledger.drop("rows", Dropped(name, *reasons[code], budgeted=False))
+        return why == 0
 
     def _refuse_twice(self, hashes: np.ndarray, files: list[Path], what: str, where: str) -> None:
         """Raises a UserError that names both places of an id that stands twice."""

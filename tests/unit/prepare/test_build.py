@@ -1,6 +1,7 @@
 import json
 import os
 import random
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,23 @@ def test_a_limit_keeps_the_same_rows_whatever_stands_beside_them(tmp_path: Path)
         kept.append([row.id for row in Rows(run.rows("train"))])
     old = [name for name in kept[1] if int(name.split("#")[0].removeprefix("row:")) <= 100]
     assert len(old) < 40 and set(old) <= set(kept[0]) and old == [name for name in kept[0] if name in old]
+
+
+def test_rows_that_cutting_made_equal_stay_in_one_split(tmp_path: Path) -> None:
+    # Only the last words of a prompt stay, so that records of other beginnings give the same row.
+    made = [{"text": f"{' '.join(f'w{i}x{n}' for n in range(90))} the end>x"} for i in range(40)]
+    recipe = tiny_recipe(write_rows(tmp_path / "rows.jsonl", [*made, *texts(60)]), max_rows={"train": 30})
+    run = RunFolder(tmp_path / "run")
+    prepare(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": 8})}), run, TOKENIZER
+    )
+    rows = {split: [tuple(row.input_ids.tolist()) for row in Rows(run.rows(split))] for split in SPLITS}
+    assert all(not set(rows[a]) & set(rows[b]) for a, b in combinations(SPLITS, 2))
+    ledger = read_json(run.ledger)
+    dropped = ledger["rows"]["dropped"]
+    assert dropped["row-in-test"]["count"] > 0 and not dropped["row-in-test"]["budgeted"]
+    assert len(rows["train"]) == 30  # those that are left fill the limit
+    assert ledger["rows"]["in"] == ledger["rows"]["kept"] + sum(entry["count"] for entry in dropped.values())
 
 
 def test_rows_of_several_seeds_are_the_same_where_the_data_have_their_own(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 
 from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.models import generate as generation
 from luthier.models.bigs import BigsConfig
 from luthier.models.forward import head_is_plain, token_scores
 from luthier.models.generate import generate, score_and_generate
@@ -116,7 +117,10 @@ def rows_of_two_files() -> list[Row]:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize("batch_size", [3, 16])
 @pytest.mark.parametrize("kind", ["llama", "scaled", "adapter"])
-def test_what_prompts_share_is_computed_once_and_changes_nothing(kind: str, batch_size: int) -> None:
+def test_what_prompts_share_is_computed_once_and_changes_nothing(
+    kind: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_TOKENS_OF_A_STEP", 4)
     tokenizer, rows = TextTokenizer(make_tokenizer()), rows_of_two_files()
     if kind == "scaled":  # its head is more than a matrix product
         config = GraniteConfig(

@@ -6,6 +6,7 @@ Shapes: B rows still running, T tokens so far, V vocabulary.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,9 @@ from luthier.models.memory import give_back
 from luthier.models.sharded import is_sharded, same_everywhere
 from luthier.records import Row
 
-# Shared tokens below which a pass of its own for them is not worth it.
-_LEAST_SHARED = 64
+# Tokens of a prompt that are read in the time of a decoding step of a small batch, which reads all weights for a few tokens:
+# 100 measured on a processor (bf16), and about 150 are what GPUs multiply while they read the weights once.
+_TOKENS_OF_A_STEP = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def score_and_generate(
     """Scores of each row's target, and what the model itself writes in its place, from one pass over the prompt.
 
     Rows whose prompts begin with the same tokens, such as lines of one file with its project before them, go through the
-    model once for what they share: the keys and values of the longest are those of all others up to where they part.
+    model once for what they share, where that saves more than the smaller batches cost: the keys and values of the longest
+    are those of all others up to where they part.
 
     A model whose weights are in shards goes through this on all of its processes together.
 
@@ -130,7 +133,7 @@ def score_and_generate(
     try:
         with fused_lora(model):
             if share_prefixes and not (window or base_model(model)._is_stateful or is_sharded(model)):
-                families, alone = _families(rows)
+                families, alone = _families(rows, batch_size, max_new_tokens)
                 for family in families:
                     yield from _from_one_prefix(
                         model, tokenizer, rows, family, plain, max_new_tokens, stop, batch_size
@@ -167,22 +170,45 @@ def score_and_generate(
         model.train(was_training)
 
 
-def _families(rows: Sequence[Row]) -> tuple[list[list[int]], list[int]]:
-    """Rows that share most of their prompts, and those that share it with none.
+def _families(
+    rows: Sequence[Row], batch_size: int, max_new_tokens: int
+) -> tuple[list[list[int]], list[int]]:
+    """Rows that share most of their prompts, and those that are better off among all others.
 
     In the order of their ids prompts that begin alike are neighbours; one joins the one before it if at least three
-    quarters of it, and 64 tokens, are the same.
+    quarters of it are the same. A family has batches of its own, so that the steps of its last one, which may hold a few
+    rows only, come on top, and a pass for what is shared: what it saves has to be worth them.
     """
     prompts = [row.input_ids[: row.num_prompt_tokens] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: prompts[i].astype(">i4").tobytes())
     families: list[list[int]] = []
     for place, index in enumerate(order):
-        shared = _num_shared(prompts[order[place - 1]], prompts[index]) if place else 0
-        if shared >= max(_LEAST_SHARED, 0.75 * len(prompts[index])):
+        before = prompts[order[place - 1]]
+        if place and _num_shared(before, prompts[index]) >= 0.75 * len(prompts[index]):
             families[-1].append(index)
         else:
             families.append([index])
-    return [f for f in families if len(f) > 1], [f[0] for f in families if len(f) == 1]
+    together: list[list[int]] = []
+    alone: list[int] = []
+    room = min(batch_size, len(rows))
+    for family in families:
+        _, shared = _with_longest(rows, family)
+        num_saved = sum(shared.values()) - max(shared.values())
+        num_steps = 1 + max_new_tokens * (math.ceil(len(family) / room) - len(family) / room)
+        if num_saved > num_steps * _TOKENS_OF_A_STEP:
+            together.append(family)
+        else:
+            alone += family
+    return together, alone
+
+
+def _with_longest(rows: Sequence[Row], family: Sequence[int]) -> tuple[np.ndarray, dict[int, int]]:
+    """Ids of the row with the longest prompt, and how many of them each row begins with.
+
+    At least the last token of a prompt is left out, since what the model says behind it is asked for.
+    """
+    ids = rows[max(family, key=lambda i: rows[i].num_prompt_tokens)].input_ids
+    return ids, {i: min(_num_shared(rows[i].input_ids, ids), rows[i].num_prompt_tokens - 1) for i in family}
 
 
 def _num_shared(first: np.ndarray, second: np.ndarray) -> int:
@@ -202,13 +228,9 @@ def _from_one_prefix(
     stop: re.Pattern[str] | None,
     batch_size: int,
 ) -> Iterator[tuple[list[int], TokenScores, list[Output]]]:
-    """``score_and_generate`` of rows that begin alike: the longest goes through the model, of the others only what is their own.
-
-    At least the last token of a prompt is read again, since what the model says behind it is asked for.
-    """
+    """``score_and_generate`` of rows that begin alike: the longest goes through the model, of the others only what is their own."""
     base = base_model(model)
-    trunk = rows[max(family, key=lambda i: rows[i].num_prompt_tokens)].input_ids
-    shared = {i: min(_num_shared(rows[i].input_ids, trunk), rows[i].num_prompt_tokens - 1) for i in family}
+    trunk, shared = _with_longest(rows, family)
     size = max(shared.values())
     prefix = DynamicCache(config=base.config)
     batch = collate([prompt_row(trunk[: size + 1].tolist())], pad_id=0).to(base.device)

@@ -58,3 +58,8 @@ class Refused(Exception):
 
 class Interrupted(Refused):
     """The run was asked to end by a signal, and a checkpoint was saved: the same command goes on from it."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error of a library, for a message: its kind and the first 300 characters of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

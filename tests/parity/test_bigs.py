@@ -352,8 +352,14 @@ def test_what_is_no_published_model_is_said(tmp_path):
     with pytest.raises(UserError, match="do not fit the config"):
         load_original(tmp_path / "old")
     settings = json.loads((tmp_path / "old" / "config.json").read_text())
+    (tmp_path / "old" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="no BiGS can be read"):
+        load_original(tmp_path / "old")
     (tmp_path / "old" / "config.json").write_text(json.dumps({**settings, "pre_norm": False}))
     with pytest.raises(UserError, match="pre_norm is False"):
+        load_original(tmp_path / "old")
+    (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"cut")
+    with pytest.raises(UserError, match="no BiGS can be read"):
         load_original(tmp_path / "old")
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.models.classifier import HEAD, head_of
 from luthier.recipe import FROM_WEIGHTS, Adapter
 
@@ -80,7 +80,6 @@ def stack_adapter(model: PeftModel, adapter: Adapter) -> PeftModel:
     Raises:
         UserError: As ``add_adapter``; or the old adapter is more than two matrices a layer.
     """
-    base: Any = model.get_base_model()
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     if others := sorted(key for key in saved if not re.search(r"\.lora_[AB]\.weight$", key)):
         raise UserError(
@@ -98,7 +97,6 @@ def stack_adapter(model: PeftModel, adapter: Adapter) -> PeftModel:
     with torch.no_grad():
         for key, value in tensors.items():
             parameters[key].copy_(value)
-    assert base is new.get_base_model()
     return _hold(new)
 
 
@@ -359,8 +357,3 @@ def quiet_peft() -> Iterator[None]:
         ):
             warnings.filterwarnings("ignore", message=message)
         yield
-
-
-def one_line(error: BaseException) -> str:
-    """An error of a library, for a message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

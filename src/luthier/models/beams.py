@@ -136,7 +136,7 @@ class _Beams:
         return [int(p) for p in parents[going]]
 
     def results(self) -> list[tuple[float, list[int], float, bool]]:
-        """Score, ids, log-probability and whether by a stop token, best first."""
+        """Score, ids, log-probability and whether by a stop token."""
         return [
             (float(score), ids, float(logprob), stopped) for score, ids, logprob, stopped in self.finished
         ]
@@ -179,7 +179,7 @@ class _Samples:
         return list(range(self.width))
 
     def results(self) -> list[tuple[float, list[int], float, bool]]:
-        """As of beams, in the order in which they were drawn."""
+        """As of beams, but in the order in which they were drawn."""
         found = []
         for ids, logprob, stopped in zip(self.sequences, self.logprobs.tolist(), self.stopped, strict=True):
             end = next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), len(ids))
@@ -576,8 +576,7 @@ def likeliest(logits_RV: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 def _results(prompt: _Prompt, tokenizer: TextTokenizer) -> list[Continuation]:
     entries = [entry for each in prompt.searches for entry in each.results()]
-    if len(prompt.searches) > 1:
-        entries.sort(key=lambda entry: -entry[0])
+    entries.sort(key=lambda entry: -entry[0])
     found = []
     for score, ids, logprob, stopped in entries:
         kept = ids[:-1] if stopped else ids
@@ -633,7 +632,7 @@ def one_at_a_time(
                 (time.monotonic() - began) / len(outputs.sequences),
             )
         )
-    return found
+    return sorted(found, key=lambda one: -one.score)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from luthier.encoding.batches import Batch, collate, micro_batches, pack, pack_groups, padded_length
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.models import fused, packed
 from luthier.models.forward import base_model, decoder_layers, head_is_plain, same_modes, token_scores
 from luthier.recipe import TOKENS_AT_ONCE
@@ -177,7 +177,7 @@ def _compile_if_it_pays(
         speedup = round(before / _seconds(model, engine, rows), 3)
         why_not = judge.objection(engine)
     except Exception as error:  # whatever a missing or broken compiler raises
-        speedup, why_not = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        speedup, why_not = None, one_line(error)
     if why_not is None and speedup is not None and speedup >= LEAST_SPEEDUP:
         return replace(engine, compiled_layers=num_compiled, compile_speedup=speedup)
     if why_not:

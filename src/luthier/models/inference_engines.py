@@ -227,6 +227,9 @@ def _vllm_cannot(recipe: Recipe, checkpoint: bool) -> UserError | None:
         "model.start_mode=stack": bool(model.start_from) and model.start_mode == "stack",
         "model.rope": model.rope is not None,
         "model.adapter.variant=dora": model.adapter is not None and model.adapter.variant == "dora",
+        # Its PEFTHelper passes over patterns: all layers would be scaled by one alpha and rank.
+        "model.adapter.rank_pattern or alpha_pattern": model.adapter is not None
+        and bool(model.adapter.rank_pattern or model.adapter.alpha_pattern),
     }
     for what, asked in lacking.items():
         if asked:

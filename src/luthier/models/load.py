@@ -32,12 +32,11 @@ from transformers import (
 
 from luthier import registry
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.models import bigs as bigs  # so that transformers' Auto classes know it
 from luthier.models import mamba, rope, start
 from luthier.models.adapter import (
     add_adapter,
-    one_line,
     save_adapter,
     stack_adapter,
     target_names,
@@ -117,7 +116,7 @@ def _checked(folder: Path) -> Path:
     if index.is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{index.name} is damaged: {error}", str(index), "copy or download the model again"
             ) from error
@@ -280,8 +279,9 @@ def load_classifier(settings: Model) -> PreTrainedModel:
     name = resolve(settings)
     try:
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            name, trust_remote_code=settings.trust_remote_code, dtype=torch.float32, use_safetensors=True
-        )
+            name, revision=settings.revision, trust_remote_code=settings.trust_remote_code,
+            dtype=torch.float32, use_safetensors=True,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
             f"the model cannot be loaded: {one_line(error)}",
@@ -380,7 +380,7 @@ def coverage(model: PreTrainedModel | PeftModel) -> list[Coverage]:
     """One line for each name of a layer, and a last one (``all``) for the whole model; tied weights count once."""
     layers: dict[str, dict[str, list[int]]] = {}
     for name, parameter in model.named_parameters():
-        adapters = re.search(r"\.(lora_|trainable_tokens_)", name)
+        adapters = re.search(r"\.(lora_|trainable_tokens_|modules_to_save\.)", name)
         layer = name[: adapters.start()] if adapters else name.rpartition(".")[0]
         layer = re.sub(r"(\.(base_layer|token_adapter|original_module))+$", "", layer)  # peft's wrappers
         sums = layers.setdefault(layer.rpartition(".")[2], {}).setdefault(layer, [0, 0])
@@ -493,7 +493,7 @@ def _quantised(dtype: torch.dtype) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["lm_head", HEAD],
+            llm_int8_skip_modules=["lm_head", HEAD, "dt_proj"],  # Mamba's code multiplies with that one's weight itself
         ),
         "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
     }

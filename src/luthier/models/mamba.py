@@ -200,10 +200,10 @@ def _of_the_row(x_BLD: Tensor, rows_BL: Tensor | None, back: int) -> Tensor:
 @torch.no_grad()
 def _agrees(layer: Any, forward: Any) -> bool:
     """Whether the layer's own code gives the same for a few tokens: another version of transformers may compute otherwise."""
-    weight = layer.in_proj.weight
+    weight = layer.conv1d.weight  # in its own format where that of the products has 4 bits
     if weight.device.type != "cpu":
         return False
-    steps = torch.arange(5 * weight.shape[1], dtype=torch.float32)
+    steps = torch.arange(5 * layer.in_proj.in_features, dtype=torch.float32)
     x = (steps * 0.7).sin().view(1, 5, -1).to(weight.dtype)
     log = logging.getLogger("transformers.integrations.hub_kernels")
     silent, log.disabled = log.disabled, True  # it would warn of the slow way, which is then not taken

@@ -121,7 +121,7 @@ def _bytes_per_token(model: PreTrainedModel | PeftModel, engine: Engine, rows: S
         batch = engine.batch(rows).to(device)
         token_scores(model, batch, plain=engine.plain_head).weighted_sum().backward()
     model.zero_grad(set_to_none=True)
-    return max(0, peak(device) - before) / sum(len(row.input_ids) for row in rows)
+    return max(1, peak(device) - before) / sum(len(row.input_ids) for row in rows)
 
 
 def checkpoint_gradients(model: PreTrainedModel | PeftModel) -> None:

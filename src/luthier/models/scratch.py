@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 from luthier import registry
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.recipe import Scratch
 from luthier.run_folder import logger, new_folder
 
@@ -41,7 +41,7 @@ def make(settings: Scratch, texts: Iterable[str], folder: Path, seed: int) -> Pa
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError, KeyError, RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise UserError(
-            f"no model can be made: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            f"no model can be made: {one_line(error)}",
             _CONFIG,
             "mend the sizes, or take another model_type",
         ) from error
@@ -126,5 +126,5 @@ def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTra
         return AutoConfig.for_model(given["model_type"], **sizes, **ids, eos_token_id=tokenizer.eos_token_id)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(
-            f"these sizes do not go together: {' '.join(str(error).split())[:300]}", _CONFIG, "mend them"
+            f"these sizes do not go together: {one_line(error)}", _CONFIG, "mend them"
         ) from error

@@ -114,7 +114,7 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
 
 def steps(run: RunFolder) -> list[int]:
     """Steps of the checkpoints on disk, in order."""
-    return sorted(int(p.name.removeprefix("step-")) for p in run.checkpoints.glob("step-*"))
+    return list(_folders(run.checkpoints))
 
 
 def latest(run: RunFolder, key: str) -> Path | None:
@@ -149,7 +149,8 @@ def remove_old(run: RunFolder, keep: int, best_step: int | None) -> None:
 
 def _check_whole(path: Path) -> None:
     if damage := _damage(path):
-        earlier = sorted((p for p in path.parent.glob("step-*") if _step(p) < _step(path)), key=_step)
+        every = list(_folders(path.parent).values())
+        earlier = every[: every.index(path)]
         kept = [p for p in earlier if not _damage(p)]
         damaged = [p.name for p in earlier[earlier.index(kept[-1]) + 1 if kept else 0 :]]
         folders = " and ".join(["that folder", *damaged])
@@ -177,8 +178,10 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+def _folders(checkpoints: Path) -> dict[int, Path]:
+    """The folder of each step, in order; of other names they are somebody's own."""
+    named = {path.name.removeprefix("step-"): path for path in checkpoints.glob("step-*")}
+    return {step: named[str(step)] for step in sorted(int(name) for name in named if name.isdecimal())}
 
 
 def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, torch.nn.Parameter], path: Path) -> None:

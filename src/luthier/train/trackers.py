@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from luthier.errors import one_line
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_value, logger, read_json, write_json, write_text
 
@@ -63,9 +64,7 @@ class Trackers:
             do()
         except Exception as error:  # whatever a missing package, a full disk or a server raises
             self._running.pop(name, None)
-            self._status[name] = (
-                f"left out since {when}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            )
+            self._status[name] = f"left out since {when}: {one_line(error)}"
             logger.warning("train: the tracker %s is %s", name, self._status[name])
             self._note()
 

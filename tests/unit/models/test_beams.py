@@ -136,6 +136,9 @@ def test_samples_are_drawn_by_name_and_not_by_place(tokenizer: TextTokenizer) ->
         assert [c.ids for c in whole[1]] == [c.ids for c in rest[1]]
         (other,) = dict(continuations(model, tokenizer, [asked["c"]], search, ["d"])).values()
         assert [c.ids for c in other] != [c.ids for c in rest[0]]
+        for outputs in whole.values():
+            assert [c.score for c in outputs] == sorted((c.score for c in outputs), reverse=True)
+        assert any(c.score < outputs[0].score for outputs in whole.values() for c in outputs)
 
 
 def test_the_likeliest_are_found_without_sorting_all() -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from tests.fixtures.tiny_classifier import CONFIGS, classifier, labelled_rows, load, save_base
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from luthier.encoding.batches import collate, pack
 from luthier.errors import UserError
 from luthier.models import packed
 from luthier.models.classifier import HEAD, class_nll, class_targets, pad_id, uniform_loss
 from luthier.models.forward import base_model, row_logits, token_scores
-from luthier.models.load import load_tokenizer, load_trained, save_trained
+from luthier.models.load import coverage, load_tokenizer, load_trained, save_trained
 from luthier.recipe import Head
 from luthier.run_folder import RunFolder
 
@@ -153,6 +153,14 @@ def test_head_starts_small_however_large_the_last_norm_is(bases: dict[str, Path]
     with torch.no_grad():
         loss = float(token_scores(model, collate(labelled_rows(280, 280), 0)).nll_N.mean())
     assert loss == pytest.approx(math.log(280), rel=0.01)
+
+
+def test_the_head_beside_an_adapter_is_counted_once_and_by_its_name(bases: dict[str, Path]) -> None:
+    rows = {row.name: row for row in coverage(load(classifier(bases["llama"], 4, adapter={"rank": 2})))}
+    width = AutoConfig.from_pretrained(bases["llama"]).hidden_size
+    assert (rows[HEAD].trained_layers, rows[HEAD].layers) == (1, 1)
+    assert rows[HEAD].trained == rows[HEAD].total == 4 * width
+    assert "default" not in rows
 
 
 def test_from_singular_vectors_is_refused_beside_a_head(bases: dict[str, Path]) -> None:

@@ -93,3 +93,10 @@ def test_compiling_is_kept_where_it_pays(faster, monkeypatch):
     assert found.fused_adapters == 14
     expected = token_scores(adapted(), engine.Engine().batch(ROWS)).nll_N
     assert torch.allclose(token_scores(model, found.batch(ROWS)).nll_N, expected, atol=1e-5)
+
+
+def test_a_compiler_that_fails_without_a_word_is_left_out(monkeypatch, caplog):
+    times = iter([2.0])  # the second one raises
+    monkeypatch.setattr(engine, "_seconds", lambda *_: next(times))
+    found = engine.start(adapted(), ROWS, packing=False, planned_tokens=10**12)
+    assert found.compiled_layers == 0 and "layers are not compiled: StopIteration" in caplog.text

@@ -175,6 +175,8 @@ def test_an_engine_that_is_not_there_or_cannot_is_refused(
         {"model": {"new_tokens": ["<x>"]}},
         {"model": {"rope": {"type": "linear", "factor": 2}}},
         {"model": {"adapter": {"variant": "dora"}}},
+        {"model": {"adapter": {"rank_pattern": {"q_proj": 2}}}},
+        {"model": {"adapter": {"alpha_pattern": {"q_proj": 2}}}},
     ):
         with pytest.raises(UserError, match="does not take"):
             chosen_engine(recipe(**changes))

@@ -63,6 +63,11 @@ def test_short_memory_gives_smaller_micro_batches(monkeypatch):
     assert found.micro_batch_tokens == 100 and not checkpointed(model)
 
 
+def test_a_pass_that_takes_no_memory_to_be_seen_fits(monkeypatch):
+    monkeypatch.setattr(memory, "peak", lambda device: 0)
+    assert fit().micro_batch_tokens == sum(LENGTHS[:4])
+
+
 def test_checkpointing_comes_only_where_the_longest_row_needs_it_and_is_said_in_numbers(monkeypatch, caplog):
     caplog.set_level("INFO")
     free(monkeypatch, num_bytes=(LENGTHS[0] - 1) * 10**6, per_token=10**6)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from tests.fixtures import tiny_trainer
 from tests.fixtures.tiny_model import save_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -216,3 +217,12 @@ def test_without_bitsandbytes_it_says_what_to_install(folder: Path, monkeypatch:
     )
     with pytest.raises(UserError, match=r"luthier\[quantised\]"):
         _load(_settings(folder))
+
+
+def test_a_state_space_model_trains_in_4_bits(tmp_path: Path) -> None:
+    settings = _settings(tiny_trainer.save_folder(tmp_path / "mamba", tiny_trainer.model("mamba")))
+    model = _load(settings)
+    kinds = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    assert kinds == {"base_layer", "out_proj"}
+    losses = _train(model)
+    assert losses[-1] < losses[0]

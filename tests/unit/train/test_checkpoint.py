@@ -95,6 +95,16 @@ def test_only_a_whole_one_is_offered(run):
     assert error.value.fix == "delete that folder to start over"
 
 
+def test_a_folder_that_is_no_checkpoint_is_left_alone(run):
+    shutil.copytree(run.checkpoints / "step-6", run.checkpoints / "step-6-kept")
+    assert checkpoint.latest(run, "key") == run.checkpoints / "step-6"
+    checkpoint.remove_old(run, 1, best_step=None)
+    assert sorted(os.listdir(run.checkpoints)) == ["step-6", "step-6-kept"]
+    flip(run.checkpoints / "step-6" / "state.json", 20)
+    with pytest.raises(UserError, match="to start over"):
+        checkpoint.latest(run, "key")
+
+
 def test_what_was_cut_off_while_writing_or_deleting_is_cleared_away(run):
     for name in (".step-8-x1y2", ".step-2-old"):
         shutil.copytree(run.checkpoints / "step-2", run.checkpoints / name)

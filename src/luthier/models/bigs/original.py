@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.models.bigs.model import BigsConfig, BigsForMaskedLM
 
 # Each pattern matches a whole name; the first that does counts. None: not needed here.
@@ -102,8 +104,8 @@ def load_original(folder: str | Path) -> BigsForMaskedLM:
             if safe.is_file()
             else torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
         )
-    except OSError as error:
-        raise UserError(f"no BiGS can be read: {error}", str(folder), _FIX) from error
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        raise UserError(f"no BiGS can be read: {one_line(error)}", str(folder), _FIX) from error
     for name, only in (("pre_norm", True), ("position_embedding_type", "absolute"), ("hidden_act", "gelu")):
         if settings.get(name, only) != only:
             raise UserError(f"{name} is {settings[name]!r}; only {only!r} is known", str(folder), _FIX)
@@ -115,7 +117,7 @@ def load_original(folder: str | Path) -> BigsForMaskedLM:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
-            f"the weights do not fit the config: {' '.join(str(error).split())[:300]}", str(folder), _FIX
+            f"the weights do not fit the config: {one_line(error)}", str(folder), _FIX
         ) from error
     model.train(False)
     return model

@@ -24,8 +24,9 @@ from transformers import AutoModelForCausalLM
 from luthier.encoding.encode import encode_prompt
 from luthier.encoding.repair import place_of
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.models.beams import Search, continuations, one_at_a_time
+from luthier.models.beams import continuations, one_at_a_time
 from luthier.models.load import load_model, load_tokenizer, resolve
+from luthier.models.search import Search
 from luthier.recipe import Model
 from luthier.records import Example, Record
 from luthier.sources.mutations import Mutations

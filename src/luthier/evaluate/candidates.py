@@ -15,8 +15,8 @@ from luthier.encoding.repair import Place, place_of
 from luthier.encoding.templates import RowError
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.execution.bugs import Bug, bug_of
-from luthier.models.beams import Continuation, Search
 from luthier.models.inference_engines import Opener
+from luthier.models.search import Continuation, Search
 from luthier.recipe import Recipe
 from luthier.records import Dropped, Example, Record
 from luthier.run_folder import hash_value, logger, read_jsonl, write_text

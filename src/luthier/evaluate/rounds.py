@@ -26,8 +26,8 @@ from luthier.evaluate.significance import Ratio
 from luthier.execution.adapters import Judgement, Verdict
 from luthier.execution.feedback import Feedback
 from luthier.execution.judge import Judge, Proof
-from luthier.models.beams import Continuation
 from luthier.models.inference_engines import InferenceEngine, Opener
+from luthier.models.search import Continuation
 from luthier.recipe import Recipe
 from luthier.records import Dropped
 from luthier.run_folder import hash_value, logger, read_jsonl, write_json, write_text

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2 as httpx
 
 from luthier.errors import UserError
-from luthier.models.beams import Continuation, Search
+from luthier.models.search import Continuation, Search
 from luthier.recipe import Server
 
 _WHERE = "recipe key repair.rounds.server"

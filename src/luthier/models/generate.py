@@ -170,9 +170,7 @@ def score_and_generate(
         model.train(was_training)
 
 
-def _families(
-    rows: Sequence[Row], batch_size: int, max_new_tokens: int
-) -> tuple[list[list[int]], list[int]]:
+def _families(rows: Sequence[Row], batch_size: int, max_new_tokens: int) -> tuple[list[list[int]], list[int]]:
     """Rows that share most of their prompts, and those that are better off among all others.
 
     In the order of their ids prompts that begin alike are neighbours; one joins the one before it if at least three

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.models import start
-from luthier.models.beams import Continuation, Search, continuations, stream
+from luthier.models.beams import continuations
 from luthier.models.load import (
     choose_precision,
     load_tokenizer,
@@ -25,6 +25,7 @@ from luthier.models.load import (
     resolve,
     starts_adapted,
 )
+from luthier.models.search import Continuation, Search, stream
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, read_json
 

@@ -493,7 +493,8 @@ def _quantised(dtype: torch.dtype) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["lm_head", HEAD, "dt_proj"],  # Mamba's code multiplies with that one's weight itself
+            # Mamba's own code multiplies with the weight of dt_proj, past the layer.
+            llm_int8_skip_modules=["lm_head", HEAD, "dt_proj"],
         ),
         "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
     }

@@ -125,6 +125,4 @@ def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTra
     try:
         return AutoConfig.for_model(given["model_type"], **sizes, **ids, eos_token_id=tokenizer.eos_token_id)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(
-            f"these sizes do not go together: {one_line(error)}", _CONFIG, "mend them"
-        ) from error
+        raise UserError(f"these sizes do not go together: {one_line(error)}", _CONFIG, "mend them") from error

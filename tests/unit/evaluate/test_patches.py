@@ -7,7 +7,7 @@ from luthier.encoding.repair import place_of
 from luthier.evaluate.candidates import Asked, chosen
 from luthier.evaluate.patches import given_candidates, judge_candidates, summary
 from luthier.execution.bugs import Bug
-from luthier.models.beams import Continuation
+from luthier.models.search import Continuation
 from luthier.recipe import Recipe, Repair
 from luthier.tasks import repair
 

@@ -11,7 +11,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
-from luthier.models.beams import Search, can_share, continuations, likeliest, one_at_a_time
+from luthier.models.beams import can_share, continuations, likeliest, one_at_a_time
+from luthier.models.search import Search
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 

@@ -14,8 +14,9 @@ from tests.fixtures.tiny_model import make_model, make_tokenizer, save_model
 
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
-from luthier.models.beams import Search, continuations, stream
+from luthier.models.beams import continuations
 from luthier.models.inference_engines import InferenceEngine, Transformers, Vllm, chosen_engine, open_engine
+from luthier.models.search import Search, stream
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder
 

@@ -116,8 +116,6 @@ def load_original(folder: str | Path) -> BigsForMaskedLM:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(
-            f"the weights do not fit the config: {one_line(error)}", str(folder), _FIX
-        ) from error
+        raise UserError(f"the weights do not fit the config: {one_line(error)}", str(folder), _FIX) from error
     model.train(False)
     return model

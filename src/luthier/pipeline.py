@@ -159,7 +159,8 @@ def train(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
     """The trained adapter or model; checks first, and refuses to start on an error that is not waived."""
-    from luthier.models.load import chosen, coverage, load_model, load_tokenizer, save_trained
+    from luthier.models.coverage import coverage
+    from luthier.models.load import chosen, load_model, load_tokenizer, save_trained
     from luthier.models.sharded import is_sharded, shard, whole_state
     from luthier.rows import Rows
     from luthier.train import loop as training

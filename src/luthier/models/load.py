@@ -8,11 +8,9 @@ Figures: docs/decisions/precision.md.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
@@ -22,10 +20,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -34,7 +30,7 @@ from luthier import registry
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError, one_line
 from luthier.models import bigs as bigs  # so that transformers' Auto classes know it
-from luthier.models import mamba, rope, start
+from luthier.models import start
 from luthier.models.adapter import (
     add_adapter,
     save_adapter,
@@ -42,14 +38,13 @@ from luthier.models.adapter import (
     target_names,
     with_adapter,
 )
-from luthier.models.classifier import HEAD, head_of, pad_id, settle_head
+from luthier.models.classifier import head_of, pad_id, settle_head
 from luthier.models.forward import base_model
-from luthier.recipe import Classifier, Head, Model
-from luthier.run_folder import RunFolder, logger, new_folder, write_json
+from luthier.models.pretrained import NAME, fit_to_tokenizer, pretrained
+from luthier.recipe import Classifier, Model
+from luthier.run_folder import RunFolder, new_folder, write_json
 
 Precision = Literal["fp32", "bf16"]
-
-_NAME = "recipe key model.name"
 
 
 def resolve(settings: Model) -> str:
@@ -71,17 +66,17 @@ def resolve(settings: Model) -> str:
             return resolve(earlier)
     name = settings.name
     if name in registry.registered("model") or ".py@" in name:
-        return str(_checked(Path(registry.lookup("model", name, _NAME)())))
+        return str(_checked(Path(registry.lookup("model", name, NAME)())))
     folder = Path(name).expanduser()
     if folder.exists():
         return str(_checked(folder.resolve()))
     if ":" in name:
-        registry.lookup("model", name, _NAME)  # no Hub name has a colon: this fails, with the nearest name
+        registry.lookup("model", name, NAME)  # no Hub name has a colon: this fails, with the nearest name
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         known = ", ".join(registry.registered("model"))
         raise UserError(
             f"there is no folder {name}",
-            _NAME,
+            NAME,
             f"name a folder that exists, a Hub model (owner/name), or one of: {known}",
         )
     return name
@@ -90,26 +85,24 @@ def resolve(settings: Model) -> str:
 def _checked(folder: Path) -> Path:
     """The folder, if a causal language model can be loaded from it without running a pickle."""
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is a file", _NAME, "name the folder that holds config.json and the weights"
-        )
+        raise UserError(f"{folder} is a file", NAME, "name the folder that holds config.json and the weights")
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds an adapter, not a model",
-            _NAME,
+            NAME,
             "name the model that it was made for, or write both as one model with `luthier merge RUN OUT`",
         )
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(f.name for f in folder.iterdir())[:5]) or "nothing"
         raise UserError(
-            f"{folder} holds no config.json, but {found}", _NAME, "name a folder that save_pretrained wrote"
+            f"{folder} holds no config.json, but {found}", NAME, "name a folder that save_pretrained wrote"
         )
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(f.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in folder.glob(kind))
         holds = ", ".join(pickles[:3]) or "no weights"
         raise UserError(
             f"{folder} holds {holds}; only safetensors are loaded, since pickles can run code",
-            _NAME,
+            NAME,
             "convert it once, where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)",
         )
     index = folder / "model.safetensors.index.json"
@@ -188,11 +181,13 @@ def load_model(
     """
     bf16 = choose_precision(settings) == "bf16"
     masters = training and settings.adapter is None
-    base, fresh_head = _pretrained(settings, torch.bfloat16 if bf16 and not masters else torch.float32)
+    base, fresh_head = pretrained(
+        resolve(settings), settings, torch.bfloat16 if bf16 and not masters else torch.float32
+    )
     if torch.cuda.is_available() and not on_cpu and settings.quantisation is None:
         base.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     torch.manual_seed(seed)
-    _fit_to_tokenizer(base, tokenizer_size, len(settings.new_tokens))
+    fit_to_tokenizer(base, tokenizer_size, len(settings.new_tokens))
     if isinstance(settings, Classifier):
         settle_head(base, settings.head, load_tokenizer(settings), fresh=fresh_head)
     model: PreTrainedModel | PeftModel = base
@@ -222,7 +217,7 @@ def without_weights(
             trust_remote_code=settings.trust_remote_code,
         )
         size = config.get_text_config().vocab_size + new
-        _fit_to_tokenizer(model, size, new)
+        fit_to_tokenizer(model, size, new)
         if settings.adapter is not None:
             model = add_adapter(model, settings.adapter, list(range(size - new, size)))
     _freeze(model, settings)
@@ -285,7 +280,7 @@ def load_classifier(settings: Model) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
             f"the model cannot be loaded: {one_line(error)}",
-            f"{_NAME} ({name})",
+            f"{NAME} ({name})",
             "name a model that labels rows",
         ) from error
     return model
@@ -350,201 +345,6 @@ def chosen(model: PreTrainedModel | PeftModel, settings: Model) -> dict[str, Any
         "threads": torch.get_num_threads(),
         "device": str(base.device),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """What of all layers of one name is trained.
-
-    Attributes:
-        name: Last part of the layers' names, such as ``q_proj``.
-        trained_layers, layers: How many of them have anything that is trained, and how many there are.
-        trained: Parameters that are trained, the adapter's own included.
-        total: Parameters of the layers themselves, without an adapter's.
-    """
-
-    name: str
-    trained_layers: int
-    layers: int
-    trained: int
-    total: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.name}: {self.trained_layers} of {self.layers} layers, "
-            f"{self.trained:,} trained parameters for {self.total:,} weights"
-        )
-
-
-def coverage(model: PreTrainedModel | PeftModel) -> list[Coverage]:
-    """One line for each name of a layer, and a last one (``all``) for the whole model; tied weights count once."""
-    layers: dict[str, dict[str, list[int]]] = {}
-    for name, parameter in model.named_parameters():
-        adapters = re.search(r"\.(lora_|trainable_tokens_|modules_to_save\.)", name)
-        layer = name[: adapters.start()] if adapters else name.rpartition(".")[0]
-        layer = re.sub(r"(\.(base_layer|token_adapter|original_module))+$", "", layer)  # peft's wrappers
-        sums = layers.setdefault(layer.rpartition(".")[2], {}).setdefault(layer, [0, 0])
-        sums[0] += parameter.numel() if parameter.requires_grad else 0
-        sums[1] += 0 if adapters else num_weights(parameter)
-    rows = [
-        Coverage(
-            name, sum(t > 0 for t, _ in sums.values()), len(sums), *map(sum, zip(*sums.values(), strict=True))
-        )
-        for name, sums in sorted(layers.items())
-    ]
-    sums = [
-        sum(getattr(row, key) for row in rows) for key in ("trained_layers", "layers", "trained", "total")
-    ]
-    return [*rows, Coverage("all", *sums)]
-
-
-def num_weights(parameter: Tensor) -> int:
-    """Weights that a parameter stands for; of those in 4 bits a byte holds two."""
-    quantised = getattr(parameter, "quant_state", None)
-    return quantised.shape.numel() if quantised is not None else parameter.numel()
-
-
-def _pretrained(settings: Model, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
-    """The model as it came, and whether its head for classes is not in its files."""
-    name = resolve(settings)
-    where = f"{_NAME} ({name})"
-    attention = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
-    quantised = _quantised(dtype) if settings.quantisation else {}
-    head = settings.head if isinstance(settings, Classifier) else None
-    kind: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
-    if settings.trust_remote_code:
-        logger.warning("model.trust_remote_code: code that comes with %s is run", name)
-    try:
-        config: dict[str, Any] = {}
-        if settings.rope is not None:
-            config["config"] = AutoConfig.from_pretrained(
-                name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-            )
-            rope.scale(config["config"], settings.rope)
-        loaded: Any = kind.from_pretrained(
-            name,
-            **config,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **attention,
-            **({"dtype": dtype} | quantised),
-            **(_classes(head) if head else {}),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        fix = "copy or download it again, or name another model"
-        if not Path(name).is_dir():
-            fix = (
-                "check the name; without a network (or behind HF_HUB_OFFLINE), name a local folder or embedded:smollm2-135m; "
-                "gated models need `hf auth login`"
-            )
-        elif isinstance(error, ImportError):
-            fix = "install what it names, or set model.attention=auto"
-        raise UserError(f"the model cannot be loaded: {one_line(error)}", where, fix) from error
-    model: PreTrainedModel
-    model, info = loaded
-    # A language model's own head makes room for the one that gives classes.
-    expected = {"missing_keys": {f"{HEAD}.weight"}, "unexpected_keys": {"lm_head.weight"}} if head else {}
-    # transformers fills what is missing with random numbers and leaves out what it does not know, with a warning.
-    for kind_of_key, meaning in (
-        ("missing_keys", "are not in its files and would be random"),
-        ("mismatched_keys", "have another shape in its files and would be random"),
-        ("unexpected_keys", "in its files fit nowhere and would be left out"),
-        ("error_msgs", "could not be read"),
-    ):
-        if keys := sorted(set(map(str, info.get(kind_of_key) or ())) - expected.get(kind_of_key, set())):
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise UserError(
-                f"{len(keys)} weights of the model {meaning}: {', '.join(keys[:3])}{more}",
-                where,
-                f"name a causal language model whose weights belong to {type(model).__name__}",
-            )
-    if quantised:
-        _settle_quantised(model, dtype)
-    mamba.speed_up(model)
-    return model, bool(info["missing_keys"])
-
-
-def _classes(head: Head) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for a head of these classes."""
-    return {
-        "id2label": dict(enumerate(head.names)),
-        "label2id": {name: number for number, name in enumerate(head.names)},
-        "problem_type": "multi_label_classification" if head.several else "single_label_classification",
-    }
-
-
-def _quantised(dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for nf4 with double quantisation; weights are rounded from fp32, whatever computes.
-
-    Source: QLoRA, Dettmers et al. 2023, arXiv:2305.14314; bitsandbytes.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "weights in 4 bits need bitsandbytes, which is not installed",
-            "recipe key model.quantisation",
-            "pip install 'luthier[quantised]'",
-        )
-    return {
-        "dtype": torch.float32,
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            # Mamba's own code multiplies with the weight of dt_proj, past the layer.
-            llm_int8_skip_modules=["lm_head", HEAD, "dt_proj"],
-        ),
-        "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
-    }
-
-
-def _settle_quantised(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Weights that are not in 4 bits get the format of all others; those that are keep theirs.
-
-    On processors with AVX-512 bf16 bitsandbytes (0.50) repacks a layer's weights at its first forward pass in evaluation
-    mode, for a product without gradients, and takes that one in training from then on: nothing below it would learn.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-
-
-@torch.no_grad()
-def _fit_to_tokenizer(model: PreTrainedModel, tokenizer_size: int, num_new: int) -> None:
-    """Makes room for new tokens, whose rows become the mean of all others.
-
-    The mean leaves what the model predicts nearly as it was; a random row would not.
-
-    Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models".
-    """
-    rows = _matrix(model.get_input_embeddings()).shape[0]
-    if tokenizer_size - num_new > rows:
-        raise UserError(
-            f"the tokenizer knows {tokenizer_size - num_new} tokens, but the model's embedding has {rows} rows",
-            _NAME,
-            "take the tokenizer that belongs to the model, or list the added tokens under model.new_tokens",
-        )
-    if not num_new:
-        return
-    if tokenizer_size > rows:
-        model.resize_token_embeddings(tokenizer_size, mean_resizing=False)
-    old = tokenizer_size - num_new
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if layer is not None:  # tied layers share one tensor: written twice, with the same mean
-            weight = _matrix(layer)
-            weight[old:tokenizer_size] = weight[:old].float().mean(0).to(weight.dtype)
-
-
-def _matrix(layer: nn.Module) -> Tensor:
-    weight = layer.weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{type(layer).__name__} has no weight matrix")
-    return weight
 
 
 def _freeze(model: PreTrainedModel | PeftModel, settings: Model) -> None:

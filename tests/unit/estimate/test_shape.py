@@ -5,7 +5,8 @@ from tests.fixtures import measured_training, tiny_trainer
 
 from luthier.errors import UserError
 from luthier.estimate.shape import config_of, published, shape_of
-from luthier.models.load import coverage, load_model
+from luthier.models.coverage import coverage
+from luthier.models.load import load_model
 from luthier.recipe import Adapter, Model
 
 # Parameters as the models' pages on the Hub state them (safetensors metadata).

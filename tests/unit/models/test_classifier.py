@@ -14,8 +14,9 @@ from luthier.encoding.batches import collate, pack
 from luthier.errors import UserError
 from luthier.models import packed
 from luthier.models.classifier import HEAD, class_nll, class_targets, pad_id, uniform_loss
+from luthier.models.coverage import coverage
 from luthier.models.forward import base_model, row_logits, token_scores
-from luthier.models.load import coverage, load_tokenizer, load_trained, save_trained
+from luthier.models.load import load_tokenizer, load_trained, save_trained
 from luthier.recipe import Head
 from luthier.run_folder import RunFolder
 

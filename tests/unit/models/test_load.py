@@ -15,10 +15,10 @@ from tests.fixtures.tiny_model import save_model
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import UserError
+from luthier.models.coverage import coverage
 from luthier.models.forward import base_model
 from luthier.models.load import (
     choose_precision,
-    coverage,
     load_model,
     load_tokenizer,
     load_trained,

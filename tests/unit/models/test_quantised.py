@@ -13,10 +13,10 @@ from tests.fixtures.tiny_model import save_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from luthier.errors import Refused, UserError
-from luthier.models import load as loading
 from luthier.models import merge as merging
+from luthier.models import pretrained
+from luthier.models.coverage import coverage
 from luthier.models.load import (
-    coverage,
     load_model,
     load_tokenizer,
     load_trained,
@@ -130,7 +130,7 @@ def test_evaluation_leaves_the_gradients_of_training(folder: Path, monkeypatch: 
         after = gradients(model)
         assert all(torch.equal(before[name], after[name]) for name in before)
     if bnb.functional.has_avx512bf16():  # the defect that is guarded against is still there
-        monkeypatch.setattr(loading, "_settle_quantised", lambda model, dtype: None)
+        monkeypatch.setattr(pretrained, "_settle_quantised", lambda model, dtype: None)
         model = _load(settings)
         before = gradients(model)
         _logits(model)
@@ -209,9 +209,9 @@ def test_training_goes_on_from_a_quantised_run(
 
 
 def test_without_bitsandbytes_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = loading.importlib.util.find_spec
+    usual = pretrained.importlib.util.find_spec
     monkeypatch.setattr(
-        loading.importlib.util,
+        pretrained.importlib.util,
         "find_spec",
         lambda name, *a: None if name == "bitsandbytes" else usual(name, *a),
     )

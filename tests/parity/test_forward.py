@@ -53,6 +53,8 @@ def test_token_accuracy_equals_an_independent_count() -> None:
     ]
     with torch.no_grad():
         assert token_scores(model, batch).correct_N.tolist() == right
+    with pytest.raises(RuntimeError, match="no_grad"):
+        token_scores(model, batch).correct_N  # noqa: B018 # it is asked for
 
 
 def test_a_head_with_soft_capping_is_noticed_and_taken_the_plain_way() -> None:

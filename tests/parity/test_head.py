@@ -31,14 +31,36 @@ def test_loss_and_gradients_are_torch_s(most_logits, trained, monkeypatch):
         assert torch.allclose(ours[1], layer.weight.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_without_gradients_nothing_is_kept():
-    layer = nn.Linear(16, 100, bias=False)
+@pytest.mark.parametrize("trained", [False, True])
+def test_products_are_rounded_as_asked_and_losses_are_not(trained):
+    torch.manual_seed(0)
+    hidden, labels, g = torch.randn(9, 16, requires_grad=True), torch.randint(0, 100, (9,)), torch.rand(9)
+    layer = nn.Linear(16, 100, bias=False).requires_grad_(trained)
+    nll, best = head.head_loss(hidden, layer, labels, torch.bfloat16)
+    (nll * g).sum().backward()
+    ours = hidden.grad.clone(), layer.weight.grad
+    hidden.grad = layer.weight.grad = None
+    logits = (hidden.bfloat16() @ layer.weight.bfloat16().t()).float()
+    theirs = functional.cross_entropy(logits, labels, reduction="none")
+    (theirs * g).sum().backward()
+    assert best is None and nll.dtype == torch.float32
+    assert torch.allclose(nll, theirs, rtol=1e-6, atol=1e-6)
+    for found, expected in zip(ours, (hidden.grad, layer.weight.grad), strict=True):
+        assert (found is None) == (expected is None)
+        assert found is None or float((found - expected).norm()) < 0.01 * float(expected.norm())
     with torch.no_grad():
-        nll, _ = head.head_loss(torch.randn(4, 16), layer, torch.tensor([1, 2, 3, 4]), torch.float32)
-    assert nll.grad_fn is None
+        asked, best = head.head_loss(hidden, layer, labels, torch.bfloat16)
+    assert torch.equal(asked, nll) and asked.grad_fn is None and torch.equal(best, logits.argmax(-1))
+
+
+def test_no_slice_has_more_logits_than_64_mib_hold():
+    assert 4 * head.MOST_LOGITS == 64 * 2**20
+    assert head._slices(5, 1 << 23) == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    assert head._slices(2, 1 << 25) == [slice(0, 1), slice(1, 2)]
 
 
 def test_heads_that_do_more_are_told_apart():
     assert head.is_linear(nn.Linear(2, 3, bias=False))
     assert not head.is_linear(nn.Linear(2, 3))
     assert not head.is_linear(None)
+    assert not head.is_linear(type("Capped", (nn.Linear,), {})(2, 3, bias=False))

@@ -1,5 +1,6 @@
 """Loss and gradients depend on the rows of a step, not on how they are split, padded or ordered."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -183,9 +184,18 @@ def test_padding_that_is_looked_at_would_be_seen() -> None:
 
 def test_evaluation_loss_does_not_depend_on_batch_size(tmp_path: Path) -> None:
     expected_loss, _ = _reference()
+    with torch.no_grad():
+        alone = [token_scores(make_model(), collate([row], 2)) for row in ROWS]
+    nats = sum(float(scores.nll_N.sum()) for scores in alone)
+    right = [bool(correct) for scores in alone for correct in scores.correct_N]
+    rows = [replace(row, target_bytes=7) for row in ROWS]
     for micro_batch_tokens in (1, 3 * 40, 8 * 40):
-        loop = _loop(tmp_path, ROWS, micro_batch_tokens=micro_batch_tokens)
-        assert evaluate(loop, Progress())["loss"] == pytest.approx(expected_loss, rel=1e-5)
+        loop = _loop(tmp_path, rows, micro_batch_tokens=micro_batch_tokens)
+        found = evaluate(loop, Progress())
+        assert found["loss"] == pytest.approx(expected_loss, rel=1e-5)
+        assert found["perplexity"] == pytest.approx(math.exp(expected_loss), rel=1e-4)
+        assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / (16 * 7), rel=1e-5)
+        assert (found["num_tokens"], found["token_accuracy"]) == (len(right), sum(right) / len(right))
         tokenizer = TextTokenizer(make_tokenizer())
         for batch_size in (1, 3, 8):
             sums = [

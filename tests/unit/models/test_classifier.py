@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from luthier.encoding.batches import collate, pack
 from luthier.errors import UserError
 from luthier.models import packed
-from luthier.models.classifier import HEAD, class_nll, class_targets, pad_id, uniform_loss
+from luthier.models.classifier import HEAD, class_nll, class_targets, pad_id, predicted, uniform_loss
 from luthier.models.coverage import coverage
 from luthier.models.forward import base_model, row_logits, token_scores
 from luthier.models.load import load_tokenizer, load_trained, save_trained
@@ -183,6 +183,14 @@ def test_losses_against_torch() -> None:
     several = class_nll(logits, hot, Head(names=names, several=True))
     expected = functional.binary_cross_entropy_with_logits(logits, hot, reduction="none").mean(-1)
     torch.testing.assert_close(several, expected)
+    both = {"label_smoothing": 0.2, "focal_gamma": 2.0}
+    torch.testing.assert_close(
+        class_nll(logits, labels, Head(names=names, **both)), smooth * (1 - (-plain).exp()) ** 2
+    )
+    several = class_nll(logits, hot, Head(names=names, several=True, **both))
+    expected = functional.binary_cross_entropy_with_logits(logits, 0.8 * hot + 0.1, reduction="none")
+    right = torch.where(hot == 1, logits.sigmoid(), 1 - logits.sigmoid())
+    torch.testing.assert_close(several, (expected * (1 - right) ** 2).mean(-1))
     assert (
         class_targets(Head(names=names, several=True), [[1, 0, 0, 1, 0]], logits.device).dtype
         == torch.float32
@@ -227,6 +235,20 @@ def test_hierarchy_adds_the_levels_above_the_class() -> None:
     p = logits.softmax(-1)[0]
     expected = -0.5 * p[1].log() - 0.25 * p[:3].sum().log() - 0.25 * p[:2].sum().log()
     torch.testing.assert_close(class_nll(logits, torch.tensor([1]), head)[0], expected)
+    # Without rows each class counts alike: of ln 4, ln 4 - ln 3 and ln 4 - ln 2 or ln 4 - 0 it is half and a quarter each.
+    above = [math.log(4 / 3)] * 3 + [math.log(4)], [math.log(4 / 2)] * 2 + [math.log(4)] * 2
+    assert uniform_loss(head) == pytest.approx(0.5 * math.log(4) + sum(map(sum, above)) / 16)
+    light = head.model_copy(update={"hierarchy_weight": 0.2})
+    assert uniform_loss(light) == pytest.approx(0.8 * math.log(4) + 0.1 * sum(map(sum, above)) / 4)
+
+
+def test_an_answer_with_several_labels_is_right_if_all_of_them_are() -> None:
+    logits = torch.tensor([[1.0, -1.0], [1.0, 0.5], [-1.0, -0.1]])
+    hot = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    right, wanted = predicted(logits, hot, Head(names=("a", "b"), several=True))
+    assert right.tolist() == [1, 0, 1] and wanted.tolist() == [1, 1, 1]
+    best, labels = predicted(logits, torch.tensor([0, 1, 1]), Head(names=("a", "b")))
+    assert best.tolist() == [0, 0, 1] and labels.tolist() == [0, 1, 1]
 
 
 def test_rows_by_class_are_drawn_alike_often() -> None:

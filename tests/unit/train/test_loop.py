@@ -7,7 +7,10 @@ from tests.fixtures.tiny_run import write_recipe
 
 from luthier import pipeline
 from luthier.errors import Refused, UserError
+from luthier.recipe import Recipe, Train
 from luthier.run_folder import RunFolder, read_json, write_json
+from luthier.train.checkpoint import Progress
+from luthier.train.loop import _checkpoint_due, _eval_due, _note_best, _stopped_early
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
@@ -28,6 +31,45 @@ def test_without_eval_rows_nothing_is_evaluated_and_the_last_weights_are_kept(re
     assert [row["step"] for row in history] == [1, 2, 3, 4]
     assert not any("eval" in row for row in history)
     assert run.result() == run.adapter
+
+
+def test_the_best_evaluation_is_the_first_of_the_best_since_training_began():
+    for direction, sign in (("min", 1), ("max", -1)):
+        progress, seen = Progress(), []
+        for progress.step, value in enumerate((0.1, 1.0, 0.8, 0.8, 0.9, 0.7)):
+            noted = _note_best(progress, sign * value, direction)
+            seen.append((noted, progress.best_step, progress.evals_without_better))
+        assert seen == [
+            (False, None, 0),
+            (True, 1, 0),
+            (True, 2, 0),
+            (False, 2, 1),
+            (False, 2, 2),
+            (True, 5, 0),
+        ]
+        assert progress.best_value == sign * 0.7
+    two = Progress(evals_without_better=2)
+    assert [_stopped_early(two, patience) for patience in (1, 2, 3, None)] == [True, True, False, False]
+
+
+def test_evaluations_and_checkpoints_are_due():
+    by_steps = Recipe(train=Train(eval_every_steps=4, checkpoint_every_steps=3))
+    due = [_eval_due(Progress(step=step), 10, by_steps) for step in range(1, 11)]
+    assert [step for step, found in enumerate(due, 1) if found] == [4, 8, 10]
+    saved = [_checkpoint_due(Progress(step=step), {}, due[step - 1], 10, by_steps) for step in range(1, 11)]
+    assert [step for step, found in enumerate(saved, 1) if found] == [3, 6, 9, 10]
+    assert _checkpoint_due(Progress(step=4), {"eval": {"best": True}}, True, 10, by_steps)
+    assert not _checkpoint_due(Progress(step=4), {"eval": {"best": False}}, True, 10, by_steps)
+    with_evaluations = Recipe(train=Train(checkpoint_every_steps=None))
+    assert _checkpoint_due(Progress(step=4), {}, True, 10, with_evaluations)
+    assert not _checkpoint_due(Progress(step=4), {}, False, 10, with_evaluations)
+    by_tokens, progress = Recipe(train=Train(eval_every_tokens=100)), Progress(next_eval_tokens=100)
+    found = []
+    for progress.step, progress.tokens in enumerate((99, 100, 199, 250, 299, 520, 599), 1):
+        found.append((_eval_due(progress, 7, by_tokens), progress.next_eval_tokens))
+    assert found == [
+        (False, 100), (True, 200), (False, 200), (True, 300), (False, 300), (True, 600), (True, 600)
+    ]  # fmt: skip
 
 
 def test_training_is_never_replaced_by_that_of_another_recipe_or_data(recipe, tmp_path):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM as Auto
 from transformers import DynamicCache, Mamba2Config, MambaConfig
 
 from luthier.models import fused, mamba, scan
-from luthier.models.mamba import slow_down, speed_up
+from luthier.models.mamba import speed_up
 from luthier.recipe import Train
 from luthier.train.optimizer import adamw
 
@@ -60,7 +60,8 @@ def test_values_and_gradients_are_transformers_own_in_fp32(kind, monkeypatch):
     assert {
         name: apart for name in gradients if (apart := most_apart(faster[name], gradients[name])) > 1e-5
     } == {}
-    slow_down(made)
+    for layer in made.modules():
+        vars(layer).pop("forward", None)
     assert torch.equal(loss_and_gradients(made)[0], own)
 
 

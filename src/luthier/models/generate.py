@@ -148,7 +148,7 @@ def score_and_generate(
                 )
                 if base_model(model)._is_stateful:
                     scores = token_scores(model, batch, plain=plain)
-                    mask_BT = _read_prompts(model, [rows[i] for i in indices], cache)
+                    mask_BT, _ = read_prompts(model, [rows[i] for i in indices], cache)
                 else:
                     cache.activate_past_recording()  # for layers with a window, so that they can be cut back below
                     scores = token_scores(model, batch, plain=plain, cache=cache)
@@ -231,14 +231,8 @@ def _from_one_prefix(
     trunk, shared = _with_longest(rows, family)
     size = max(shared.values())
     prefix = DynamicCache(config=base.config)
-    batch = collate([prompt_row(trunk[: size + 1].tolist())], pad_id=0).to(base.device)
-    few = replace(
-        batch,
-        input_ids_BT=batch.input_ids_BT[:, :size],
-        attention_mask_BT=batch.attention_mask_BT[:, :size],
-        position_ids_BT=batch.position_ids_BT[:, :size],
-    )
-    base.base_model(**forward_inputs(base.base_model, few, prefix))
+    batch = collate([prompt_row(trunk[:size].tolist())], pad_id=0).to(base.device)
+    base.base_model(**forward_inputs(base.base_model, batch, prefix))
     order = sorted(family, key=lambda i: shared[i] - len(rows[i].input_ids))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
@@ -283,8 +277,14 @@ def _from_one_prefix(
         yield indices, scores, outputs
 
 
-def _read_prompts(model: PreTrainedModel | PeftModel, rows: Sequence[Row], cache: DynamicCache) -> Tensor:
-    """Fills the cache with the states after the rows' prompts; 1 where the cache has seen a token, 0 for padding."""
+def read_prompts(
+    model: PreTrainedModel | PeftModel, rows: Sequence[Row], cache: DynamicCache
+) -> tuple[Tensor, Tensor]:
+    """Fills the cache with the rows' prompts, padded on the left.
+
+    Returns:
+        1 where the cache has seen a token and 0 for padding, shape (B, T); and logits of the next tokens, shape (B, V).
+    """
     prompts = [
         replace(
             row,
@@ -298,8 +298,8 @@ def _read_prompts(model: PreTrainedModel | PeftModel, rows: Sequence[Row], cache
     few_logits = (
         {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
     )
-    model(**forward_inputs(base, batch, cache), **few_logits)
-    return batch.attention_mask_BT
+    logits_BV = model(**forward_inputs(base, batch, cache), **few_logits).logits[:, -1]
+    return batch.attention_mask_BT, logits_BV
 
 
 def _most_likely(logits_BV: Tensor, rows: Sequence[int], new_ids: Sequence[Sequence[int]]) -> Tensor:

@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
-from luthier.models import start
 from luthier.models.beams import continuations
 from luthier.models.load import (
     choose_precision,
-    load_tokenizer,
+    earlier_adapter,
     load_trained,
     load_untrained,
     resolve,
@@ -201,7 +200,7 @@ def open_engine(
     whole = result is not None and result == run.model
     adapter = None if whole else result
     if result is None and starts_adapted(settings):
-        adapter = start.adapter_folder(settings, resolve(settings), load_tokenizer(settings).hash())
+        adapter = earlier_adapter(settings)
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.revision and not whole:
         options["revision"] = settings.revision

@@ -22,6 +22,7 @@ from luthier.encoding.batches import collate
 from luthier.errors import UserError
 from luthier.models import packed
 from luthier.models.forward import base_model, forward_inputs
+from luthier.models.generate import prompt_row
 from luthier.records import Row
 
 
@@ -116,9 +117,8 @@ def _through_tree(model: PreTrainedModel | PeftModel, tree: LabelTree, rows: Seq
         for end in range(1, len(node) + 1):
             above[place - longest, places[node[:end]] - longest] = True
     for i, prompt in enumerate(prompts):
-        start = longest - len(
-            prompt
-        )  # texts end together, so that logits are needed in the same places of all rows
+        # Texts end together, so that logits are needed in the same places of all rows.
+        start = longest - len(prompt)
         ids[i, start:longest] = prompt
         positions[i, start:longest] = np.arange(len(prompt))
         sees[i, start:longest, start:longest] = np.tri(len(prompt), dtype=bool)
@@ -149,11 +149,7 @@ def _after(model: PreTrainedModel | PeftModel, rows: Sequence[Row], node: Sequen
     base = base_model(model)
     found = []
     for row in rows:
-        ids = np.append(row.input_ids[: row.num_prompt_tokens], np.array(node, np.int32))
-        alone = Row(
-            id="", group="", input_ids=ids, loss_weights=np.zeros(len(ids), np.float32),
-            span_ids=np.zeros(len(ids), np.int16), span_names=[""], num_prompt_tokens=len(ids), target="", target_bytes=0,
-        )  # fmt: skip
-        batch = collate([alone], 0).to(base.device)
+        ids = [*row.input_ids[: row.num_prompt_tokens].tolist(), *node]
+        batch = collate([prompt_row(ids)], 0).to(base.device)
         found.append(model(**forward_inputs(base, batch, None)).logits[0, -1].float())
     return torch.stack(found)

@@ -230,7 +230,7 @@ def _adapted(base: PreTrainedModel, settings: Model, new_ids: range) -> PeftMode
     assert settings.adapter is not None
     if not settings.start_from or settings.start_mode == "merge":
         return add_adapter(base, settings.adapter, list(new_ids))
-    earlier = start.adapter_folder(settings, resolve(settings), load_tokenizer(settings).hash())
+    earlier = earlier_adapter(settings)
     if settings.start_mode == "continue":
         targets = target_names(base, settings.adapter)
         model = with_adapter(base, earlier, dropout=settings.adapter.dropout, trained=True)
@@ -249,8 +249,16 @@ def load_untrained(settings: Model, tokenizer_size: int) -> PreTrainedModel | Pe
     if not starts_adapted(settings):
         return model
     assert isinstance(model, PreTrainedModel)
-    earlier = start.adapter_folder(settings, resolve(settings), load_tokenizer(settings).hash())
-    return _with_adapter(model, earlier, settings)
+    return _with_adapter(model, earlier_adapter(settings), settings)
+
+
+def earlier_adapter(settings: Model) -> Path:
+    """The folder of the adapter that training goes on from, proven to be made for this model and tokenizer.
+
+    Raises:
+        UserError: It belongs to others.
+    """
+    return start.adapter_folder(settings, resolve(settings), load_tokenizer(settings).hash())
 
 
 def starts_adapted(settings: Model) -> bool:

@@ -44,14 +44,6 @@ def speed_up(model: nn.Module) -> int:
     return len(layers)
 
 
-def slow_down(model: nn.Module) -> None:
-    """Takes the fast forward away; layers compute by their own code again."""
-    for layer in model.modules():
-        replaced = vars(layer).get("forward")
-        if isinstance(replaced, MethodType) and replaced.__func__ in _FORWARDS.values():
-            del layer.forward
-
-
 def _mamba_forward(
     self: Any,
     hidden_states: Tensor,

@@ -97,7 +97,8 @@ def merged_start(settings: Model) -> Path:
     """The folder of a model with the adapter of ``model.start_from`` in it, in the cache; merged when first asked for.
 
     Raises:
-        UserError: The adapter was trained on another model than the recipe names. Refused: As ``merge``.
+        UserError: The adapter was trained on another model than the recipe names.
+        Refused: As ``merge``.
     """
     adapter, earlier = start.find(settings)
     out = cache_folder() / "merged" / start.identity(settings)[:16]

@@ -6,7 +6,6 @@ Shapes: B rows still running, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
-from luthier.models.forward import base_model, forward_inputs
+from luthier.models.forward import base_model
 from luthier.models.fused import fused_lora
-from luthier.models.generate import Output, continue_prompts, prompt_row
+from luthier.models.generate import Output, continue_prompts, prompt_row, read_prompts
 from luthier.models.memory import give_back
 from luthier.ontology.constrain import State, TokenChoice
 
@@ -97,26 +95,22 @@ def sample(
     window = getattr(base.config, "sliding_window", None)
     if window and max(map(len, prompts), default=0) + how.max_new_tokens > window:
         batch_size = 1  # a window counts places in the cache, padding included; alone, a row has none
-    few_logits = (
-        {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
-    )
     stop = re.compile(how.stop_pattern) if how.stop_pattern else None
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     try:
         with fused_lora(model):
             for start in range(0, len(order), batch_size):
                 indices = order[start : start + batch_size]
-                rows = [prompt_row(prompts[i]) for i in indices]
-                batch = collate(rows, pad_id=0, side="left").to(base.device)
+                rows = [prompt_row([*prompts[i], 0]) for i in indices]
                 cache = DynamicCache(config=base.config)
-                logits_BV = model(**forward_inputs(base, batch, cache), **few_logits).logits[:, -1]
-                lengths_B = torch.tensor([len(row.input_ids) for row in rows], device=logits_BV.device)
+                mask_BT, logits_BV = read_prompts(model, rows, cache)
+                lengths_B = torch.tensor([len(prompts[i]) for i in indices], device=logits_BV.device)
                 chooser = _Chooser(how, [names[i] for i in indices], choice)
                 firsts_B = chooser(logits_BV, list(range(len(rows))), [[] for _ in rows])
                 outputs = continue_prompts(
-                    model, tokenizer, cache, batch.attention_mask_BT, lengths_B, firsts_B, how.max_new_tokens, stop, chooser,
+                    model, tokenizer, cache, mask_BT, lengths_B, firsts_B, how.max_new_tokens, stop, chooser,
                 )  # fmt: skip
-                del cache, batch
+                del cache
                 give_back()
                 logs = chooser.log_probabilities
                 yield indices, [Sampled(o, log[: len(o.ids)]) for o, log in zip(outputs, logs, strict=True)]

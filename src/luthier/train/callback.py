@@ -8,10 +8,11 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from luthier.errors import UserError
 from luthier.models.memory import in_use
+from luthier.models.sharded import whole
 from luthier.records import Finding
 from luthier.run_folder import logger
 from luthier.train.watch import Setting, Watch
@@ -148,7 +149,10 @@ def _chance_loss(model: Any) -> float | None:
         return None
     if any("Classification" in name for name in names):
         several = getattr(config, "problem_type", None) == "multi_label_classification"
-        return math.log(config.num_labels) if config.num_labels > 1 and not several else None
+        num_labels = getattr(config, "num_labels", 0)
+        return math.log(num_labels) if num_labels > 1 and not several else None
+    if not isinstance(config, PreTrainedConfig):
+        return None
     size = getattr(config.get_text_config(), "vocab_size", 0)
     return math.log(size) if size > 1 else None
 
@@ -160,7 +164,8 @@ def _broken_parameters(model: Any) -> list[str]:
     sums: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            sums.setdefault(parameter.device, {})[name] = parameter.detach().sum(dtype=torch.float32)
+            total = whole(parameter.detach().sum(dtype=torch.float32))
+            sums.setdefault(parameter.device, {})[name] = total
     # One answer from each device: asking for every parameter would wait for the GPU as often.
     finite = {device: torch.stack(list(of.values())).isfinite().tolist() for device, of in sums.items()}
     return [

@@ -243,12 +243,12 @@ def test_hierarchy_adds_the_levels_above_the_class() -> None:
 
 
 def test_an_answer_with_several_labels_is_right_if_all_of_them_are() -> None:
-    logits = torch.tensor([[1.0, -1.0], [1.0, 0.5], [-1.0, -0.1]])
+    logits = torch.tensor([[1.0, -1.0], [1.0, 0.5], [0.0, -0.1]])
     hot = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
     right, wanted = predicted(logits, hot, Head(names=("a", "b"), several=True))
     assert right.tolist() == [1, 0, 1] and wanted.tolist() == [1, 1, 1]
     best, labels = predicted(logits, torch.tensor([0, 1, 1]), Head(names=("a", "b")))
-    assert best.tolist() == [0, 0, 1] and labels.tolist() == [0, 1, 1]
+    assert best.tolist() == [0, 0, 0] and labels.tolist() == [0, 1, 1]
 
 
 def test_rows_by_class_are_drawn_alike_often() -> None:

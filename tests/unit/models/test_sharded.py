@@ -10,6 +10,7 @@ from torch import distributed
 
 from luthier.models import sharded
 from luthier.recipe import Train
+from luthier.train import callback
 from luthier.train.optimizer import adamw
 
 
@@ -35,5 +36,9 @@ def test_shards_have_the_learning_rates_and_decay_of_the_whole(one_process: None
     whole = groups(model)
     sharded.shard(model, torch.device("cpu"), 1)
     assert sharded.is_sharded(model) and groups(model) == whole
+    assert callback._broken_parameters(model) == []
+    name, parameter = next(iter(model.named_parameters()))
+    parameter.data.fill_(float("nan"))
+    assert callback._broken_parameters(model) == [name]
     (slow,) = (names for rate, decay, names in whole if rate == pytest.approx(1e-3) and decay == 0)
     assert slow and all(name.endswith(("a_real", "a_imag", "log_step")) for name in slow)

@@ -109,6 +109,7 @@ def test_what_chance_would_give():
     assert callback._chance_loss(tiny_trainer.classifier(num_labels=280)) == pytest.approx(5.6348, abs=1e-4)
     assert callback._chance_loss(tiny_trainer.classifier(num_labels=1)) is None
     assert callback._chance_loss(None) is None
+    assert callback._chance_loss(SimpleNamespace(config=SimpleNamespace())) is None  # anybody's own
 
 
 def test_an_unknown_watcher_is_a_mistake():

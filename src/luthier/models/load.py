@@ -40,7 +40,7 @@ from luthier.models.adapter import (
 )
 from luthier.models.classifier import head_of, pad_id, settle_head
 from luthier.models.forward import base_model
-from luthier.models.pretrained import NAME, fit_to_tokenizer, pretrained
+from luthier.models.pretrained import WHERE, fit_to_tokenizer, pretrained
 from luthier.recipe import Classifier, Model
 from luthier.run_folder import RunFolder, new_folder, write_json
 
@@ -66,17 +66,17 @@ def resolve(settings: Model) -> str:
             return resolve(earlier)
     name = settings.name
     if name in registry.registered("model") or ".py@" in name:
-        return str(_checked(Path(registry.lookup("model", name, NAME)())))
+        return str(_checked(Path(registry.lookup("model", name, WHERE)())))
     folder = Path(name).expanduser()
     if folder.exists():
         return str(_checked(folder.resolve()))
     if ":" in name:
-        registry.lookup("model", name, NAME)  # no Hub name has a colon: this fails, with the nearest name
+        registry.lookup("model", name, WHERE)  # no Hub name has a colon: this fails, with the nearest name
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         known = ", ".join(registry.registered("model"))
         raise UserError(
             f"there is no folder {name}",
-            NAME,
+            WHERE,
             f"name a folder that exists, a Hub model (owner/name), or one of: {known}",
         )
     return name
@@ -85,24 +85,26 @@ def resolve(settings: Model) -> str:
 def _checked(folder: Path) -> Path:
     """The folder, if a causal language model can be loaded from it without running a pickle."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file", NAME, "name the folder that holds config.json and the weights")
+        raise UserError(
+            f"{folder} is a file", WHERE, "name the folder that holds config.json and the weights"
+        )
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds an adapter, not a model",
-            NAME,
+            WHERE,
             "name the model that it was made for, or write both as one model with `luthier merge RUN OUT`",
         )
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(f.name for f in folder.iterdir())[:5]) or "nothing"
         raise UserError(
-            f"{folder} holds no config.json, but {found}", NAME, "name a folder that save_pretrained wrote"
+            f"{folder} holds no config.json, but {found}", WHERE, "name a folder that save_pretrained wrote"
         )
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(f.name for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in folder.glob(kind))
         holds = ", ".join(pickles[:3]) or "no weights"
         raise UserError(
             f"{folder} holds {holds}; only safetensors are loaded, since pickles can run code",
-            NAME,
+            WHERE,
             "convert it once, where you trust it: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)",
         )
     index = folder / "model.safetensors.index.json"
@@ -288,7 +290,7 @@ def load_classifier(settings: Model) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(
             f"the model cannot be loaded: {one_line(error)}",
-            f"{NAME} ({name})",
+            f"{WHERE} ({name})",
             "name a model that labels rows",
         ) from error
     return model

@@ -23,7 +23,7 @@ from luthier.models.classifier import HEAD
 from luthier.recipe import Classifier, Head, Model
 from luthier.run_folder import logger
 
-NAME = "recipe key model.name"
+WHERE = "recipe key model.name"
 
 
 def pretrained(name: str, settings: Model, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
@@ -37,7 +37,7 @@ def pretrained(name: str, settings: Model, dtype: torch.dtype) -> tuple[PreTrain
     Raises:
         UserError: It cannot be loaded, or its files hold fewer weights than it has, or others.
     """
-    where = f"{NAME} ({name})"
+    where = f"{WHERE} ({name})"
     attention = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     quantised = _quantised(dtype) if settings.quantisation else {}
     head = settings.head if isinstance(settings, Classifier) else None
@@ -156,7 +156,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer_size: int, num_new: int) 
     if tokenizer_size - num_new > rows:
         raise UserError(
             f"the tokenizer knows {tokenizer_size - num_new} tokens, but the model's embedding has {rows} rows",
-            NAME,
+            WHERE,
             "take the tokenizer that belongs to the model, or list the added tokens under model.new_tokens",
         )
     if not num_new:

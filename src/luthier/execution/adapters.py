@@ -128,7 +128,7 @@ class Adapter(Options):
         stage = _STAGES[found.verdict]
         where = Where((bug.path, *self.copies), bug.source.count(b"\n", 0, bug.start) + 1, function)
         limit = ""
-        if last.tampered:
+        if last.tampered or last.too_large:
             limit = found.message
         elif stage == "timeout":
             limit = f"no end after {limits.timeout_s:g} s"

@@ -87,7 +87,7 @@ class Outcome:
         disk_read_only: Whether it could write nowhere but in its folder.
         name: Of the step.
         files: The texts of the files that were to be collected and are there, with the folder's path as in ``output``.
-        tampered: Guarded files that it changed.
+        tampered: Guarded files that it changed or deleted.
         too_large: Files that were to be collected and have more than 16 MiB.
     """
 
@@ -144,7 +144,7 @@ def run_steps(
         files: Names, relative to the folder, and texts; undecodable bytes as surrogates.
         limits: What each step may use.
         trees: Folders whose content is copied into the folder before the files.
-        guard: Files and folders of the folder that no step may change.
+        guard: Files and folders of the folder that no step may change; files that it adds to them are no change.
         fence: How it is held; the strongest that works here if not given.
     """
     limits = limits or Limits()

@@ -180,6 +180,7 @@ def test_a_report_is_read_whole_or_called_too_large(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sandbox, "_COLLECT_BYTES", 1 << 20)
     (cut,) = Judge(tmp_path / "other", QUICK).judge([(target, RIGHT)])
     assert (cut.verdict, cut.message) == ("test-failed", "report-too-large: out.xml")
+    assert cut.feedback is not None and cut.feedback.error == cut.message
 
 
 def test_a_program_has_the_room_that_its_bug_asks_for(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def test_what_is_guarded_may_not_change() -> None:
     (outcome,) = run_steps(touch, {"t/a.py": "", "t/b.py": ""}, QUICK, guard=["t"])
     assert list(outcome.tampered) == ["t/a.py"] and outcome.exit_code == 0 and not outcome.ok
     assert run_steps(touch, {"t/a.py": "", "t/b.py": ""}, QUICK, guard=["t/b.py"])[-1].ok
+    others = [Step("delete", ["rm", "t/b.py"]), Step("add", ["sh", "-c", "echo x > t/c.txt"])]
+    deleted, added = (run_steps([step], {"t/b.py": ""}, QUICK, guard=["t"])[0] for step in others)
+    assert list(deleted.tampered) == ["t/b.py"] and added.ok
 
 
 def test_memory_of_all_processes_is_limited_together() -> None:

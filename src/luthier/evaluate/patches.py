@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
+from luthier.encoding.lexer import normalised
+from luthier.errors import UserError
 from luthier.evaluate.candidates import Asked
 from luthier.evaluate.significance import Pair, Ratio, mcnemar, paired_bootstrap
 from luthier.execution.adapters import VERDICTS, Judgement
@@ -16,11 +20,13 @@ from luthier.execution.sandbox import Limits
 from luthier.metrics.code import same_tree
 from luthier.recipe import Recipe
 from luthier.records import Dropped
-from luthier.run_folder import read_json, read_jsonl, write_json, write_text
+from luthier.run_folder import logger, read_json, write_json, write_text
+from luthier.sources.text_rows import Bad, read_rows
 
 Progress = Callable[[str, int, int | None], None]
 Judged = tuple[Asked, Mapping[str, Any], Judgement]
 _RANKS = (1, 3, 5, 10)
+_LONGEST_LINE = 16 << 20  # bytes
 _ORDERS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "score": lambda row: -row["score"],
     "mean-logprob": lambda row: -row["logprob"] / max(1, row["num_tokens"]),
@@ -220,29 +226,61 @@ def compare_repairs(one: Path, other: Path) -> dict[str, Any]:
     }
 
 
-def given_candidates(path: Path, asked: Sequence[Asked], recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
-    """Candidates of another tool by bug: lines with ``bug`` and ``function``, best first, and maybe ``logprob`` and ``num_tokens``."""
-    from luthier.encoding.lexer import normalised
+class _Given(BaseModel):
+    """A line of another tool's candidates; what else stands in it is not looked at."""
 
-    by_bug: dict[str, list[dict[str, Any]]] = {each.bug.id: [] for each in asked}
+    bug: str
+    function: str | None = None
+    logprob: float = 0.0
+    num_tokens: int = 1
+    score: float | None = None
+
+
+def given_candidates(path: Path, asked: Sequence[Asked], recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
+    """Candidates of another tool by bug: lines with ``bug`` and ``function`` (null: it found none), best first, and maybe ``logprob``, ``num_tokens`` and ``score``.
+
+    Lines of other bugs, and those behind the last candidate that is judged, are left out and counted in the log.
+
+    Raises:
+        UserError: The file, or a line of it, cannot be read.
+    """
+    bugs = {each.bug.id: each for each in asked}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in bugs}
     seen: dict[tuple[str, str], int] = {}
-    languages = {each.bug.id: each.bug.language for each in asked}
-    places = {each.bug.id: normalised(each.place.text, each.bug.language) for each in asked}
-    for line in read_jsonl(path):
-        name = line.get("bug")
-        if name not in by_bug or len(by_bug[name]) == recipe.repair.num_candidates:
+    left_out: Counter[str] = Counter()
+    for number, row in read_rows(str(path), "jsonl", _LONGEST_LINE):
+        line = _given(row, f"{path}:{number}")
+        if line.bug not in bugs:
+            left_out["of bugs that are not asked about"] += 1
             continue
-        function = line.get("function")
-        same = normalised(function, languages[name]) if isinstance(function, str) else ""
-        rank = len(by_bug[name]) + 1
-        logprob, num_tokens = float(line.get("logprob", 0.0)), int(line.get("num_tokens", 1))
-        by_bug[name].append(
-            {"function": function, "logprob": logprob, "num_tokens": num_tokens, "score": float(line.get("score", -rank)),
-             "ended": True, "agreement": int(bool(same)), "unchanged": same == places[name],
-             "duplicate_of": seen.get((name, same)) if same else None}
+        rows, asked_one = found[line.bug], bugs[line.bug]
+        if len(rows) == recipe.repair.num_candidates:
+            left_out["more than repair.num_candidates"] += 1
+            continue
+        language = asked_one.bug.language
+        same = "" if line.function is None else normalised(line.function, language)
+        rank = len(rows) + 1
+        rows.append(
+            {"function": line.function, "logprob": line.logprob, "num_tokens": line.num_tokens,
+             "score": float(-rank) if line.score is None else line.score, "ended": True, "agreement": int(bool(same)),
+             "unchanged": same == normalised(asked_one.place.text, language),
+             "duplicate_of": seen.get((line.bug, same)) if same else None}
         )  # fmt: skip
-        seen.setdefault((name, same), rank)
-    return by_bug
+        seen.setdefault((line.bug, same), rank)
+    for reason, count in left_out.items():
+        logger.warning("%s: %d candidates left out: %s", path, count, reason)
+    return found
+
+
+def _given(row: dict[str, Any] | Bad, where: str) -> _Given:
+    problem = f"{row.reason}: {row.detail}" if isinstance(row, Bad) else ""
+    try:
+        if not isinstance(row, Bad):
+            return _Given(**row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    raise UserError(problem, where, 'write a line a candidate: {"bug": "ID", "function": "TEXT"}')
 
 
 def _passes(row: Mapping[str, Any]) -> bool:

@@ -10,6 +10,10 @@ from typing import Any, cast
 from luthier.encoding.lexer import LANGUAGES, Language
 from luthier.records import Dropped, Record
 
+_FIELDS: dict[str, Any] = {
+    "before": str, "after": str, "path": str, "tests": Mapping, "files": Mapping | None, "tree": str | None, "start": int | None,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Bug:
@@ -62,14 +66,16 @@ def bug_of(record: Record) -> Bug | Dropped:
     ``start``, the byte of the file that the function begins at, needed only where its text stands there more than once.
     """
     fields = record.fields
-    for name, kind in (("before", str), ("after", str), ("path", str), ("tests", Mapping)):
-        if not isinstance(fields.get(name), kind):
+    for name, kinds in _FIELDS.items():
+        if not isinstance(fields.get(name), kinds):
             return Dropped(record.id, "no-bug", f"the field {name!r} holds {type(fields.get(name)).__name__}")
     if fields.get("language") not in LANGUAGES:
         return Dropped(record.id, "unknown-language", repr(fields.get("language")))
     if not isinstance(fields["tests"].get("type"), str):
         return Dropped(record.id, "no-bug", "tests has no type")
     files = dict(fields.get("files") or {})
+    if strange := [name for name, text in files.items() if not isinstance(text, str)]:
+        return Dropped(record.id, "no-bug", f"of files, {strange[0]} is no text")
     tree = Path(fields["tree"]) if fields.get("tree") else None
     path, before = fields["path"], fields["before"].encode("utf-8", "surrogateescape")
     if path in files:

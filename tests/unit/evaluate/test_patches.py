@@ -1,9 +1,13 @@
 """Orders of candidates, and what stands first in them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from luthier.encoding.repair import place_of
+from luthier.errors import UserError
 from luthier.evaluate.candidates import Asked, chosen
 from luthier.evaluate.patches import given_candidates, judge_candidates, summary
 from luthier.execution.bugs import Bug
@@ -62,3 +66,27 @@ def test_ranked_by_tests_what_passes_comes_first_and_duplicates_name_it(tmp_path
     ]
     assert ranks == [[0, 1], [1, 1]]
     assert recipe(rank_by="tests").repair.written_order == "score"
+
+
+def test_given_candidates_are_all_counted_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, settings = tmp_path / "given.jsonl", recipe(num_candidates=2)
+    line = {"bug": "b", "function": FIXED}
+    lines = [line, {**line, "bug": "other"}, {**line, "function": None, "logprob": -2, "score": 0.5}, line]
+    path.write_text("\n".join(map(json.dumps, lines[:3])))  # the last line has no end
+    first, second = given_candidates(path, [asked()], settings)["b"]
+    assert first["score"] == -1 and (second["function"], second["logprob"], second["score"]) == (None, -2, 0.5)
+    assert "1 candidates left out: of bugs that are not asked about" in caplog.text
+    path.write_text("\n".join(map(json.dumps, lines)))
+    given_candidates(path, [asked()], settings)
+    assert "1 candidates left out: more than repair.num_candidates" in caplog.text
+    for text, words in (
+        ('{"bug": 3}', "bug: "), ("[]", "given.jsonl:1"), ("{", "given.jsonl:1"),
+        ('{"bug": "b", "function": 3}', "function: "), ('{"bug": "b", "logprob": "x"}', "logprob: "),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(UserError, match=words):
+            given_candidates(path, [asked()], settings)
+    with pytest.raises(UserError, match="cannot be read"):
+        given_candidates(tmp_path / "nowhere.jsonl", [asked()], settings)

@@ -53,6 +53,10 @@ def test_a_function_is_put_in_by_bytes_and_not_by_its_text() -> None:
         ({"files": {}}, "no-file"),
         ({"tests": {}}, "no-bug"),
         ({"path": None}, "no-bug"),
+        ({"files": ["a.py"]}, "no-bug"),
+        ({"files": {"a.py": WRONG, "b.py": 3}}, "no-bug"),
+        ({"tree": 3}, "no-bug"),
+        ({"start": "3"}, "no-bug"),
         ({"language": "cobol"}, "unknown-language"),
     ):
         tree = {"before": WRONG, "after": RIGHT, "language": "python", "path": "a.py", "files": {"a.py": WRONG},

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all. NaN and infinity are refused: they are no JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_line(value: Any) -> str:
+    """A line of a JSONL file."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def write_jsonl(path: Path, values: Iterable[Any]) -> None:
+    """Writes a JSONL file whole or not at all."""
+    write_text(path, "".join(map(json_line, values)))
 
 
 def read_json(path: Path) -> Any:

@@ -202,6 +202,6 @@ def test_forgetting_of_a_head_is_measured_and_of_another_head_is_not(tmp_path: P
     read = recipe_file.load(recipe)
     place = pipeline.evaluate(read, folder=tmp_path / "run")
     first, second, third = read_json(place.forgetting)
-    assert {"accuracy", "loss"} == first["metrics"].keys()
+    assert {"accuracy", "macro_f1", "loss"} == first["metrics"].keys()
     assert "another head" in second["not_measured"] and "another head" in third["not_measured"]
     assert "another head" in page.write(place, read).read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from luthier.models.inference_engines import Opener
 from luthier.models.search import Continuation, Search
 from luthier.recipe import Recipe
 from luthier.records import Dropped, Example, Record
-from luthier.run_folder import hash_value, logger, read_jsonl, write_text
+from luthier.run_folder import hash_value, json_line, logger, read_jsonl, write_jsonl
 from luthier.tasks.repair import Attempt, Repair
 
 Progress = Callable[[str, int, int | None], None]
@@ -118,7 +117,7 @@ def generate_candidates(
     known = {
         name: line for name, line in known.items() if prompts.get(name, line["prompt"]) == line["prompt"]
     }
-    write_text(path, "".join(_json_line(line) for line in (head, *known.values())))  # without a half line
+    write_jsonl(path, (head, *known.values()))  # without a half line
     todo = [each for each in asked if each.bug.id not in known]
     if todo:
         logger.info("repair: candidates of %d bugs", len(todo))
@@ -135,7 +134,7 @@ def generate_candidates(
                     "candidates": chosen(each, outputs, task, recipe),
                 }
                 known[each.bug.id] = line
-                file.write(_json_line(line))
+                file.write(json_line(line))
                 file.flush()
                 if progress:
                     progress("generating", number, len(todo))
@@ -212,7 +211,3 @@ def chosen(
         row["duplicate_of"] = ranks.get(same) if same is not None else None
         ranks.setdefault(same, rank)
     return kept
-
-
-def _json_line(line: dict[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"

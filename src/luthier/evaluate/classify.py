@@ -6,7 +6,6 @@ been trained says nothing. N rows, C classes.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ from luthier.models.label_words import LabelTree, label_scores
 from luthier.recipe import Head, Recipe
 from luthier.records import Row
 from luthier.rows import Rows
-from luthier.run_folder import RunFolder, read_json, write_json, write_text
+from luthier.run_folder import RunFolder, read_json, write_json, write_jsonl
 from luthier.tasks.classification import NO_LABEL, Classification
 
 Floats = NDArray[np.float64]
@@ -128,8 +127,7 @@ def evaluate(judging: Judging) -> dict[str, Any]:
             **described(names, sides, labels, texts, test.column("id").to_pylist()),
         },
     }
-    lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
-    write_text(run.predictions, "".join(lines))
+    write_jsonl(run.predictions, predictions)
     write_json(run.scores, scores)
     return scores
 
@@ -192,10 +190,12 @@ def label_text(
     tokenizer: TextTokenizer,
     model: PreTrainedModel | PeftModel,
     ids: Sequence[int],
+    *,
+    base: bool = False,
 ) -> str:
-    """The likeliest classes of a text, or those that are given, a line each with its probability (calibrated, once evaluated)."""
+    """The likeliest classes of a text, or those that are given, a line each with its probability (of the tuned model calibrated, once evaluated)."""
     names = read_json(run.labels)["names"]
-    scores = read_json(run.scores)["classification"] if run.scores.is_file() else None
+    scores = read_json(run.scores)["classification"] if run.scores.is_file() and not base else None
     weights = np.zeros(len(ids), np.float32)
     weights[-1] = 1.0
     row = Row(
@@ -287,11 +287,11 @@ def described(
     texts: Sequence[str],
     ids: Sequence[str],
 ) -> dict[str, Any]:
-    """Figures of both, classes one by one, calibration, worst confusions and most confident errors."""
+    """Figures of both (None where nothing was to be measured), classes one by one, calibration, worst confusions and most confident errors."""
     num_classes, true = len(names), _hot(labels["test"], len(names))
     train = _hot(labels["train"], num_classes).sum(0)
     several = sides["tuned"].thresholds is not None
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float | None]] = {}
     bins: dict[str, list[dict[str, Any]]] = {}
     ratios = {}
     for which, answers in sides.items():
@@ -304,7 +304,7 @@ def described(
         )
         found = metrics.calibration(confidence, right)
         bins[which] = [asdict(b) for b in found]
-        figures[which] = {
+        measured = {
             "accuracy": float((given == true).all(1).mean()),
             "macro_f1": metrics.macro_f1(*counts),
             "micro_f1": metrics.micro_f1(*counts),
@@ -315,15 +315,15 @@ def described(
         }
         if not several:
             confusion = metrics.confusion_matrix(labels["test"], answers.logits.argmax(1), num_classes)
-            figures[which] |= {
+            measured |= {
                 "matthews": metrics.matthews(confusion),
                 "log_loss": metrics.log_loss(
                     metrics.log_probabilities(answers.logits, answers.temperature), labels["test"]
                 ),
             }
             if num_classes > TOP:
-                top = metrics.top_k_accuracy(answers.logits, labels["test"], TOP)
-                figures[which][f"top_{TOP}_accuracy"] = top
+                measured[f"top_{TOP}_accuracy"] = metrics.top_k_accuracy(answers.logits, labels["test"], TOP)
+        figures[which] = {name: None if np.isnan(value) else value for name, value in measured.items()}
     precision, recall, f1 = ratios["tuned"]
     per_class = [
         {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from luthier.evaluate import judges
 from luthier.evaluate.runner import Judging, Progress
-from luthier.evaluate.significance import Pair, Ratio, compare, describe, paired_bootstrap
+from luthier.evaluate.significance import compare
 from luthier.models.load import load_tokenizer, load_trained
 from luthier.recipe import Recipe, build
 from luthier.run_folder import RunFolder, logger, read_jsonl
@@ -55,21 +54,5 @@ def measure(
     judges.of(task)[0].judge(judging)
     before = {row["id"]: row["tuned"] for row in read_jsonl(earlier.predictions)}
     rows = [{**row, "base": before[row["id"]]} for row in read_jsonl(place.predictions)]
-    scores = _compared(rows, recipe.evaluate.num_bootstrap, recipe.seed)
+    scores = compare(rows, recipe.evaluate.num_bootstrap, recipe.seed)
     return {key: scores[key] for key in ("num_rows", "num_groups", "metrics")}
-
-
-def _compared(rows: Sequence[dict[str, Any]], num_resamples: int, seed: int) -> dict[str, Any]:
-    """As ``compare``; rows of classes have no tokens, but a loss and scores."""
-    if "target_bytes" in rows[0]:
-        return compare(rows, num_resamples, seed)
-
-    def values(which: str, name: str) -> Ratio:
-        return Ratio.mean([(row[which]["scores"] | {"loss": row[which]["loss_nats"]})[name] for row in rows])
-
-    names = [*rows[0]["tuned"]["scores"], "loss"]
-    pairs = {name: Pair(values("base", name), values("tuned", name)) for name in names}
-    groups = [row["group"] for row in rows]
-    found = paired_bootstrap(list(pairs.values()), groups, num_resamples=num_resamples, seed=seed)
-    metrics = {name: describe(name, one) for name, one in zip(pairs, found, strict=True)}
-    return {"num_rows": len(rows), "num_groups": len(set(groups)), "metrics": metrics}

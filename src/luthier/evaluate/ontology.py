@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import random
 import time
 from collections import Counter, defaultdict
@@ -40,7 +39,16 @@ from luthier.ontology.prune import Pruned, RelativeRule, prune, pruned_at, sweep
 from luthier.recipe import Recipe
 from luthier.records import SPLITS, Example, Row, Split
 from luthier.rows import Rows
-from luthier.run_folder import RunFolder, logger, read_json, read_jsonl, write_json, write_text
+from luthier.run_folder import (
+    RunFolder,
+    json_line,
+    logger,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from luthier.tasks.ontology import Ontology as OntologyTask
 
 _SPLITS: tuple[Split, ...] = ("eval", "test")
@@ -242,7 +250,7 @@ def _written(stage: _Stage, system: str, split: Split) -> list[dict[str, Any]]:
     options = recipe.evaluate.ontology
     file = stage.run.ontology / f"{system}-{split}.jsonl"
     done = {line["id"]: line for line in read_jsonl(file)}
-    write_text(file, "".join(_json_line(line) for line in done.values()))  # without a half-written end
+    write_jsonl(file, done.values())  # without a half-written end
     missing = [i for i, name in enumerate(rows.column("id").to_pylist()) if name not in done]
     if missing:
         how = Sampling(
@@ -267,7 +275,7 @@ def _written(stage: _Stage, system: str, split: Split) -> list[dict[str, Any]]:
                     for index, text in zip(indices, texts, strict=True):
                         line = {"id": names[index], **_read(stage, text, known), "seconds": seconds}
                         done[names[index]] = line
-                        out.write(_json_line(line))
+                        out.write(json_line(line))
                     out.flush()
                     stage.progress(f"{system}: {split}", len(done), len(rows))
                     began = time.perf_counter()
@@ -458,7 +466,3 @@ def _write_removed(folder: Path, raw: Ontology, pruned: Pruned) -> None:
     writer.writerow(["parent", "child", "weight", "reason"])
     writer.writerows([u, v, raw.edges[u, v].weight, reason] for (u, v), reason in pruned.removed)
     write_text(folder / "removed.csv", text.getvalue())
-
-
-def _json_line(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"

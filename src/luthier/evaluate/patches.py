@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from luthier.execution.sandbox import Limits
 from luthier.metrics.code import same_tree
 from luthier.recipe import Recipe
 from luthier.records import Dropped
-from luthier.run_folder import logger, read_json, write_json, write_text
+from luthier.run_folder import logger, read_json, write_json, write_jsonl
 from luthier.sources.text_rows import Bad, read_rows
 
 Progress = Callable[[str, int, int | None], None]
@@ -85,7 +84,7 @@ def judge_candidates(
                 **{key: row[key] for key in row if key != "output"},
             }
         )
-    write_text(folder / "verdicts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(folder / "verdicts.jsonl", rows)
     missing = [
         *left_out,
         *(Dropped(name, proof.reason, proof.detail) for name, proof in proofs.items() if proof.reason),

@@ -87,7 +87,8 @@ def complete(
         lent = without_adapter(tuned) if base and isinstance(tuned, PeftModel) else nullcontext(tuned)
     if isinstance(task, Classification):
         with lent as model:
-            return Output([], classify.label_text(recipe, run, task, tokenizer, model, ids), True)
+            said = classify.label_text(recipe, run, task, tokenizer, model, ids, base=base)
+            return Output([], said, True)
     with lent as model:
         (output,) = generate(
             model,

@@ -9,7 +9,6 @@ a plausible one.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from luthier.models.inference_engines import InferenceEngine, Opener
 from luthier.models.search import Continuation
 from luthier.recipe import Recipe
 from luthier.records import Dropped
-from luthier.run_folder import hash_value, logger, read_jsonl, write_json, write_text
+from luthier.run_folder import hash_value, json_line, logger, read_jsonl, write_json, write_jsonl
 from luthier.tasks.repair import Attempt, Repair
 
 Progress = Callable[[str, int, int | None], None]
@@ -80,10 +79,10 @@ class Talk:
         if self.old or not self.path.is_file():
             # Another verdict may still lead to the same next prompt, other candidates do not.
             self.old = self.old[1:] if "judged" in line else []
-            write_text(self.path, "".join(_json(one) for one in [*self.lines, *self.old]))
+            write_jsonl(self.path, [*self.lines, *self.old])
             return
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(_json(line))
+            file.write(json_line(line))
 
     def kept(self, number: int, prompt: str) -> Line | None:
         """What was written in a round, if it lies in the file and was written to this prompt."""
@@ -158,8 +157,8 @@ def _begun(asked: Asked, folder: Path, key: str) -> Talk:
         "before": place.text, "span": [place.start, place.end], "reference": asked.fixed, "key": key,
     }  # fmt: skip
     old = read_jsonl(path)
-    if path.is_file() and "".join(_json(line) for line in old).encode() != path.read_bytes():
-        write_text(path, "".join(_json(line) for line in old))  # a line was cut off
+    if path.is_file() and "".join(map(json_line, old)).encode() != path.read_bytes():
+        write_jsonl(path, old)  # a line was cut off
     talk = Talk(asked, path, old if old[:1] == [head] else [])
     if old and not talk.old:
         path.unlink()
@@ -375,7 +374,3 @@ def _summary(
             for talk in talks
         },
     }
-
-
-def _json(line: Line) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,7 +22,7 @@ from luthier.models.generate import Output, score_and_generate
 from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.rows import Rows
-from luthier.run_folder import RunFolder, write_json, write_text
+from luthier.run_folder import RunFolder, write_json, write_jsonl
 from luthier.tasks import Task
 
 Progress = Callable[[str, int, int | None], None]
@@ -90,7 +89,7 @@ def evaluate(judging: Judging) -> dict[str, Any]:
             predictions, texts, _scored(task, examples, texts, metrics), strict=True
         ):
             prediction["baseline"] = {"output": text, "scores": scored}
-    write_text(run.predictions, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
+    write_jsonl(run.predictions, predictions)
     if "base" not in results:
         return {}
     scores = {

@@ -6,7 +6,6 @@ Verdicts are kept by content in a file of lines: whatever stops the judge, what 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import platform
 import subprocess
@@ -22,7 +21,7 @@ from luthier.execution.adapters import Judgement, adapter
 from luthier.execution.bugs import Bug
 from luthier.execution.feedback import Feedback
 from luthier.execution.sandbox import Limits, refuse_outside, strongest
-from luthier.run_folder import hash_folder, hash_value, logger, read_jsonl
+from luthier.run_folder import hash_folder, hash_value, json_line, logger, read_jsonl
 
 Progress = Callable[[str, int, int | None], None]
 _PROOFS = 2
@@ -142,7 +141,7 @@ class Judge:
                         key, bug = running.pop(future)
                         self._known[key] = judgement = future.result()
                         line = {"key": key, "bug": bug.id, "judgement": judgement.model_dump(mode="json")}
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        file.write(json_line(line))
                         file.flush()
                         done += 1
                         self.num_run += 1

@@ -50,13 +50,15 @@ def macro_f1_of(hits: Floats, rows: Floats, answers: Floats) -> Floats:
 
 
 def weighted_f1(hits: Floats, rows: Floats, answers: Floats) -> float:
-    """Mean F1 of the classes, each as often as it has rows."""
-    return float((precision_recall_f1(hits, rows, answers)[2] * rows).sum() / rows.sum())
+    """Mean F1 of the classes, each as often as it has rows; NaN without rows."""
+    total = float(rows.sum())
+    return float((precision_recall_f1(hits, rows, answers)[2] * rows).sum()) / total if total else np.nan
 
 
 def micro_f1(hits: Floats, rows: Floats, answers: Floats) -> float:
-    """F1 of all answers together: the accuracy where each row has one class and one answer."""
-    return float(2 * hits.sum() / (rows.sum() + answers.sum()))
+    """F1 of all answers together: the accuracy where each row has one class and one answer; NaN without rows and answers."""
+    total = float(rows.sum() + answers.sum())
+    return 2 * float(hits.sum()) / total if total else np.nan
 
 
 def top_k_accuracy(scores: Floats, labels: Ints, k: int) -> float:

@@ -1,5 +1,7 @@
+import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from luthier.evaluate.runner import Judging
 from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
 from luthier.models.forward import base_model, row_logits
 from luthier.recipe import Recipe, Train
-from luthier.run_folder import RunFolder
+from luthier.run_folder import RunFolder, write_json
 from luthier.tasks.classification import Classification
 
 
@@ -141,3 +143,34 @@ def test_metrics_of_generated_text_are_refused() -> None:
     recipe = Recipe.model_validate({"evaluate": {"metrics": ["exact_match"]}})
     with pytest.raises(UserError, match="say nothing about classes"):
         classify.evaluate(Judging(recipe, RunFolder("none"), Classification(), None, {}))  # type: ignore[arg-type]
+
+
+def test_rows_of_no_class_have_figures_that_are_json() -> None:
+    none = np.zeros((3, 2), np.int64)
+    answers = classify.Answers(np.full((3, 2), -5.0), 1.0, np.full(2, 0.5), 0.0)
+    found = classify.described(["a", "b"], {"base": answers, "tuned": answers}, {"test": none, "train": none}, ["x"] * 3, ["1", "2", "3"])  # fmt: skip
+    json.dumps(found, allow_nan=False)
+    figures = found["figures"]["tuned"]
+    assert [figures[f"{kind}_f1"] for kind in ("macro", "micro", "weighted")] == [None] * 3
+    assert figures["accuracy"] == 1 and found["errors"] == []
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_tuned_models_calibration_is_not_the_base_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    run = RunFolder(tmp_path)
+    write_json(run.labels, {"names": ["a", "b"]})
+    classes = [{"threshold": 0.9}, {"threshold": 0.1}]
+    write_json(run.scores, {"classification": {"classes": classes, "figures": {"tuned": {"temperature": 2.0}}}})
+    monkeypatch.setattr(classify, "_tree", lambda *_: None)
+    monkeypatch.setattr(classify, "_scores", lambda *_: np.array([[2.0, -2.0]]))
+    model: Any = torch.nn.Linear(1, 1)
+    said = [
+        classify.label_text(Recipe(), run, Classification(several=several), None, model, [1, 2], base=base)  # type: ignore[arg-type]
+        for base in (False, True)
+    ]
+    if several:
+        assert said == ["0.1192 b", "0.8808 a"]
+    else:
+        assert said == ["0.8808 a\n0.1192 b", "0.9820 a\n0.0180 b"]

@@ -76,7 +76,11 @@ def test_given_candidates_are_all_counted_or_refused(
     lines = [line, {**line, "bug": "other"}, {**line, "function": None, "logprob": -2, "score": 0.5}, line]
     path.write_text("\n".join(map(json.dumps, lines[:3])))  # the last line has no end
     first, second = given_candidates(path, [asked()], settings)["b"]
-    assert first["score"] == -1 and (second["function"], second["logprob"], second["score"]) == (None, -2, 0.5)
+    assert first["score"] == -1 and (second["function"], second["logprob"], second["score"]) == (
+        None,
+        -2,
+        0.5,
+    )
     assert "1 candidates left out: of bugs that are not asked about" in caplog.text
     path.write_text("\n".join(map(json.dumps, lines)))
     given_candidates(path, [asked()], settings)

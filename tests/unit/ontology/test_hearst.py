@@ -1,10 +1,18 @@
+import re
+
 import pytest
 
-from luthier.ontology.hearst import NUM_PATTERNS, hypernyms
+from luthier.ontology import hearst
+from luthier.ontology.hearst import hypernyms
 
 
-def test_there_are_28_patterns() -> None:
-    assert NUM_PATTERNS == 28
+@pytest.mark.parametrize("pattern", hearst._PATTERNS)
+def test_each_pattern_finds_what_it_spells(pattern: str) -> None:
+    """The shortest text of the pattern: without what is optional, by the first of what may be chosen."""
+    text = re.sub(r"\((?:[^()]|\([^()]*\))*\)\? ?| ,\?", "", pattern)
+    text = re.sub(r"\((\w+)[^)]*\)", r"\1", text)
+    text = re.sub(r"\bG\b", "fruits", re.sub(r"\bS\b", "apples", text))
+    assert ("fruits", "apples") in hypernyms(text), text
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,6 @@ def best_matching(
         shape: Of the matrix; every node of the smaller side is matched.
         most_cells: See above.
     """
-    if not min(shape):
-        return 0.0, 0.0
     if shape[0] * shape[1] <= most_cells:
         whole = np.empty(shape, np.float64)
         for rows, values in blocks():

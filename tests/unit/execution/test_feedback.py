@@ -124,3 +124,72 @@ def test_words_of_each_stage() -> None:
     assert words(Feedback(stage="extract")) == ["there is no function in it"]
     assert words(Feedback(stage="test", unchanged=True, error="E"))[0] == "this changes nothing"
     assert words(Feedback(stage="passed")) == ["this passes all tests; another way to write it:"]
+
+
+HERE = Where(("a.py", "A.java"), 4, "def f(x):\n    return x\n")
+TRACE = 'Traceback (most recent call last):\n  File "a.py", line 4, in f\n'
+
+
+def said(stage: Any, output: str, **more: Any) -> dict[str, Any]:
+    found = feedback(stage, HERE, output, **more).model_dump()
+    return {name: value for name, value in found.items() if value and name != "stage"}
+
+
+def test_each_error_of_a_compiler_has_its_own_details() -> None:
+    one, two, three, four = (f"A.java:{3 + n}: error: {n}\n  symbol:   s{n}\n" for n in range(1, 5))
+    errors = said("compile", one + two + three + four)["errors"]
+    assert [(e["line"], e["message"]) for e in errors] == [
+        (1, "1; symbol: s1"), (2, "2; symbol: s2"), (None, "A.java: 3; symbol: s3"),
+    ]  # fmt: skip
+    inner = TRACE + '  File "b.py", line 9\nSyntaxError: bad, on line 5\n'
+    (error,) = said("compile", inner)["errors"]
+    assert (error["line"], error["message"]) == (1, "SyntaxError: bad, on line 2")
+    (bare,) = said("compile", '  File "a.py", line 5\n    return\nSyntaxError: bad\n')["errors"]
+    assert (bare["line"], bare["code"]) == (2, "return x")
+
+
+def test_the_innermost_place_in_the_function_is_shown() -> None:
+    assert said("test", "a.py:4: in f\n    g()\na.py:5: in f\nE   ValueError: x\n")["frame"]["line"] == 2
+    inner = '  File "a.py", line 5, in f\n  File "b.py", line 1, in g\nValueError: x\n'
+    assert said("test", TRACE + inner)["frame"]["line"] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "raised", "expected"),
+    [
+        ("assert f(1) == 2, a and b", "AssertionError", "2"),
+        ("assert f(1) == 2 == x", "AssertionError", "2 == x"),
+        ("assert f('\\'') == 2", "AssertionError", "2"),
+        ("assert f(1) == 2 and x", "AssertionError", None),
+        ("assert g([1 == 2])", "AssertionError", None),
+        ("assert 1 / 0 == 2", "ZeroDivisionError: division by zero", None),
+    ],
+)
+def test_what_an_assertion_wanted(line: str, raised: str, expected: str | None) -> None:
+    found = said("test", f'Traceback (most recent call last):\n  File "t.py", line 1\n    {line}\n{raised}\n')
+    assert found["error"] == raised and found.get("expected") == expected
+    assert ("assertion" in found) == (raised == "AssertionError")
+
+
+def test_what_java_says() -> None:
+    native = "java.lang.Error: x\nmore\n\tat A.f(Native Method)\n"
+    spaced = "java.lang.Error: x\nmore\n    at A.f(A.java:5)\n"
+    assert said("test", native) == {"error": "java.lang.Error: x more"}
+    assert said("test", spaced)["frame"]["line"] == 2
+    assert said("test", f"1) works(ATest)\n{native}")["test"] == "works(ATest)"
+
+
+def test_reports_of_tests_go_before_their_output() -> None:
+    assert said("test", "talk", files=[f"{TRACE}ValueError: x\n"])["error"] == "ValueError: x"
+    assert said("test", "talk", files=["<testsuite/>"]) == {"said": "talk"}
+
+
+def test_what_is_too_long_is_cut() -> None:
+    assert clean("x" * 300) == "x" * 300 and len(clean("x" * 301)) == 300
+    assert clean("ab" * 200, 9) == "aba...bab"
+    assert len(said("test", "", test="x" * 400)["test"]) == 200
+    assert len(Where(("a.py",), 1, "y" * 400).code(1)) == 160
+    lines = [f"line {n}" for n in range(20)]
+    assert said("compile", "\n".join(lines)) == {"said": "\n".join(lines[:8])}
+    assert said("test", "\n\n".join(lines)) == {"said": "\n".join(lines[-8:])}
+    assert words(Feedback(stage="test", said="a\n \nb")) == ["a", "b"]

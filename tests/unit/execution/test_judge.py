@@ -11,11 +11,11 @@ import pytest
 from luthier.errors import UserError
 from luthier.execution import judge as judging
 from luthier.execution import sandbox
-from luthier.execution.adapters import JUNIT, Judgement, adapter, junit_cases
+from luthier.execution.adapters import JUNIT, Adapter, Judgement, adapter, junit_cases
 from luthier.execution.bugs import Bug, bug_of
 from luthier.execution.feedback import failed_case
 from luthier.execution.judge import Judge
-from luthier.execution.sandbox import Limits
+from luthier.execution.sandbox import Limits, Outcome
 from luthier.records import Dropped, Record
 
 QUICK = Limits(timeout_s=30, memory_mib=512, disk_mib=16)
@@ -347,3 +347,62 @@ def test_a_wrong_way_to_test_is_said() -> None:
                          ({"type": "pytest"}, "paths"), ({"type": "asserts", "code": "", "x": 1}, "x")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             adapter(bug(tests=tests))
+
+
+def test_limits_of_a_bug_and_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Limits] = []
+
+    def run(self: Adapter, target: Bug, function: str, limits: Limits) -> list[Outcome]:
+        given.append(limits)
+        return [Outcome("exited", 1, "", 0.5, "limits", False, "test")]
+
+    monkeypatch.setattr(Adapter, "run", run)
+    command = {"type": "command", "test": "true", "timeout_s": 3, "disk_mib": 7}
+    for target in (bug(), bug(tests=command)):
+        adapter(target).judge(target, RIGHT, QUICK)
+    assert given == [QUICK, Limits(3, 512, 7, 256, address_space=False)]
+
+
+def outcome(
+    status: Any = "exited", code: int = 1, output: str = "", name: str = "test", **more: Any
+) -> Outcome:
+    return Outcome(status, code, output, 0.25, "limits", False, name, **more)
+
+
+@pytest.mark.parametrize(
+    ("last", "verdict", "message"),
+    [
+        (outcome(code=0), "passed", ""),
+        (outcome(code=0, tampered=["t"]), "test-failed", "it changed t"),
+        (outcome(code=0, name="compile"), "compile-error", ""),
+        (outcome(name="compile"), "compile-error", ""),
+        (outcome("killed", -9, "x"), "test-failed", "killed; x"),
+        (outcome("too-many-processes", -9, "x"), "test-failed", "too-many-processes; x"),
+        (outcome("timeout", -9, "x"), "timeout", "x"),
+        (outcome("timeout", -9, "x", "compile"), "timeout", "x"),
+        (outcome("out-of-memory", -9, "x"), "out-of-memory", "x"),
+        (outcome(output="\n".join(f"{n}\n" for n in range(20))), "test-failed", "\n".join(map(str, range(8, 20)))),
+        (outcome(output="\n".join(map(str, range(20))), name="compile"), "compile-error", "\n".join(map(str, range(12)))),
+    ],
+)  # fmt: skip
+def test_what_became_of_the_last_step_is_the_verdict(last: Outcome, verdict: str, message: str) -> None:
+    target = bug(tests={"type": "command", "test": "true"})
+    found = adapter(target).read(target, [outcome(code=0, name="compile"), last])
+    assert (found.verdict, found.message, found.seconds) == (verdict, message, 0.5)
+    assert found.compiled == (last.name == "test")
+
+
+def test_a_case_that_failed_once_has_failed() -> None:
+    cases = (
+        "<testcase name='a'/><testcase name='a'><failure/></testcase><testcase name='a'/><testcase name='b'/>"
+    )
+    assert junit_cases(f"<a>{cases}</a>") == {"a": False, "b": True}
+    java = adapter(bug(tests={"type": "java", "junit": ["T"]}))
+    noted = outcome(files={"luthier-cases": "+ a\n- a\n+ a\n+ b\n"})
+    assert java.test_cases(noted) == {"a": False, "b": True}
+    for names in (("luthier-end", "luthier-cases"), ("luthier-end",), ()):  # one failed, none ran, cut short
+        done = outcome(code=0, files=dict.fromkeys(names, "- a\n" if "luthier-cases" in names else ""))
+        assert not java.passed(done, java.test_cases(done))
+    done = outcome(code=0, files={"luthier-end": "", "luthier-cases": "+ a\n"})
+    assert java.passed(done, java.test_cases(done))
+    assert adapter(bug(tests={"type": "java", "main": "M"})).passed(done, {})

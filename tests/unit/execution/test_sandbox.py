@@ -3,13 +3,15 @@
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from luthier.execution import sandbox
+from luthier.execution import inside, sandbox
 from luthier.execution.python_tests import all_passes, passes
-from luthier.execution.sandbox import Fence, Limits, Step, run, run_steps
+from luthier.execution.sandbox import Fence, Limits, Outcome, Step, run, run_steps
 
 QUICK = Limits(timeout_s=5, memory_mib=512, disk_mib=8)
 
@@ -24,8 +26,10 @@ def test_output_exit_code_and_files() -> None:
         {"a.py": "print(open('b.txt').read()); raise SystemExit(3)", "b.txt": "hé"},
     )
     assert (outcome.status, outcome.exit_code, outcome.output.strip()) == ("exited", 3, "hé")
-    with pytest.raises(ValueError, match="not inside"):
-        run(["true"], {"../x": ""})
+    for name in ("../x", "/x", "a/../../x"):
+        with pytest.raises(ValueError, match="not inside"):
+            run(["true"], {name: ""})
+    assert len(python("print('x' * 20000 + 'y')").output) == sandbox._KEEP_BYTES
 
 
 def test_time_is_limited_and_children_end_too() -> None:
@@ -139,3 +143,49 @@ def test_a_program_passes_only_if_it_comes_to_its_end() -> None:
     assert all_passes([good, bad, early, forever, broken], quick) == [True, False, False, False, False]
     passed, outcome = passes(bad)
     assert not passed and "AssertionError" in outcome.output
+
+
+def test_a_step_is_well_only_if_nothing_was_wrong() -> None:
+    good = Outcome("exited", 0, "", 0.1, "limits", False)
+    assert good.ok and not good.network_cut and replace(good, fence="namespaces").network_cut
+    for change in ({"status": "timeout"}, {"exit_code": 1}, {"tampered": ["a"]}):
+        assert not replace(good, **change).ok
+    assert Limits() == Limits(timeout_s=10, memory_mib=1024, disk_mib=64, processes=64, address_space=True)
+
+
+@pytest.mark.parametrize(
+    ("members", "broken"),
+    [
+        ([(1, 3), (1, 8)], None),
+        ([(1, 3), (1, 9)], "too-many-processes"),  # threads: eight more than processes
+        ([(0, 0)] * 3, None),
+        ([(0, 0)] * 4, "too-many-processes"),
+        ([(1 << 20, 1), (1 << 20, 1)], None),
+        ([(1 << 20, 1), (1 + (1 << 20), 1)], "out-of-memory"),
+    ],
+)
+def test_a_family_of_processes_is_counted_together(
+    monkeypatch: pytest.MonkeyPatch, members: list[tuple[int, int]], broken: str | None
+) -> None:
+    class Member:
+        def __init__(self, rss: int, threads: int) -> None:
+            self.memory_info = lambda: SimpleNamespace(rss=rss)
+            self.num_threads = lambda: threads
+
+    family = SimpleNamespace(
+        children=lambda recursive: [Member(*one) for one in members] if recursive else []
+    )
+    monkeypatch.setattr(sandbox.psutil, "Process", lambda pid: family)
+    assert sandbox._too_much(1, Limits(memory_mib=2, processes=3)) == broken
+
+
+def test_what_is_guarded_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("t/a.py", "1"), ("t/in/b.py", "2"), ("t/a.pyc", "3"), ("c.txt", "four")):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    Path("link").symlink_to("c.txt")
+    found = inside._hashes(["t", "c.txt", "lacking"])
+    assert found.keys() == {"t/a.py", "t/in/b.py", "c.txt", "lacking"} and found["lacking"] == ""
+    assert inside._collected(["c.txt", "link", "t", "lacking"], 4) == ({"c.txt": "four"}, [])
+    assert inside._collected(["c.txt"], 3) == ({}, ["c.txt"])

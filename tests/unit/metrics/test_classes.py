@@ -70,7 +70,17 @@ def test_calibration_bins_are_scikit_learns() -> None:
     assert error == pytest.approx(sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / 500)
     assert error > 0.1
     edges = classes.calibration(np.array([0.0, 0.1, 1.0]), np.array([False, True, True]), 10)
-    assert [(b.low, b.count) for b in edges] == [(0.0, 2), (0.9, 1)]
+    assert [(b.low, b.high, b.count) for b in edges] == [(0.0, 0.1, 2), (0.9, 1.0, 1)]
+    assert np.isnan(classes.expected_calibration_error([]))
+
+
+def test_classes_of_one_row_count_and_those_of_none_do_not() -> None:
+    counts = classes.class_counts(np.array([0, 0, 1]), np.array([0, 0, 2]), 4)
+    assert classes.macro_f1(*counts) == 0.5  # of two classes with rows, one is never right
+    nothing = np.zeros((3, 2))
+    for mean in (classes.macro_f1, classes.micro_f1, classes.weighted_f1):
+        assert np.isnan(mean(*nothing))
+    assert [v.tolist() for v in classes.precision_recall_f1(*nothing)] == [[0, 0]] * 3
 
 
 def test_matthews_of_one_answer_is_nought() -> None:
@@ -86,6 +96,18 @@ def test_temperature_undoes_a_scale(scale: float) -> None:
     probabilities = softmax(logits, axis=1)
     labels = (probabilities.cumsum(1) < draw.random((20_000, 1))).sum(1)
     assert classes.fit_temperature(logits * scale, labels) == pytest.approx(scale, rel=0.05)
+
+
+def test_temperature_has_bounds() -> None:
+    logits, labels = 0.1 * np.eye(2), np.array([0, 1])  # the colder the better for right answers
+    assert classes.fit_temperature(logits, labels) == pytest.approx(1 / 20, rel=1e-3)
+    assert classes.fit_temperature(logits, labels[::-1]) == pytest.approx(20, rel=1e-3)
+
+
+def test_equal_probabilities_are_given_together() -> None:
+    logits = np.array([[2.0], [0], [0], [0], [0]])  # the second row alone would make a better F1
+    (threshold,) = classes.fit_thresholds(logits, np.array([[1], [1], [0], [0], [0]]))
+    assert threshold == pytest.approx((1 / (1 + np.exp(-2)) + 0.5) / 2)
 
 
 def test_thresholds_have_the_best_f1_of_all() -> None:

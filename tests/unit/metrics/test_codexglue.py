@@ -120,6 +120,7 @@ def test_literals_are_written_out() -> None:
         == 'f ( "name" , 0 , "" , 3 )'
     )
     assert line_scores(["x = 0"], ["x = <NUM_LIT>"]) == "Edit sim: 100.0, EM: 100.0"
+    assert line_scores(["a", "b", "c"], ["a", "d", "e"]) == "Edit sim: 33.33, EM: 33.33"
     assert line_scores([""], ["x"]) == "Edit sim: 0.0, EM: 0.0"
     assert line_scores([""], [""]) == "Edit sim: 100.0, EM: 100.0"
 

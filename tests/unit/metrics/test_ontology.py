@@ -1,6 +1,7 @@
 """The five metrics of ontologies: identity, reversal, permutation, hand-worked examples, and slow references of their own."""
 
 from collections import Counter
+from functools import partial
 from itertools import combinations, permutations
 from math import sqrt
 
@@ -194,7 +195,8 @@ def test_graphs_without_edges_score_nothing() -> None:
     empty = TitledGraph(["r"], np.empty((0, 2), np.int64), np.ones((1, 3)))
     graph = random_graph(1, 6, 8, width=3)
     scores = metrics.compare(empty, graph)
-    assert [scores[name]["f1"] for name in ("literal", "fuzzy", "continuous")] == [0, 0, 0]
+    for name in ("literal", "fuzzy", "continuous"):
+        assert scores[name] == {"precision": 0, "recall": 0, "f1": 0}
     assert scores["motif"]["distance"] == 1 and metrics.motif_distance(empty, empty) == 0
 
 
@@ -206,6 +208,8 @@ def test_blocks_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(metrics, "_BLOCK", 7)
             in_blocks = metrics.compare(ours, theirs)
             bounded = metrics.continuous(ours, theirs, most_cells=10)
+            patch.setattr(metrics, "continuous", partial(metrics.continuous, most_cells=10))
+            told = metrics.compare(ours, theirs)
         for name in NAMES:
             assert in_blocks[name]["f1"] == pytest.approx(usual[name]["f1"])
         low, high = bounded.f1_bounds
@@ -217,8 +221,41 @@ def test_blocks_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
             < 1.5 * usual["continuous"]["f1"]
         )
         assert bounded.f1 == low < high
+        assert told["continuous"]["f1_bounds"] == [low, high]
+        assert "f1_bounds" not in usual["continuous"]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "best", "bounds"),
+    [
+        ([[1.0, 0.9], [0.9, 0.0], [0.0, 0.0]], 1.8, (1.0, 1.9)),
+        ([[1.0, 0.2, 0.0], [0.9, 0.1, 0.0]], 1.1, (1.1, 1.2)),  # columns cannot all be matched at their best
+        ([[1.0, 0.9], [0.2, 0.1]], 1.1, (1.1, 1.2)),  # rows cannot
+        ([[0.1, 0.0], [0.9, 0.8]], 0.9, (0.9, 1.0)),  # the better row chooses first
+    ],
+)
+def test_a_matching_is_the_best_up_to_so_many_cells_and_bounded_beyond(
+    matrix: list[list[float]], best: float, bounds: tuple[float, float]
+) -> None:
+    values = np.array(matrix)
+
+    def found(most_cells: int) -> tuple[float, float]:
+        blocks = lambda: iter([(slice(0, len(values)), values)])  # noqa: E731
+        return metrics.best_matching(blocks, values.shape, most_cells)
+
+    assert found(values.size) == pytest.approx((best, best))
+    assert found(values.size - 1) == pytest.approx(bounds)
+
+
+def test_as_similar_as_the_threshold_is_not_more_similar() -> None:
+    e = np.eye(3)
+    ours = TitledGraph(["a", "b"], np.array([[0, 1]]), e[[0, 1]])
+    for vectors in (e[[0, 2]], e[[2, 1]]):  # one end is the same, the other at a right angle
+        assert metrics.fuzzy(ours, TitledGraph(["c", "d"], ours.edges, vectors), threshold=0).f1 == 0
+    assert metrics.fuzzy(ours, ours, threshold=0).f1 == 1
 
 
 def test_rows_are_compared_by_paths_and_edges() -> None:
     assert metrics.path_f1(["r\ta\tb\nr\tc", ""], ["r\ta\tb", ""]) == [pytest.approx(2 / 3), 1]
+    assert metrics.path_f1(["r\ta\n", ""], ["r\ta", "r\ta"]) == [1, 0]
     assert metrics.edge_f1(["r\ta\tb", "r\tx"], ["r\ta\tc", "r\ty"]) == [pytest.approx(0.5), 0]

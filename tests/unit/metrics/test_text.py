@@ -1,5 +1,8 @@
 import pytest
 
+from luthier.metrics.codexglue import codexglue_edit_similarity, codexglue_exact_match
+from luthier.metrics.long_code_arena import long_code_arena_edit_similarity, long_code_arena_exact_match
+from luthier.metrics.ontology import edge_f1, path_f1
 from luthier.metrics.text import edit_similarity, exact_match
 
 
@@ -15,7 +18,13 @@ def test_edit_similarity_by_hand():
     )
 
 
-@pytest.mark.parametrize("metric", [exact_match, edit_similarity])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        exact_match, edit_similarity, codexglue_exact_match, codexglue_edit_similarity, long_code_arena_exact_match,
+        long_code_arena_edit_similarity, path_f1, edge_f1,
+    ],
+)  # fmt: skip
 def test_a_missing_output_is_not_passed_over(metric):
     with pytest.raises(ValueError, match=r"zip\(\)"):
         metric(["a"], ["a", "b"])

@@ -9,11 +9,8 @@ process. Rows and finished measurements are kept in the work folder, so an inter
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -27,7 +24,11 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
 SIZES = (100_000, 1_000_000)
 BATCH = 1000
 SHARES = {"train": 0.96, "eval": 0.02, "test": 0.02}
@@ -68,23 +69,16 @@ def main() -> None:
         return
     ends = [figures[f"peak_private_mib_{size}_rows"] for size in (SIZES[0], SIZES[-1])]
     figures["peak_private_growth_mib"] = round(ends[1] - ends[0], 1)
-    packages = ("pyarrow", "numpy", "tokenizers", "transformers", "rensa")
-    results = {
-        "figures": figures,
-        "command": "python benchmarks/checks/run.py",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
-        "date": datetime.date.today().isoformat(),
-        "notes": (
-            f"{os.cpu_count()} cores, {platform.machine()}. Synthetic instruction rows of about 200 tokens, one process. "
-            "Seconds of each check that needs no model, wall clock; those of the others are what it takes to say that they are "
-            "left out. Private memory: without the pages of memory-mapped files, which the system takes back as it likes, "
-            "sampled twenty times a second; resident size with them; both with all imports."
-        ),
-    }
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    results.write(
+        HERE / "results.json",
+        figures,
+        command="python benchmarks/checks/run.py",
+        packages=("pyarrow", "numpy", "tokenizers", "transformers", "rensa"),
+        notes="Synthetic instruction rows of about 200 tokens, one process. "
+        "Seconds of each check that needs no model, wall clock; those of the others are what it takes to say that they are "
+        "left out. Private memory: without the pages of memory-mapped files, which the system takes back as it likes, "
+        "sampled twenty times a second; resident size with them; both with all imports.",
+    )
 
 
 class Words:

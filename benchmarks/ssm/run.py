@@ -11,12 +11,8 @@ an interrupted run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,7 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import results  # noqa: E402 # what all benchmarks and studies write
+
 # Layers and vocabulary that make 9 to 10 million parameters. A step of transformers' Mamba costs the square of the length
 # in every layer (minutes for 2,048 tokens), hence few of them there.
 SIZES = {
@@ -69,24 +69,17 @@ def main() -> None:
     figures["bigs_growth"] = round(seconds[last] / seconds[first], 3)
     figures["bigs_growth_if_all_were_l_log_l"] = round(math.log(last) / math.log(first), 3)
     figures["bigs_growth_if_all_were_l_squared"] = last // first
-    packages = ("torch", "transformers", "numpy")
-    results = {
-        "figures": figures,
-        "command": "python benchmarks/ssm/run.py",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
-        "date": datetime.date.today().isoformat(),
-        "notes": (
-            f"{os.cpu_count()} cores, {platform.machine()}, fp32. Speeds are [median, least, most] of transformers' seconds over ours, "
-            "one pair of alternating steps each, after one of each at the same length, on the same model and batch; loss_difference and gradient_difference (of each parameter the largest by its largest) are relative. "
-            "Mamba-2 twice: with the chunks of 256 tokens that its config names by default, and with chunks of 64 "
-            "(speed_chunk_64), transformers' fastest here. BiGS (form causal, two SSMs a layer): tokens/s of a training step of "
-            f"{BIGS_TOKENS} tokens in rows of the length; convolution_seconds is that of its FFT convolutions alone."
-        ),
-    }
-    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    results.write(
+        HERE / "results.json",
+        figures,
+        command="python benchmarks/ssm/run.py",
+        packages=("torch", "transformers", "numpy"),
+        notes="fp32. Speeds are [median, least, most] of transformers' seconds over ours, "
+        "one pair of alternating steps each, after one of each at the same length, on the same model and batch; loss_difference and gradient_difference (of each parameter the largest by its largest) are relative. "
+        "Mamba-2 twice: with the chunks of 256 tokens that its config names by default, and with chunks of 64 "
+        "(speed_chunk_64), transformers' fastest here. BiGS (form causal, two SSMs a layer): tokens/s of a training step of "
+        f"{BIGS_TOKENS} tokens in rows of the length; convolution_seconds is that of its FFT convolutions alone.",
+    )
 
 
 def measured(work: Path, kind: str, length: int) -> dict[str, Any]:

@@ -53,17 +53,24 @@ def ask(
     asked: list[Asked] = []
     left_out: list[Dropped] = []
     for record in records:
-        bug = bug_of(record) if isinstance(record, Record) else record
-        sides = task.sides(record) if isinstance(record, Record) and isinstance(bug, Bug) else bug
-        if isinstance(bug, Dropped) or isinstance(sides, Dropped) or not isinstance(sides, tuple):
-            left_out.append(bug if isinstance(bug, Dropped) else sides)  # type: ignore[arg-type] # one of both is
-            continue
-        buggy, fixed, _ = sides
-        place, _ = place_of(buggy, fixed)
-        one = Asked(bug, place, fixed, [], 0)
-        found = prompt_of(one, task, tokenizer, recipe) if tokenizer is not None else one
-        (left_out if isinstance(found, Dropped) else asked).append(found)  # type: ignore[arg-type] # each to its own
+        found = record if isinstance(record, Dropped) else _asked(record, task, tokenizer, recipe)
+        if isinstance(found, Dropped):
+            left_out.append(found)
+        else:
+            asked.append(found)
     return asked, left_out
+
+
+def _asked(record: Record, task: Repair, tokenizer: TextTokenizer | None, recipe: Recipe) -> Asked | Dropped:
+    bug = bug_of(record)
+    sides = task.sides(record)
+    if isinstance(bug, Dropped):
+        return bug
+    if isinstance(sides, Dropped):
+        return sides
+    buggy, fixed, _ = sides
+    one = Asked(bug, place_of(buggy, fixed)[0], fixed, [], 0)
+    return prompt_of(one, task, tokenizer, recipe) if tokenizer is not None else one
 
 
 def prompt_of(

@@ -362,7 +362,14 @@ def _prompt(stage: _Stage, system: str, row: Row, model: PreTrainedModel | PeftM
     room = min(
         (count + 1) * (stage.recipe.data.max_length + 256), context - stage.recipe.evaluate.max_new_tokens
     )
-    return encode_prompt(example, stage.tokenizer, room)
+    try:
+        return encode_prompt(example, stage.tokenizer, room)
+    except ValueError as error:
+        raise UserError(
+            f"{system}: {error}, beside {stage.recipe.evaluate.max_new_tokens} new tokens of a context of {context}",
+            "recipe key evaluate.max_new_tokens",
+            "lower it, or take another model; or leave the baseline out of evaluate.ontology.baselines",
+        ) from error
 
 
 def _document(row: Row, tokenizer: TextTokenizer) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,39 @@ _ORDERS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 }
 
 
-def limits_of(recipe: Recipe) -> Limits:
-    """What a recipe allows to a test run."""
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """Bugs that can be judged on, and who judges.
+
+    Attributes:
+        judge: Runs candidates as the recipe allows.
+        proofs: Of all bugs by id.
+        asked: Those that are proven.
+        left_out: All others.
+    """
+
+    judge: Judge
+    proofs: Mapping[str, Proof]
+    asked: list[Asked]
+    left_out: list[Dropped]
+
+
+def prove(
+    asked: Sequence[Asked],
+    left_out: Sequence[Dropped],
+    recipe: Recipe,
+    memory: Path,
+    progress: Progress | None,
+) -> Proven:
+    """The bugs with their proofs; arguments as in ``judge_candidates``."""
     settings = recipe.repair
-    return Limits(timeout_s=settings.timeout_s, memory_mib=settings.memory_mib, disk_mib=settings.disk_mib)
+    limits = Limits(timeout_s=settings.timeout_s, memory_mib=settings.memory_mib, disk_mib=settings.disk_mib)
+    judge = Judge(memory, limits, None if settings.num_workers == "auto" else settings.num_workers)
+    proofs = judge.prove([each.bug for each in asked], progress)
+    failed = (Dropped(name, proof.reason, proof.detail) for name, proof in proofs.items() if proof.reason)
+    return Proven(
+        judge, proofs, [each for each in asked if not proofs[each.bug.id].reason], [*left_out, *failed]
+    )
 
 
 def judge_candidates(
@@ -60,12 +90,9 @@ def judge_candidates(
         memory: Verdicts by content, shared by all that judge the same bugs.
         progress: Called with a label, what is done and all.
     """
-    workers = recipe.repair.num_workers
-    judge = Judge(memory, limits_of(recipe), None if workers == "auto" else workers)
-    proofs = judge.prove([each.bug for each in asked], progress)
-    proven = [each for each in asked if not proofs[each.bug.id].reason]
-    wanted = [(each, row) for each in proven for row in candidates[each.bug.id]]
-    found = judge.judge([(each.bug, row["function"]) for each, row in wanted], progress)
+    proven = prove(asked, left_out, recipe, memory, progress)
+    wanted = [(each, row) for each in proven.asked for row in candidates[each.bug.id]]
+    found = proven.judge.judge([(each.bug, row["function"]) for each, row in wanted], progress)
     judged = [(each, row, judgement) for (each, row), judgement in zip(wanted, found, strict=True)]
     if recipe.repair.rank_by == "tests":
         judged = by_tests(judged)
@@ -85,20 +112,10 @@ def judge_candidates(
             }
         )
     write_jsonl(folder / "verdicts.jsonl", rows)
-    missing = [
-        *left_out,
-        *(Dropped(name, proof.reason, proof.detail) for name, proof in proofs.items() if proof.reason),
-    ]
-    results = summary(
-        rows,
-        [each.bug.id for each in proven],
-        {each.bug.id: each.bug.group for each in proven},
-        missing,
-        recipe,
-    )
+    results = summary(rows, {each.bug.id: each.bug.group for each in proven.asked}, proven.left_out, recipe)
     results["bugs"] = {
-        each.bug.id: shown(each, proofs[each.bug.id], results["table"].get(each.bug.id, []))
-        for each in proven
+        each.bug.id: shown(each, proven.proofs[each.bug.id], results["table"][each.bug.id])
+        for each in proven.asked
     }
     write_json(folder / "repair.json", results)
     return results
@@ -129,18 +146,23 @@ def by_tests(judged: Sequence[Judged]) -> list[Judged]:
 
 
 def summary(
-    rows: Sequence[Mapping[str, Any]],
-    bugs: Sequence[str],
-    groups: Mapping[str, str],
-    left_out: Sequence[Dropped],
-    recipe: Recipe,
+    rows: Sequence[Mapping[str, Any]], groups: Mapping[str, str], left_out: Sequence[Dropped], recipe: Recipe
 ) -> dict[str, Any]:
     """What the verdicts come to. Candidates are ranked, so plausible@k is whether any of a bug's first k passes.
 
     The denominator is fixed: every bug was judged, or is left out by reason.
+
+    Args:
+        rows: Of ``verdicts.jsonl``.
+        groups: Group of each judged bug by id.
+        left_out: The other bugs.
+        recipe: The run's.
     """
     most = recipe.repair.num_candidates
-    of = {name: sorted((r for r in rows if r["bug"] == name), key=lambda r: r["rank"]) for name in bugs}
+    bugs = list(groups)
+    of: dict[str, list[Mapping[str, Any]]] = {name: [] for name in bugs}
+    for row in sorted(rows, key=lambda r: r["rank"]):
+        of[row["bug"]].append(row)
     scores: dict[str, list[float]] = {}
     for k in sorted({k for k in (*_RANKS, most) if k <= most}):
         for name, good in (
@@ -162,7 +184,7 @@ def summary(
     return {
         **judged_and_not(len(bugs), left_out),
         "num_candidates": most,
-        "metrics": with_intervals(pairs, [groups[bug] for bug in bugs], recipe),
+        "metrics": with_intervals(pairs, list(groups.values()), recipe),
         "verdicts_by_rank": {
             verdict: [
                 sum(1 for r in rows if r["rank"] == k and r["verdict"] == verdict) for k in range(1, most + 1)
@@ -213,14 +235,14 @@ def compare_repairs(one: Path, other: Path) -> dict[str, Any]:
     """
     tables = [read_json(folder / "repair.json")["table"] for folder in (one, other)]
     names = sorted(set(tables[0]) & set(tables[1]))
-    most = [[("passed" in table[name]) for name in names] for table in tables]
-    only_one, only_other, p_value = mcnemar(*most)
+    repaired = [["passed" in table[name] for name in names] for table in tables]
+    only_one, only_other, p_value = mcnemar(*repaired)
     return {
         "num_bugs": len(names),
         "not_in_both": sorted(set(tables[0]) ^ set(tables[1])),
-        "common": [n for n, a, b in zip(names, *most, strict=True) if a and b],
-        "only_first": [n for n, a, b in zip(names, *most, strict=True) if a and not b],
-        "only_second": [n for n, a, b in zip(names, *most, strict=True) if b and not a],
+        "common": [n for n, a, b in zip(names, *repaired, strict=True) if a and b],
+        "only_first": [n for n, a, b in zip(names, *repaired, strict=True) if a and not b],
+        "only_second": [n for n, a, b in zip(names, *repaired, strict=True) if b and not a],
         "mcnemar": {"only_first": only_one, "only_second": only_other, "p_value": p_value},
     }
 

@@ -10,7 +10,7 @@ a plausible one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from luthier.encoding.lexer import normalised
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate import server as servers
 from luthier.evaluate.candidates import Asked, chosen, prompt_of, search_of
-from luthier.evaluate.patches import judged_and_not, limits_of, shown, with_intervals
+from luthier.evaluate.patches import Proven, judged_and_not, prove, shown, with_intervals
 from luthier.evaluate.significance import Ratio
 from luthier.execution.adapters import Judgement, Verdict
 from luthier.execution.feedback import Feedback
-from luthier.execution.judge import Judge, Proof
+from luthier.execution.judge import Judge
 from luthier.models.inference_engines import InferenceEngine, Opener
 from luthier.models.search import Continuation
 from luthier.recipe import Recipe
@@ -117,14 +117,11 @@ def repair_in_rounds(
         progress: Called with a label, what is done and all.
     """
     settings = recipe.repair.rounds
-    workers = recipe.repair.num_workers
-    judge = Judge(memory, limits_of(recipe), None if workers == "auto" else workers)
-    proofs = judge.prove([each.bug for each in asked], progress)
-    proven = [each for each in asked if not proofs[each.bug.id].reason]
+    proven = prove(asked, left_out, recipe, memory, progress)
     # Budgets are no part of it: with a larger one the same conversations go on.
     key = hash_value([identity, str(search_of(recipe)), recipe.repair.num_candidates, recipe.repair.refill,
                       recipe.repair.written_order, task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
-    talks = [_begun(each, folder / "conversations", key) for each in proven]
+    talks = [_begun(each, folder / "conversations", key) for each in proven.asked]
     writer = _Writer(task, tokenizer, opener, recipe, progress)
     rounds: list[dict[str, Any]] = []
     for number in range(1, settings.max_rounds + settings.variations + 1):
@@ -133,14 +130,10 @@ def repair_in_rounds(
             break
         logger.info("repair: round %d, %d bugs", number, len(going))
         written = writer.write(going, number)
-        rounds.append(_judged(written, number, judge, recipe, progress))
+        rounds.append(_judged(written, number, proven.judge, recipe, progress))
     for talk in talks:
         talk.end = "passed" if talk.passed_in else talk.end or "rounds"
-    missing = [
-        *left_out,
-        *(Dropped(name, proof.reason, proof.detail) for name, proof in proofs.items() if proof.reason),
-    ]
-    results = _summary(talks, rounds, proofs, missing, recipe)
+    results = _summary(talks, rounds, proven, recipe)
     write_json(folder / "rounds.json", results)
     return results
 
@@ -255,16 +248,8 @@ class _Writer:
         num_prompt_tokens: int,
     ) -> Line:  # fmt: skip
         """What was written in a round; of candidates only those that were not offered before."""
-        language = talk.asked.bug.language
-        candidates = chosen(talk.asked, outputs, self.task, self.recipe, talk.earlier)
-        again = [
-            normalised(c["function"], language) if c["function"] is not None else f"\0{c['output']}"
-            for c in candidates
-        ]
-        candidates = [
-            c for c, same in zip(candidates, again, strict=True)
-            if c["duplicate_of"] is None and same not in talk.earlier
-        ]  # fmt: skip
+        found = chosen(talk.asked, outputs, self.task, self.recipe, talk.earlier)
+        candidates = [c for c in found if c["duplicate_of"] is None and _content(talk, c) not in talk.earlier]
         if self.tokenizer is None:  # a server says nothing of probabilities
             candidates = [{k: v for k, v in c.items() if k not in ("logprob", "score")} for c in candidates]
         return {
@@ -302,11 +287,7 @@ def _judged(
             }
         )
         talk.seconds += sum(judgement.seconds for _, judgement in rows)
-        language = talk.asked.bug.language
-        talk.earlier.update(
-            normalised(row["function"], language) if row["function"] is not None else f"\0{row['output']}"
-            for row, _ in rows
-        )
+        talk.earlier.update(_content(talk, row) for row, _ in rows)
         if taken is not None:
             row, judgement = rows[taken]
             said = judgement.feedback or Feedback(stage="test")
@@ -329,6 +310,13 @@ def _judged(
     }
 
 
+def _content(talk: Talk, row: Line) -> str:
+    """What a candidate says, however it is laid out: its function, or the output that gives none."""
+    if row["function"] is None:
+        return f"\0{row['output']}"
+    return normalised(row["function"], talk.asked.bug.language)
+
+
 def _taken(rows: Sequence[tuple[Line, Judgement]]) -> int | None:
     """Which candidate the next prompt shows: the first that passes, else the first of the most telling failures."""
     if not rows:
@@ -340,8 +328,7 @@ def _taken(rows: Sequence[tuple[Line, Judgement]]) -> int | None:
 def _summary(
     talks: Sequence[Talk],
     rounds: Sequence[dict[str, Any]],
-    proofs: Mapping[str, Proof],
-    left_out: Sequence[Dropped],
+    proven: Proven,
     recipe: Recipe,
 ) -> dict[str, Any]:
     """What the rounds come to: the share of bugs with a patch that passes by each round, over all that were judged."""
@@ -356,7 +343,7 @@ def _summary(
     for talk in talks:
         ends.setdefault(talk.end, []).append(talk.asked.bug.id)
     return {
-        **judged_and_not(len(talks), left_out),
+        **judged_and_not(len(talks), proven.left_out),
         "num_candidates": recipe.repair.num_candidates,
         "max_rounds": most,
         "metrics": with_intervals(ratios, [talk.asked.bug.group for talk in talks], recipe),
@@ -365,7 +352,7 @@ def _summary(
         "table": {talk.asked.bug.id: talk.passed_in for talk in talks},
         "bugs": {
             talk.asked.bug.id: {
-                **shown(talk.asked, proofs[talk.asked.bug.id], ["passed"] if talk.passed_in else []),
+                **shown(talk.asked, proven.proofs[talk.asked.bug.id], ["passed"] if talk.passed_in else []),
                 "file": talk.path.name,
                 "num_rounds": sum(1 for line in talk.lines if "round" in line),
                 "num_tokens": talk.num_tokens,

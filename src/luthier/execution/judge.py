@@ -92,22 +92,21 @@ class Judge:
         self, functions: Sequence[tuple[Bug, str | None]], progress: Progress | None = None
     ) -> list[Judgement]:
         """The verdict on each function in the place of a bug's; None, where an output gave no function, is not judged."""
-        functions = [(bug, text if text is not None and _is_text(text) else None) for bug, text in functions]
-        runs = [(bug, text, 0) for bug, text in functions if text is not None and not is_unchanged(bug, text)]
+        usable = [(bug, text if text is not None and _is_text(text) else None) for bug, text in functions]
+        same = [text is not None and is_unchanged(bug, text) for bug, text in usable]
+        runs = [
+            (bug, text, 0) for (bug, text), s in zip(usable, same, strict=True) if text is not None and not s
+        ]
         found = self._all(runs, "judging candidates", progress)
+        nothing = Judgement(
+            verdict="not-judged", message="the output gives no function", feedback=Feedback(stage="extract"),
+            compiled=False,
+        )  # fmt: skip
         results = []
-        for bug, text in functions:
+        for (bug, text), is_same in zip(usable, same, strict=True):
             if text is None:
-                nothing = Feedback(stage="extract")
-                results.append(
-                    Judgement(
-                        verdict="not-judged",
-                        message="the output gives no function",
-                        feedback=nothing,
-                        compiled=False,
-                    )
-                )
-            elif is_unchanged(bug, text):
+                results.append(nothing)
+            elif is_same:
                 results.append(Judgement(verdict="no-change", feedback=self._of_buggy(bug)))
             else:
                 results.append(found[self._key(bug, text, 0)])

@@ -162,7 +162,9 @@ def test_the_tuned_models_calibration_is_not_the_base_models(
     run = RunFolder(tmp_path)
     write_json(run.labels, {"names": ["a", "b"]})
     classes = [{"threshold": 0.9}, {"threshold": 0.1}]
-    write_json(run.scores, {"classification": {"classes": classes, "figures": {"tuned": {"temperature": 2.0}}}})
+    write_json(
+        run.scores, {"classification": {"classes": classes, "figures": {"tuned": {"temperature": 2.0}}}}
+    )
     monkeypatch.setattr(classify, "_tree", lambda *_: None)
     monkeypatch.setattr(classify, "_scores", lambda *_: np.array([[2.0, -2.0]]))
     model: Any = torch.nn.Linear(1, 1)

@@ -42,7 +42,7 @@ def test_outputs_that_give_no_function_agree_with_nothing() -> None:
          "verdict": "not-judged" if row["function"] is None else "passed"}
         for rank, row in enumerate(rows, 1)
     ]  # fmt: skip
-    found = summary(judged, ["b"], {"b": "g"}, [], recipe(num_candidates=3))
+    found = summary(judged, {"b": "g"}, [], recipe(num_candidates=3))
     assert found["plausible_at_1_by_order"] == {"score": 0, "mean-logprob": 0, "agreement": 1, "tests": 1}
 
 

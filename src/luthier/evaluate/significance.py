@@ -110,6 +110,7 @@ def compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: 
 
 
 def _compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: int) -> dict[str, Any]:
+    """As ``compare``, without strata."""
 
     def ratio(which: str, numerator: str, denominator: str, scale: float = 1.0) -> Ratio:
         of = [{**p[which], "target_bytes": p.get("target_bytes")} for p in predictions]

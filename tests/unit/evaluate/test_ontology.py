@@ -30,5 +30,5 @@ def test_a_context_without_room_for_a_prompt_is_said() -> None:
             asked = tokenizer.decode(np.array(ontology._prompt(stage, "0-shot", row, model)), first=True)
             assert "Document:\na violin\nPaths:" in asked
         else:
-            with pytest.raises(UserError, match="0-shot: .* 64 new tokens of a context of 64"):
+            with pytest.raises(UserError, match=r"0-shot: .* 64 new tokens of a context of 64"):
                 ontology._prompt(stage, "0-shot", row, model)

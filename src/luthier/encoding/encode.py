@@ -50,7 +50,7 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
         return Dropped(example.id, "no-target", "no trained token")
     keep, trimmed = _trim(example.spans, tokens.owners, max_length)
     if (over := int(keep.sum()) - max_length) > 0:
-        needed = int((weights != 0).sum())
+        needed = int((weights[keep] != 0).sum())
         reason = "target-too-long" if needed > max_length else "too-long"
         return Dropped(
             example.id, reason, f"{over} tokens over max_length {max_length} when all that may go is gone"

@@ -39,7 +39,7 @@ class CodeXGlueLine(Task):
     max_lines_per_file: int = Field(4, ge=1)
     """Lines taken of one token-level file at most, drawn by the seed."""
     min_tokens: int = Field(2, ge=1)
-    """Tokens between spaces that a line needs to be a target, its end included."""
+    """Tokens between spaces that a line needs to be a target, its end included; cut ``inside`` at least two."""
     infill: Gaps | None = None
     """Fill-in-the-middle for a share of the training rows: the line is the gap, and what follows it in the file the suffix. Line-level rows have none."""
 
@@ -75,7 +75,8 @@ class CodeXGlueLine(Task):
             return
         words = fields["tokens"].split()
         draw = random.Random(f"{seed} {record.id}")
-        lines = [line for line in self._lines(words) if line[1] - line[0] >= self.min_tokens]
+        least = self.min_tokens if self.cut == "line-start" else max(2, self.min_tokens)
+        lines = [line for line in self._lines(words) if line[1] - line[0] >= least]
         chosen = sorted(draw.sample(lines, min(self.max_lines_per_file, len(lines))))
         if not chosen:
             yield Dropped(record.id, "no-line", "no line behind the first is long enough", budgeted=False)

@@ -393,13 +393,14 @@ def _gives_rows(record: Record) -> bool:
 
 
 def _project(name: str, records: Sequence[Record]) -> Project:
-    files: dict[str, list[File]] = {"shown": [], "changed": []}
+    shown: list[File] = []
+    changed: list[File] = []
     for record in records:
-        role = record.fields.get("role", "complete")
-        where = {"complete": "shown", "context": "shown", "added": "changed", "changed": "changed"}[role]
         fields = record.fields
-        files[where].append(File(fields["path"], fields["text"], fields.get("language") or "python"))
-    return Project(name, files["shown"], files["changed"])
+        if isinstance(fields.get("text"), str) and isinstance(fields.get("path"), str):
+            files = changed if fields.get("role") in ("added", "changed") else shown
+            files.append(File(fields["path"], fields["text"], fields.get("language") or "python"))
+    return Project(name, shown, changed)
 
 
 def _title(language: str) -> Callable[[str], str]:

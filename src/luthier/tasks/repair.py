@@ -115,8 +115,10 @@ class Repair(Task):
         apart = split == "train" and self.chunks == "apart" and not record.fields.get("attempts")
         pairs = single_chunks(buggy, fixed) if apart else [(buggy, fixed)]
         for number, (one, other) in enumerate(pairs):
-            name = record.id if len(pairs) == 1 else f"{record.id}#{number}"
-            yield self._row(name, record, one, other, tokenizer, max_length)
+            if len(pairs) == 1:
+                yield self._row(record.id, record, one, other, record.fields.get("span"), tokenizer, max_length)
+            else:
+                yield self._row(f"{record.id}#{number}", record, one, other, None, tokenizer, max_length)
 
     def sides(self, record: Record) -> tuple[str, str, Language] | Dropped:
         """Buggy and fixed function as rows are made of them, and their language; or why there is none."""
@@ -214,12 +216,26 @@ class Repair(Task):
         return "\n".join([str(record.fields.get("before")), *tried, str(record.fields.get("after"))])
 
     def _row(
-        self, name: str, record: Record, buggy: str, fixed: str, tokenizer: TextTokenizer, max_length: int
+        self,
+        name: str,
+        record: Record,
+        buggy: str,
+        fixed: str,
+        span: Any,
+        tokenizer: TextTokenizer,
+        max_length: int,
     ) -> Example | Dropped:
         language = cast(Language, record.fields["language"])
         place, _ = place_of(buggy, fixed)
-        if (span := record.fields.get("span")) is not None:
-            place = replace(place, start=int(span[0]), end=int(span[1]))
+        if span is not None:
+            try:
+                start, end = map(int, span)
+            except (TypeError, ValueError):
+                start, end = -1, -1
+            if not 0 <= start <= end <= len(place.lines):
+                detail = f"{span!r} is no first line and the one behind the last of {len(place.lines)}"
+                return Dropped(name, "bad-span", detail)
+            place = replace(place, start=start, end=end)
         output = self._written(place, "", fixed)
         if self.format == "chat":
             output = fenced(output, language)

@@ -87,6 +87,7 @@ def test_a_diff_with_wrong_numbers_goes_where_it_fits_only_once() -> None:
     assert patched(place, diff, "OR4") == FIXED
     assert patched(place, diff.replace("x | y", "x | z"), "OR4") is None
     assert patched(place, "no diff", "OR4") is None and patched(place, diff + "and more", "OR4") is None
+    assert patched(place, "@@ -40,0 +41,1 @@\n+behind the end\n", "OR4") is None
     twice, _ = place_of("a\nb\na\n", "a\nc\na\n")
     assert patched(twice, "@@ -9,1 +9,1 @@\n-a\n+d\n", "OR4") is None
 

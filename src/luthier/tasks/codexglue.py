@@ -5,17 +5,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from luthier.encoding.infill import Gap, Gaps, infilled
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
 
 # What ends a line, by language: Python's files mark the end, in Java a statement or block ends.
 _ENDS = {"python": {"<EOL>", "</s>"}, "java": {";", "{", "}", "</s>"}}

@@ -107,7 +107,7 @@ def test_rounds_that_a_template_tells_apart_by_their_place_stay() -> None:
         (CHAT.replace("m.content", "m.content | replace('zz', 'oo')"), turns("zzaz", "b"), "template-changes-content",
          r"the template gives 'ooaz</s>\n[assistant]b</s>\n' in place of 'zzaz</s>\n"),
         (CHAT + "!", turns("A", "B"), "template-rewrites-history",
-         "before turn 1 training would have '[assistant]x"),
+         "before turn 1 training would have 'x"),
     ],
 )  # fmt: skip
 def test_what_a_template_does_not_take_is_said(template: str, messages: Any, reason: str, detail: str) -> None:

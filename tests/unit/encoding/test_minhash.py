@@ -7,7 +7,7 @@ from luthier.encoding.minhash import NUM_HASHES, band_keys, bands, candidates, s
 
 
 @pytest.mark.parametrize(
-    ("threshold", "expected"), [(1.0, (1, 128)), (0.95, (8, 16)), (0.8, (18, 7)), (0.5, (42, 3)), (0.01, (128, 1))]
+    ("threshold", "expected"), [(1.0, (1, 128)), (0.95, (10, 12)), (0.8, (25, 5)), (0.5, (64, 2)), (0.01, (128, 1))]
 )
 def test_the_longest_bands_that_find_a_pair(threshold: float, expected: tuple[int, int]) -> None:
     number, rows = bands(threshold)

@@ -80,7 +80,9 @@ class CodeXGlue(Source):
                     "build lines from the token-level files of CodeXGLUE (CodeCompletion-token) instead: train.txt as "
                     "path of data.source, dev.txt of data.eval_source, test.txt of data.test_source",
                 )
-            place = f"{name}:{record.id.rpartition(':')[2]}"  # files of one name are told apart by their folders
+            place = (
+                f"{name}:{record.id.rpartition(':')[2]}"  # files of one name are told apart by their folders
+            )
             if isinstance(record, Record):
                 yield Record(place, record.fields, place)
             else:

@@ -39,7 +39,9 @@ class GitFixes(Pairs):
     @field_validator("revision")
     @classmethod
     def _no_option(cls, revision: str) -> str:
-        if not revision or revision.startswith("-"):  # git would take it for an option, some of which write files
+        if not revision or revision.startswith(
+            "-"
+        ):  # git would take it for an option, some of which write files
             raise ValueError(f"{revision!r} is no revision; give a commit, branch, tag or range")
         return revision
 

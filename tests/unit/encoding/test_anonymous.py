@@ -197,5 +197,8 @@ def test_drawn_numbers_do_not_tell_how_many_names_there_are() -> None:
         numbers.add(int(identifiers(before, "python")[1].partition("_")[2]))
     assert 90 < max(numbers) <= 100 and min(numbers) >= 1
     many = "def f(" + ", ".join(f"a{i}" for i in range(80)) + "): pass\n"
-    found = [int(name.partition("_")[2]) for name in identifiers(anonymous([many, many + "\n"], "python")[0], "python")[1:]]
+    found = [
+        int(name.partition("_")[2])
+        for name in identifiers(anonymous([many, many + "\n"], "python")[0], "python")[1:]
+    ]
     assert len(set(found)) == 80 and 100 < max(found) <= 160

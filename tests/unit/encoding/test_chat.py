@@ -16,7 +16,9 @@ def turns(*contents: str, system: str | None = None) -> list[dict[str, Any]]:
     return found if system is None else [{"role": "system", "content": system}, *found]
 
 
-def spans(messages: list[dict[str, Any]], weights: list[float], template: str = CHAT, **options: Any) -> list[Span]:
+def spans(
+    messages: list[dict[str, Any]], weights: list[float], template: str = CHAT, **options: Any
+) -> list[Span]:
     return chat_spans(messages, weights, plain_tokenizer(chat=template), options)
 
 
@@ -93,8 +95,12 @@ def test_data_that_spells_markup_is_data() -> None:
 
 
 def test_rounds_that_a_template_tells_apart_by_their_place_stay() -> None:
-    numbered = CHAT.replace("[{{ m.role }}]", "[{{ m.role }}{{ loop.index }}]").replace("[assistant]", "[assistant{{ messages | length + 1 }}]")
-    assert [s.trim for s in spans(turns("A", "B", "C", "D"), [0, 0, 0, 1], numbered)] == ["never"] * 5 + ["left"] + ["never"] * 3
+    numbered = CHAT.replace("[{{ m.role }}]", "[{{ m.role }}{{ loop.index }}]").replace(
+        "[assistant]", "[assistant{{ messages | length + 1 }}]"
+    )
+    assert [s.trim for s in spans(turns("A", "B", "C", "D"), [0, 0, 0, 1], numbered)] == ["never"] * 5 + [
+        "left"
+    ] + ["never"] * 3
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,9 @@ def test_rounds_that_a_template_tells_apart_by_their_place_stay() -> None:
          "before turn 1 training would have 'x"),
     ],
 )  # fmt: skip
-def test_what_a_template_does_not_take_is_said(template: str, messages: Any, reason: str, detail: str) -> None:
+def test_what_a_template_does_not_take_is_said(
+    template: str, messages: Any, reason: str, detail: str
+) -> None:
     with pytest.raises(RowError) as raised:
         spans(messages, [0.0] * (len(messages) - 1) + [1.0], template)
     assert raised.value.reason == reason and raised.value.detail.startswith(detail)
@@ -123,7 +131,9 @@ def test_models_whose_template_cannot_be_used_are_refused() -> None:
         spans(turns("A", "B"), [0, 1], "\n{% if %}")
     assert raised.value.where == "chat_template, line 2"
     endless = CHAT.replace("</s>", "<end>")
-    with pytest.raises(UserError, match=r"ends an assistant turn with '<end>\\n', which holds no stop token \('</s>'\)"):
+    with pytest.raises(
+        UserError, match=r"ends an assistant turn with '<end>\\n', which holds no stop token \('</s>'\)"
+    ):
         spans(turns("A", "B"), [0, 1], endless)
     with pytest.raises(UserError, match="the model has none"):
         chat_spans(turns("A", "B"), [0, 1], plain_tokenizer(eos=False, chat=CHAT))

@@ -13,27 +13,27 @@ PLAIN, BOS = plain_tokenizer(), plain_tokenizer(bos=True)
 
 
 def example(*spans: Span, **others: object) -> Example:
-    return Example("r", list(spans), "g", **others)  # type: ignore[arg-type]
+    return Example("r", list(spans), "g", **others)
 
 
 def made(spans: Example, max_length: int = 100, tokenizer: object = PLAIN) -> Row:
-    row = encode(spans, tokenizer, max_length)  # type: ignore[arg-type]
+    row = encode(spans, tokenizer, max_length)
     assert isinstance(row, Row), row
     return row
 
 
 def dropped(spans: Example, max_length: int = 100, tokenizer: object = PLAIN) -> tuple[str, str]:
-    found = encode(spans, tokenizer, max_length)  # type: ignore[arg-type]
+    found = encode(spans, tokenizer, max_length)
     assert isinstance(found, Dropped) and found.id == "r" and found.budgeted
     return found.reason, found.detail
 
 
 def context(text: str, trim: str = "left", priority: int = 0) -> Span:
-    return Span(text, text, trim=trim, priority=priority)  # type: ignore[arg-type]
+    return Span(text, text, trim=trim, priority=priority)
 
 
 def target(text: str = "TT", weight: float = 1.0, trim: str = "never") -> Span:
-    return Span(text, "target", weight, trim)  # type: ignore[arg-type]
+    return Span(text, "target", weight, trim)
 
 
 STOP = Span("</s>", "stop", weight=0.5, control=True)
@@ -41,7 +41,9 @@ STOP = Span("</s>", "stop", weight=0.5, control=True)
 
 def test_a_row_holds_its_spans() -> None:
     row = made(replace(example(context("abc"), target("dé", 2.0), STOP), meta={"line": 3}))
-    assert row.input_ids.tolist() == [*PLAIN.encode("abcdé"), PLAIN.eos_id] and row.input_ids.dtype == np.int32
+    assert (
+        row.input_ids.tolist() == [*PLAIN.encode("abcdé"), PLAIN.eos_id] and row.input_ids.dtype == np.int32
+    )
     assert row.loss_weights.tolist() == [0, 0, 0, 2, 2, 2, 0.5] and row.loss_weights.dtype == np.float32
     assert row.span_ids.tolist() == [0, 0, 0, 1, 1, 1, 2] and row.span_ids.dtype == np.int16
     assert list(row.span_names) == ["abc", "target", "stop"]
@@ -55,7 +57,10 @@ def test_the_tokenizers_own_prefix_comes_first_and_once() -> None:
     assert row.span_ids.tolist() == [2, 0, 1] and list(row.span_names) == ["a", "target", "start"]
     assert row.num_prompt_tokens == 2
     own = made(example(Span("<s>", "markup", control=True), target("b")), tokenizer=BOS)
-    assert own.input_ids.tolist() == [BOS.bos_id, *BOS.encode("b")] and list(own.span_names) == ["markup", "target"]
+    assert own.input_ids.tolist() == [BOS.bos_id, *BOS.encode("b")] and list(own.span_names) == [
+        "markup",
+        "target",
+    ]
     assert made(example(target("b")), tokenizer=BOS).num_prompt_tokens == 1
 
 
@@ -91,8 +96,17 @@ def test_trained_spans_that_have_gone_are_not_what_is_too_long() -> None:
 
 
 def test_the_lowest_priority_gives_way_first_and_no_more_than_needed() -> None:
-    spans = example(context("abcd", "left", 2), context("efgh", "right", 1), context("ijkl", "never"), target())
-    shown = {14: "abcdefghijklTT", 13: "abcdefgijklTT", 11: "abcdeijklTT", 10: "abcdijklTT", 9: "bcdijklTT", 6: "ijklTT"}
+    spans = example(
+        context("abcd", "left", 2), context("efgh", "right", 1), context("ijkl", "never"), target()
+    )
+    shown = {
+        14: "abcdefghijklTT",
+        13: "abcdefgijklTT",
+        11: "abcdeijklTT",
+        10: "abcdijklTT",
+        9: "bcdijklTT",
+        6: "ijklTT",
+    }
     for length, text in shown.items():
         assert PLAIN.decode(made(spans, length).input_ids) == text
     assert made(spans, 9).trimmed == {"efgh": 4, "abcd": 1} and made(spans, 13).trimmed == {"efgh": 1}
@@ -103,7 +117,9 @@ def test_the_lowest_priority_gives_way_first_and_no_more_than_needed() -> None:
 def test_spans_of_one_priority_give_way_in_order_and_those_that_drop_together() -> None:
     both = example(context("abc"), Span("def", "abc", trim="left"), target())
     assert PLAIN.decode(made(both, 4).input_ids) == "efTT"[-4:] and made(both, 4).trimmed == {"abc": 4}
-    drops = example(context("ab", "drop"), context("cd"), context("ef", "drop"), context("g", "drop", 1), target())
+    drops = example(
+        context("ab", "drop"), context("cd"), context("ef", "drop"), context("g", "drop", 1), target()
+    )
     for length, text in {9: "abcdefgTT", 8: "cdgTT", 5: "cdgTT", 4: "dgTT", 3: "gTT"}.items():
         assert PLAIN.decode(made(drops, length).input_ids) == text
     assert made(drops, 4).trimmed == {"ab": 2, "ef": 2, "cd": 1}
@@ -169,11 +185,17 @@ def test_control_tokens_are_those_of_control_spans_alone() -> None:
     eos = PLAIN.eos_id
     data = made(example(context("</s>"), target("</s>"))).input_ids
     assert eos not in data and PLAIN.decode(data) == "</s></s>"
-    mixed = made(example(control("q</s>r"), context("a</s>"), control("b</s>c</s>"), context("</s"), control(">"), target()))
+    mixed = made(
+        example(
+            control("q</s>r"), context("a</s>"), control("b</s>c</s>"), context("</s"), control(">"), target()
+        )
+    )
     ids = mixed.input_ids.tolist()
     assert PLAIN.decode(ids) == "q</s>ra</s>b</s>c</s></s>TT"
     assert [i for i, token in enumerate(ids) if token == eos] == [1, 9, 11]
-    assert [mixed.span_names[i] for i in mixed.span_ids[:15]] == ["markup"] * 3 + ["a</s>"] * 5 + ["markup"] * 4 + ["</s"] * 3
+    assert [mixed.span_names[i] for i in mixed.span_ids[:15]] == ["markup"] * 3 + ["a</s>"] * 5 + [
+        "markup"
+    ] * 4 + ["</s"] * 3
 
 
 def test_text_that_does_not_come_back_is_named() -> None:

@@ -74,18 +74,26 @@ def test_prefix_and_suffix_are_trained_but_for_what_is_too_much() -> None:
     assert parts(9) == [("abc", 0, "left"), ("defgh", 0, "right")]
     assert parts(1) == [("abc", 0, "left"), ("defgh", 0, "right")]
     long = gap("abcdefgh", "ij", max_length=14, loss="all")
-    assert [(s.text, s.weight) for s in long if s.name in ("prefix", "suffix")] == [("abcde", 0), ("fgh", 1.0), ("ij", 1.0)]
-    assert [(s.text, s.weight) for s in gap("abcde", "ij", max_length=11, loss="all") if s.name == "prefix"] == [("abcde", 0)]
+    assert [(s.text, s.weight) for s in long if s.name in ("prefix", "suffix")] == [
+        ("abcde", 0),
+        ("fgh", 1.0),
+        ("ij", 1.0),
+    ]
+    assert [
+        (s.text, s.weight) for s in gap("abcde", "ij", max_length=11, loss="all") if s.name == "prefix"
+    ] == [("abcde", 0)]
 
 
 def test_a_prompt_is_all_before_the_middle() -> None:
     for order, asked in (("psm", "psm"), ("mixed", "psm"), ("spm", "spm")):
-        options = Infill(order=order, sentinels="new")  # type: ignore[arg-type]
+        options = Infill(order=order, sentinels="new")
         assert infill_prompt("abc", "defgh", options, PLAIN, 8) == gap(order=asked)[:-2]
 
 
 def test_a_gap_is_made_where_its_middle_has_room() -> None:
-    example = Example("r", [Span("abcd", "text", 1.0), Span("</s>", "end", 1.0, control=True)], "g", {"line": 1})
+    example = Example(
+        "r", [Span("abcd", "text", 1.0), Span("</s>", "end", 1.0, control=True)], "g", {"line": 1}
+    )
     asked: list[random.Random] = []
 
     def drawn(draw: random.Random) -> Gap:
@@ -93,11 +101,18 @@ def test_a_gap_is_made_where_its_middle_has_room() -> None:
         return Gap("a", "e", "bcd")
 
     def made(length: int, tokenizer: Any = PLAIN, name: str = "new") -> Example:
-        options = Gaps(rate=1.0, order="spm", sentinels=name)  # type: ignore[arg-type]
+        options = Gaps(rate=1.0, order="spm", sentinels=name)
         return infilled(example, options, tokenizer, max_length=length, seed=0, gap=drawn)
 
     assert made(7).meta == {"line": 1, "infill": "spm"} and made(6) == example
-    assert [s.text for s in made(7).spans] == [*(s.text for s in (BEFORE, BEHIND)), "e", HERE.text, "a", "bcd", NEW.end]
+    assert [s.text for s in made(7).spans] == [
+        *(s.text for s in (BEFORE, BEHIND)),
+        "e",
+        HERE.text,
+        "a",
+        "bcd",
+        NEW.end,
+    ]
     with_bos = plain_tokenizer(bos=True, special=NEW.tokens)
     assert made(8, with_bos).meta != example.meta and made(7, with_bos) == example
     spaced = plain_tokenizer(special=SENTINELS["codellama"].tokens)
@@ -109,7 +124,14 @@ def test_a_gap_is_made_where_its_middle_has_room() -> None:
     first.random()
     again = random.Random()
     asked.clear()
-    infilled(example, Gaps(rate=1.0), PLAIN, max_length=99, seed=0, gap=lambda draw: again.setstate(draw.getstate()))  # type: ignore[func-returns-value]
+    infilled(
+        example,
+        Gaps(rate=1.0),
+        PLAIN,
+        max_length=99,
+        seed=0,
+        gap=lambda draw: again.setstate(draw.getstate()),
+    )
     assert again.random() == first.random()
 
 
@@ -154,7 +176,7 @@ def test_a_gap_without_visible_text_is_drawn_anew_so_often() -> None:
     assert draw_gap("a\nb", Infill(spans="lines"), _Scripted([0, 2])) == (0, 2)
     for text, spans in (("a", "characters"), ("ab\n", "lines"), ("", "characters")):
         never = _Scripted([0, 1])
-        assert draw_gap(text, Infill(spans=spans), never) is None and never.asked == 0  # type: ignore[arg-type]
+        assert draw_gap(text, Infill(spans=spans), never) is None and never.asked == 0
 
 
 def test_sentinels_are_those_of_the_vocabulary() -> None:

@@ -87,7 +87,7 @@ def test_code_is_the_same_whatever_its_white_space_but_for_pythons_indents() -> 
     ],
 )  # fmt: skip
 def test_tokens_are_those_of_the_language(code: str, language: str, expected: str) -> None:
-    found = [f"{t.kind[0]}:{code[t.start : t.end]}" for t in tokens(code, language)]  # type: ignore[arg-type]
+    found = [f"{t.kind[0]}:{code[t.start : t.end]}" for t in tokens(code, language)]
     assert " ".join(found) == expected
 
 
@@ -111,7 +111,7 @@ def test_what_a_comment_kept_apart_stays_apart() -> None:
         ("a\n\n\n// b\n  // c\nd\n", "java", "a\nd\n"),
         ("x = 1  # a\n# b\ny\n", "python", "x = 1\ny\n"),
     ):
-        assert without_comments(code, language) == plain  # type: ignore[arg-type]
+        assert without_comments(code, language) == plain
 
 
 def test_pythons_lines_count_by_their_depth() -> None:

@@ -7,7 +7,8 @@ from luthier.encoding.minhash import NUM_HASHES, band_keys, bands, candidates, s
 
 
 @pytest.mark.parametrize(
-    ("threshold", "expected"), [(1.0, (1, 128)), (0.95, (10, 12)), (0.8, (25, 5)), (0.5, (64, 2)), (0.01, (128, 1))]
+    ("threshold", "expected"),
+    [(1.0, (1, 128)), (0.95, (10, 12)), (0.8, (25, 5)), (0.5, (64, 2)), (0.01, (128, 1))],
 )
 def test_the_longest_bands_that_find_a_pair(threshold: float, expected: tuple[int, int]) -> None:
     number, rows = bands(threshold)
@@ -33,7 +34,9 @@ def test_keys_are_equal_where_all_hashes_of_the_band_are() -> None:
     assert [bool(key[0] == key[1]) for key in keys] == [True, False, True]
     assert all(key[0] != key[2] for key in keys)
     same = np.ones((2, NUM_HASHES), np.uint64)
-    assert len({int(key[0]) for key in band_keys(same, 4, 2)}) == 4, "bands of the same hashes have keys of their own"
+    assert len({int(key[0]) for key in band_keys(same, 4, 2)}) == 4, (
+        "bands of the same hashes have keys of their own"
+    )
     swapped = np.array([[1, 2], [2, 1]], np.uint64)
     (key,) = band_keys(swapped, 1, 2)
     assert key[0] != key[1]

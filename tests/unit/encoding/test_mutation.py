@@ -72,9 +72,11 @@ def test_kinds_take_turns_and_the_draw_decides() -> None:
 
 
 def changes(source: bytes, language: str, operator: str) -> set[tuple[str, str]]:
-    (function,) = functions(source, language)  # type: ignore[arg-type]
-    found = mutations(source, language, function)  # type: ignore[arg-type]
-    assert found == sorted(found, key=lambda m: (m.start, m.end, m.operator, m.text)) and len(set(found)) == len(found)
+    (function,) = functions(source, language)
+    found = mutations(source, language, function)
+    assert found == sorted(found, key=lambda m: (m.start, m.end, m.operator, m.text)) and len(
+        set(found)
+    ) == len(found)
     return {(source[m.start : m.end].decode(), m.text.decode()) for m in found if m.operator == operator}
 
 
@@ -87,7 +89,12 @@ def test_python_operators_one_by_one() -> None:
         ("+", "-"), ("*", "+"), ("//", "*"), ("%", "*"), ("-=", "+="), ("or", "and"), ("is", "is not"), ("!=", "=="),
     }  # fmt: skip
     assert changes(source, "python", "off-by-one") == {(">=", ">"), ("0", "1"), ("1", "2"), ("2", "3")}
-    assert changes(source, "python", "wrong-constant") == {("1", "0"), ("2", "0"), ("True", "False"), ("None", "0")}
+    assert changes(source, "python", "wrong-constant") == {
+        ("1", "0"),
+        ("2", "0"),
+        ("True", "False"),
+        ("None", "0"),
+    }
     assert changes(source, "python", "missing-branch") == set(), "an else goes with its if"
     assert changes(source, "python", "removed-statement") == {
         ("    c = a + b * 0 // 1 % a\n", ""), ("    c -= a\n", ""), ("        return True\n", "        pass\n"),
@@ -103,8 +110,20 @@ def test_java_operators_one_by_one() -> None:
         b"    while (true) {\n      continue;\n    }\n    g(null); h(a | 2);\n    return a;\n  }\n}\n"
     )
     assert changes(source, "java", "swapped-operator") == {("||", "&&"), ("&", "|"), ("-=", "+="), ("|", "&")}
-    assert changes(source, "java", "off-by-one") == {("<=", "<"), (">", ">="), ("1", "2"), ("7", "8"), ("2", "3")}
-    assert changes(source, "java", "wrong-constant") == {("true", "false"), ("null", "0"), ("1", "0"), ("7", "0"), ("2", "0")}
+    assert changes(source, "java", "off-by-one") == {
+        ("<=", "<"),
+        (">", ">="),
+        ("1", "2"),
+        ("7", "8"),
+        ("2", "3"),
+    }
+    assert changes(source, "java", "wrong-constant") == {
+        ("true", "false"),
+        ("null", "0"),
+        ("1", "0"),
+        ("7", "0"),
+        ("2", "0"),
+    }
     assert changes(source, "java", "removed-statement") == {
         ("      break;\n", ""), ("      continue;\n", ""), ("    return a;\n", ""),
     }, "what shares its line stays"  # fmt: skip
@@ -113,6 +132,10 @@ def test_java_operators_one_by_one() -> None:
 def test_only_the_function_is_changed() -> None:
     source = b"a = 1\ndef f():\n    return 2\nb = 3\n"
     assert changes(source, "python", "off-by-one") == {("2", "3")}
-    assert changes(b"def f():\n    '''Doc'''\n    return 2", "python", "removed-statement") == {("    return 2", "")}
+    assert changes(b"def f():\n    '''Doc'''\n    return 2", "python", "removed-statement") == {
+        ("    return 2", "")
+    }
     nested = b"def f():\n    if a:\n        if b:\n            c()\n    elif d:\n        e()\n"
-    assert changes(nested, "python", "missing-branch") == {("        if b:\n            c()\n", "        pass\n")}
+    assert changes(nested, "python", "missing-branch") == {
+        ("        if b:\n            c()\n", "        pass\n")
+    }

@@ -12,10 +12,10 @@ def test_the_last_two_are_kept() -> None:
     read: list[int] = []
 
     def records(places: object) -> list[Record]:
-        read.append(places)  # type: ignore[arg-type]
+        read.append(places)
         return [Record(f"r{places}", {}, "g")]
 
-    found = Neighbours({"a": 1, "b": 2, "c": 3}, records)  # type: ignore[dict-item]
+    found = Neighbours({"a": 1, "b": 2, "c": 3}, records)
     assert list(found) == ["a", "b", "c"] and len(found) == 3 and read == []
     assert found["a"][0].id == "r1" and found["a"] is found["a"] and read == [1]
     assert found["b"] and found["a"] and found["c"] and read == [1, 2, 3]
@@ -26,7 +26,11 @@ def test_the_last_two_are_kept() -> None:
 
 
 def test_half_a_surrogate_pair_drops_the_record() -> None:
-    for record in (Record("a", {"t": "x\ud800"}, "g"), Record("a", {}, "g\ud800"), Record("a\ud800", {}, "g")):
+    for record in (
+        Record("a", {"t": "x\ud800"}, "g"),
+        Record("a", {}, "g\ud800"),
+        Record("a\ud800", {}, "g"),
+    ):
         found = plain_fields(record)
         assert isinstance(found, Dropped) and found.reason == "invalid-unicode"
         assert found.id in ("a", "a\\ud800") and found.detail == "it holds half a surrogate pair: '\\ud800'"

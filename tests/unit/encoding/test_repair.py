@@ -134,13 +134,15 @@ def test_the_parts_of_an_input_are_what_may_be_cut() -> None:
         ("IR2", "# buggy lines start:\n  b\n# buggy lines end:\n"),
         ("IR3", "  <FILL_ME>\n"),
     ):
-        parts = input_parts(place, form, "python")  # type: ignore[arg-type]
+        parts = input_parts(place, form, "python")
         assert (parts.before, parts.core, parts.behind) == ("a\n", core, "c")
     last = Place(("a\n", "  b\r"), 1, 2)
     assert input_parts(last, "IR2", "c").core == "// buggy lines start:\n  b\r\n// buggy lines end:\n"
     assert input_parts(last, "IR4", "c").core == "// buggy code\n//   b\n  <FILL_ME>\n"
-    assert input_parts(Place(("a\n",), 1, 1), "IR2", "c").core == "// buggy lines start:\n// buggy lines end:\n"
-    assert [ending(form, "python") for form in ("IR1", "IR2", "IR4")] == [  # type: ignore[arg-type]
+    assert (
+        input_parts(Place(("a\n",), 1, 1), "IR2", "c").core == "// buggy lines start:\n// buggy lines end:\n"
+    )
+    assert [ending(form, "python") for form in ("IR1", "IR2", "IR4")] == [
         "# fixed code:\n", "# fixed lines:\n", "# fixed code:\n",
     ]  # fmt: skip
     assert ending("IR3", "java") == "// fixed code:\n"
@@ -150,10 +152,12 @@ def test_diffs_are_those_of_diff() -> None:
     old = [f"{i}\n" for i in range(12)]
 
     def diff(new: list[str], form: str = "OR4") -> str:
-        return output_text(*place_of("".join(old), "".join(new)), form)  # type: ignore[arg-type]
+        return output_text(*place_of("".join(old), "".join(new)), form)
 
     assert diff([*old[:3], *old[4:]]) == "@@ -3,3 +3,2 @@\n 2\n-3\n 4\n"
-    assert diff(["X\n", *old]) == "@@ -1,1 +1,2 @@\n+X\n 0\n" and diff([]).startswith("@@ -1,12 +0,0 @@\n-0\n")
+    assert diff(["X\n", *old]) == "@@ -1,1 +1,2 @@\n+X\n 0\n" and diff([]).startswith(
+        "@@ -1,12 +0,0 @@\n-0\n"
+    )
     assert diff(["X\n", *old[1:11], "Y"]) == (
         "@@ -1,2 +1,2 @@\n-0\n+X\n 1\n@@ -11,2 +11,2 @@\n 10\n-11\n+Y\n\\ No newline at end of file\n"
     )
@@ -162,7 +166,15 @@ def test_diffs_are_those_of_diff() -> None:
 
 
 def test_hunks_end_by_their_numbers() -> None:
-    lines = ["x\n", "@@ -3 +4,2 @@ def f\n", "-a\n", "+@@ b\n", "\\ No newline at end of file\n", "+c\n", "rest\n"]
+    lines = [
+        "x\n",
+        "@@ -3 +4,2 @@ def f\n",
+        "-a\n",
+        "+@@ b\n",
+        "\\ No newline at end of file\n",
+        "+c\n",
+        "rest\n",
+    ]
     assert hunks(lines, 1) == ([Hunk(2, ["a\n"], ["@@ b", "c\n"])], 6)
     assert hunks(lines) == ([], 0)
     assert hunks(["@@ -0,0 +1 @@\n", "+x\n", "\\ No newline\n", "\\ again\n"]) == ([Hunk(0, [], ["x"])], 3)
@@ -181,7 +193,9 @@ def test_several_hunks_move_each_other() -> None:
     assert patched(place, "@@ -1,2 +0,0 @@\n-a\n-b\n@@ -3,0 +2 @@\n+N\n", "OR3") == "c\nN\nd\n"
     assert patched(place, "@@ -4,0 +5 @@\n+end\n\n", "OR3") == "a\nb\nc\nd\nend\n"
     assert patched(place, "@@ -5,0 +6 @@\n+end\n", "OR3") is None
-    assert patched(place, "@@ -9,2 +1,1 @@\n-c\n-d\n+C\n", "OR3") == "a\nb\nC\n", "where they stand, at the end"
+    assert patched(place, "@@ -9,2 +1,1 @@\n-c\n-d\n+C\n", "OR3") == "a\nb\nC\n", (
+        "where they stand, at the end"
+    )
 
 
 def test_an_output_ends_as_its_place_does() -> None:

@@ -102,9 +102,15 @@ def test_other_processes_get_it_without_what_they_make_themselves() -> None:
 def test_the_space_before_the_first_word_is_left_out_of_what_goes_on() -> None:
     vocabulary = {"type": "Metaspace"}
     given = {
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "_"}, {"type": "NFC"}]},
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "_"}, {"type": "NFC"}],
+        },
         "pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first", "split": True},
-        "decoder": {"type": "Sequence", "decoders": [{"type": "Strip", "start": 1}, {"type": "Strip", "start": 0}]},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [{"type": "Strip", "start": 1}, {"type": "Strip", "start": 0}],
+        },
         "model": {"vocab": vocabulary, "merges": [vocabulary]},
         "other": {"type": "ByteLevel", "add_prefix_space": True},
     }
@@ -133,7 +139,7 @@ def test_single_bytes_and_spaces_of_other_vocabularies_have_their_bytes() -> Non
     pieces = ["<0x0A>", "<0xFF>", "▁a", "b", "<0x0A>b", "é"]
     backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
     backend.decoder = decoders.ByteFallback()
-    tokenizer = TextTokenizer(Plain(backend, None, None, None), [3])  # type: ignore[arg-type]
+    tokenizer = TextTokenizer(Plain(backend, None, None, None), [3])
     assert token_bytes(tokenizer) == [b"\n", b"\xff", b" a", None, b"<0x0A>b", "é".encode()]
 
 

@@ -39,7 +39,7 @@ def test_trees_are_relative_to_the_rows(tmp_path: Path, monkeypatch: pytest.Monk
     bug = bug_of(record)
     assert isinstance(bug, Bug) and bug.tree == tmp_path / "shop" and bug.start == 12
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert [r.fields for r in Bugs(path="~/b.jsonl").records()] == [record.fields]  # type: ignore[union-attr]
+    assert [r.fields for r in Bugs(path="~/b.jsonl").records()] == [record.fields]
 
 
 def test_humaneval_pack_gives_the_function_in_its_file(tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ class TextTokenizer:
     def _fast(self) -> tuple[FastReader | None, FastReader | None]:
         """Faster readers that give the same tokens, for text that begins a row and for text that goes on."""
         first = fast_reader(self._first)
-        same = self._first.to_str() == self._next.to_str()
-        return first, first if same else fast_reader(self._next)
+        one, other = (json.loads(backend.to_str()) | {"decoder": None} for backend in (self._first, self._next))
+        return first, first if one == other else fast_reader(self._next)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what another process makes for itself sooner than it is sent."""

@@ -34,6 +34,7 @@ def test_tokens_over_a_border_move_it() -> None:
     assert (first.stop, second.start) == (13, 9)
     assert (third.stop, fourth.start) == (27, 25)
     assert fourth.stop == 35
+    assert lines(EVERY - {9, 10, 11, 12})[1].start == 13, "the next border is the line's first character"
     over = lines(EVERY - {9, 10, 11, 12, 13})
     assert over[0].stop == 10, "the token goes on with what can be seen"
     assert over[1].start == 9, "and no border is left before the line"

@@ -185,6 +185,7 @@ def test_control_tokens_are_those_of_control_spans_alone() -> None:
     eos = PLAIN.eos_id
     data = made(example(context("</s>"), target("</s>"))).input_ids
     assert eos not in data and PLAIN.decode(data) == "</s></s>"
+    assert eos not in made(example(control("q\n"), context("</s>"), target())).input_ids
     mixed = made(
         example(
             control("q</s>r"), context("a</s>"), control("b</s>c</s>"), context("</s"), control(">"), target()

@@ -1,6 +1,7 @@
 """Gaps by exact spans, on a tokenizer with a token for each byte."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,8 @@ def test_prefix_and_suffix_are_trained_but_for_what_is_too_much() -> None:
     assert parts(12) == cut and parts(13, plain_tokenizer(bos=True, special=NEW.tokens)) == cut
     assert parts(9) == [("abc", 0, "left"), ("defgh", 0, "right")]
     assert parts(1) == [("abc", 0, "left"), ("defgh", 0, "right")]
+    by_one = gap("abcd", "efgh", max_length=12, loss="all")
+    assert [(s.text, s.weight) for s in by_one if s.name == "suffix"] == [("efg", 1.0), ("h", 0)]
     long = gap("abcdefgh", "ij", max_length=14, loss="all")
     assert [(s.text, s.weight) for s in long if s.name in ("prefix", "suffix")] == [
         ("abcde", 0),
@@ -139,7 +142,8 @@ def test_the_text_of_a_row_gets_its_gap_without_its_control_tokens() -> None:
     example = Example("r", [Span("ab\ncd\n", "text", 1.0), Span("</s>", "end", 1.0, control=True)], "g")
     found = infilled(example, Infill(rate=1.0, spans="lines", max_lines=1), PLAIN, max_length=99, seed=1)
     middle = next(s.text for s in found.spans if s.name == "middle")
-    assert middle in ("ab\n", "cd\n") and "</s>" not in "".join(s.text for s in found.spans)
+    front, back = ("".join(s.text for s in found.spans if s.name == name) for name in ("prefix", "suffix"))
+    assert middle in ("ab\n", "cd\n") and front + middle + back == "ab\ncd\n" and "</s>" not in "".join(s.text for s in found.spans)
     assert infilled(example, Infill(rate=1.0), PLAIN, max_length=4, seed=1) == example
 
 
@@ -208,3 +212,35 @@ def test_eight_visible_characters_are_an_overlap() -> None:
     assert without_overlap("x\nabcd efg", "\nabcd efgh") == "x\nabcd efg"
     assert without_overlap("abcdefgh", "abcdefgh") == "" and without_overlap("x", "y") == "x"
     assert without_overlap("abcdefghabcdefgh", "abcdefghabcdefgh12") == "", "the longest one"
+
+
+def test_the_families_have_the_tokens_that_their_models_were_trained_with() -> None:
+    # As the tokenizers of codellama/CodeLlama-7b-hf, bigcode/starcoder2-3b, Qwen/Qwen2.5-Coder-1.5B and
+    # deepseek-ai/deepseek-coder-1.3b-base spell them.
+    assert {name: (*marks.tokens, marks.lead, *marks.stops) for name, marks in SENTINELS.items()} == {
+        "codellama": ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>", " "),
+        "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<|endoftext|>", "", "<file_sep>"),
+        "qwen2.5-coder": ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|endoftext|>", "", "<|file_sep|>"),
+        "deepseek-coder": ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "<｜end▁of▁sentence｜>", ""),
+        "new": ("<|prefix|>", "<|suffix|>", "<|middle|>", "<|end_of_middle|>", ""),
+    }
+
+
+def test_the_defaults_are_those_of_pretraining_in_the_literature() -> None:
+    options = Infill()
+    assert (options.rate, options.order, options.sentinels, options.loss) == (0.5, "psm", "auto", "middle")
+    assert (options.spans, options.max_lines) == ("characters", None) and gap(loss="middle") == gap()
+
+
+def test_mixed_orders_are_drawn() -> None:
+    options = Infill(rate=1.0, order="mixed")
+    examples = [Example(f"r{i}", [Span("abc = def", "text")], "g") for i in range(20)]
+    made = [infilled(one, options, PLAIN, max_length=99, seed=0) for one in examples]
+    assert {one.meta["infill"] for one in made} == {"psm", "spm"}
+
+
+def test_a_piece_that_is_no_control_token_is_no_sentinel() -> None:
+    backend = SimpleNamespace(token_to_id=lambda _: 5)
+    spelled = SimpleNamespace(hf=SimpleNamespace(backend_tokenizer=backend), encode=lambda *_, **__: [1, 2])
+    with pytest.raises(UserError, match="none of the known sets"):
+        sentinels(spelled, "auto")

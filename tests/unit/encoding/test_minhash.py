@@ -55,4 +55,6 @@ def test_sets_of_one_bucket_are_paired() -> None:
 
 def test_large_buckets_are_paired_with_their_first_and_with_the_one_before() -> None:
     first = {(i, j) for i in range(8) for j in range(i + 1, 12)}
-    assert pairs([5] * 12) == sorted(first | {(8, 9), (9, 10), (10, 11)})
+    found = first | {(8, 9), (9, 10), (10, 11)}
+    assert pairs([5] * 12) == sorted(found)
+    assert pairs([1, 1, *[5] * 12]) == sorted({(0, 1)} | {(i + 2, j + 2) for i, j in found})

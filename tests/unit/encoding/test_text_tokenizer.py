@@ -131,6 +131,8 @@ def test_each_id_has_its_bytes() -> None:
     for text in (" a", "\n", "\x00", "\x7f", "\xa0", "\xad", "~", "!", "é", "\xff"):
         ids = tokenizer.encode(text)
         assert b"".join(found[i] or b"?" for i in ids) == text.encode()
+    tokenizer.hf.backend_tokenizer.add_tokens(["a b"])
+    assert token_bytes(tokenizer)[-1] == b"a b", "an added token is not spelled in bytes"
     single = [spelled for spelled in found if spelled is not None and len(spelled) == 1]
     assert sorted(single) == [bytes([i]) for i in range(256)]
 

@@ -21,6 +21,7 @@ def test_parts_end_with_a_line_that_ends_in_their_last_quarter() -> None:
     assert parts("abcdef\nhijkl", 8, 0) == [(0, 0, 7), (7, 7, 12)]
     assert parts("abcdefg\nijkl", 8, 0) == [(0, 0, 8), (8, 8, 12)]
     assert parts("abcde\nghijkl", 8, 0) == [(0, 0, 8), (8, 8, 12)], "too far from its end"
+    assert parts("abcdefghijkl\nnopqrs", 8, 0) == [(0, 0, 8), (8, 8, 16), (16, 16, 19)]
     assert parts("ab\ndefgh", 8, 0) == [(0, 0, 8)], "the last part ends with the text"
 
 

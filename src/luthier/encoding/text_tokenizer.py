@@ -163,7 +163,9 @@ class TextTokenizer:
     def _fast(self) -> tuple[FastReader | None, FastReader | None]:
         """Faster readers that give the same tokens, for text that begins a row and for text that goes on."""
         first = fast_reader(self._first)
-        one, other = (json.loads(backend.to_str()) | {"decoder": None} for backend in (self._first, self._next))
+        one, other = (
+            json.loads(backend.to_str()) | {"decoder": None} for backend in (self._first, self._next)
+        )
         return first, first if one == other else fast_reader(self._next)
 
     def __getstate__(self) -> dict[str, Any]:

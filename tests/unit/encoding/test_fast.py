@@ -62,7 +62,9 @@ def test_a_reader_is_used_only_if_it_reads_all_trials_alike(monkeypatch: pytest.
         lambda read: read._replace(offsets=read.offsets + 1),
         lambda read: 1 / 0,
     ):
-        monkeypatch.setattr(fast.FastReader, "read", lambda self, texts, c=change: [c(r) for r in usual(self, texts)])
+        monkeypatch.setattr(
+            fast.FastReader, "read", lambda self, texts, c=change: [c(r) for r in usual(self, texts)]
+        )
         assert fast.fast_reader(SLOW) is None
     monkeypatch.setattr(fast.FastReader, "read", usual)
     monkeypatch.setitem(sys.modules, "tokie", None)
@@ -75,7 +77,9 @@ def test_trials_hold_all_short_strings_alone_and_beside_others() -> None:
     assert {"s", "'s\t", "a's\ta é's\t", "'s\té\n's\t\n's\t"} <= set(found)
 
 
-def test_it_is_made_for_much_text_alone_and_not_asked_for_control_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_made_for_much_text_alone_and_not_asked_for_control_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made: list[object] = []
 
     class Reader:
@@ -83,9 +87,15 @@ def test_it_is_made_for_much_text_alone_and_not_asked_for_control_tokens(monkeyp
             return [fast.Read(np.array([7], np.int32), np.zeros((1, 2), np.int64)) for _ in texts]
 
     monkeypatch.setattr("luthier.encoding.text_tokenizer.MANY", 5)
-    monkeypatch.setattr("luthier.encoding.text_tokenizer.fast_reader", lambda slow: made.append(slow) or Reader())
+    monkeypatch.setattr(
+        "luthier.encoding.text_tokenizer.fast_reader", lambda slow: made.append(slow) or Reader()
+    )
     tokenizer = TextTokenizer(plain_tokenizer().hf)
     assert len(tokenizer.encode("abcd")) == 4 and not made
-    assert tokenizer.encode("e") == tokenizer.encode("e", first=True) == [7] and len(made) == 1, "both read alike"
-    assert tokenizer.encode("a", control=True) == [7] and tokenizer.encode("</s>", control=True) == [tokenizer.eos_id]
+    assert tokenizer.encode("e") == tokenizer.encode("e", first=True) == [7] and len(made) == 1, (
+        "both read alike"
+    )
+    assert tokenizer.encode("a", control=True) == [7] and tokenizer.encode("</s>", control=True) == [
+        tokenizer.eos_id
+    ]
     assert [ids.tolist() for ids in tokenizer.encode_all(["a", "b"])] == [[7], [7]]

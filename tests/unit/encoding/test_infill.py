@@ -143,7 +143,11 @@ def test_the_text_of_a_row_gets_its_gap_without_its_control_tokens() -> None:
     found = infilled(example, Infill(rate=1.0, spans="lines", max_lines=1), PLAIN, max_length=99, seed=1)
     middle = next(s.text for s in found.spans if s.name == "middle")
     front, back = ("".join(s.text for s in found.spans if s.name == name) for name in ("prefix", "suffix"))
-    assert middle in ("ab\n", "cd\n") and front + middle + back == "ab\ncd\n" and "</s>" not in "".join(s.text for s in found.spans)
+    assert (
+        middle in ("ab\n", "cd\n")
+        and front + middle + back == "ab\ncd\n"
+        and "</s>" not in "".join(s.text for s in found.spans)
+    )
     assert infilled(example, Infill(rate=1.0), PLAIN, max_length=4, seed=1) == example
 
 
@@ -220,7 +224,14 @@ def test_the_families_have_the_tokens_that_their_models_were_trained_with() -> N
     assert {name: (*marks.tokens, marks.lead, *marks.stops) for name, marks in SENTINELS.items()} == {
         "codellama": ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>", " "),
         "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<|endoftext|>", "", "<file_sep>"),
-        "qwen2.5-coder": ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|endoftext|>", "", "<|file_sep|>"),
+        "qwen2.5-coder": (
+            "<|fim_prefix|>",
+            "<|fim_suffix|>",
+            "<|fim_middle|>",
+            "<|endoftext|>",
+            "",
+            "<|file_sep|>",
+        ),
         "deepseek-coder": ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "<｜end▁of▁sentence｜>", ""),
         "new": ("<|prefix|>", "<|suffix|>", "<|middle|>", "<|end_of_middle|>", ""),
     }

@@ -74,9 +74,6 @@ def target_spans(text: str, lines: Sequence[Line], num_context: int) -> list[Spa
         trained = index >= num_context and line.eligible
         ends_here = index + 1 == len(lines)
         end = line.stop if trained or ends_here else lines[index + 1].start
-        if trained:
-            pieces.append((False, place, max(place, line.start)))
-            place = max(place, line.start)
         pieces.append((trained, place, max(place, end)))
         place = max(place, end)
     spans = []

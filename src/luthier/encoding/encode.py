@@ -50,7 +50,7 @@ def encode(example: Example, tokenizer: TextTokenizer, max_length: int) -> Row |
         return Dropped(example.id, "no-target", "no trained token")
     keep, trimmed = _trim(example.spans, tokens.owners, max_length)
     if (over := int(keep.sum()) - max_length) > 0:
-        needed = int((weights != 0).sum())
+        needed = int((weights[keep] != 0).sum())
         reason = "target-too-long" if needed > max_length else "too-long"
         return Dropped(
             example.id, reason, f"{over} tokens over max_length {max_length} when all that may go is gone"
@@ -96,7 +96,7 @@ def encode_prompt(example: Example, tokenizer: TextTokenizer, max_length: int) -
     """The ids to feed for what stands before an example's first trained span, or for all of a labelled one, trimmed like a row's.
 
     Raises:
-        ValueError: The context that may not be cut is longer than ``max_length``.
+        ValueError: The context that may not be cut is longer than ``max_length``, or there is none at all.
     """
     if example.label is not None:
         labelled = encode(example, tokenizer, max_length)
@@ -110,7 +110,10 @@ def encode_prompt(example: Example, tokenizer: TextTokenizer, max_length: int) -
         replace(example, spans=[*context, ending]), tokenizer, max_length + len(tokenizer.encode("x"))
     )
     if isinstance(row, Dropped):
-        raise ValueError(f"the prompt of {row.id} does not fit: {row.detail}")
+        long = f"over {max_length} tokens are left when all that may go is gone"
+        raise ValueError(
+            f"the prompt of {row.id} does not fit: {row.detail if row.reason == 'no-context' else long}"
+        )
     return [int(i) for i in row.input_ids[: row.num_prompt_tokens]]
 
 

@@ -62,7 +62,7 @@ class Token:
 
 
 def split_lines(text: str) -> list[str]:
-    r"""The lines of a text with their ends; only ``\\n`` ends a line, so that they are the text again when joined."""
+    r"""The lines of a text with their ends; only ``\n`` ends a line, so that they are the text again when joined."""
     return _LINE.findall(text)
 
 

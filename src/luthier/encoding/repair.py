@@ -268,7 +268,7 @@ def _applied(lines: list[str], diff: str) -> str | None:
     for hunk in found:
         at = hunk.start + shift
         old = hunk.old
-        if result[at : at + len(old)] != old:
+        if not 0 <= at <= len(result) or result[at : at + len(old)] != old:
             fitting = [i for i in range(len(result) - len(old) + 1) if result[i : i + len(old)] == old]
             if not old or len(fitting) != 1:
                 return None

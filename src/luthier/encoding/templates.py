@@ -1,4 +1,4 @@
-"""Jinja templates over the columns of a row, in a sandbox: they reach no Python, and neither hang nor fill memory."""
+"""Jinja templates over the columns of a row, in a sandbox: they reach no Python, and their loops, products and texts are bounded."""
 
 from __future__ import annotations
 

@@ -64,17 +64,15 @@ class TextTokenizer:
         Raises:
             UserError: There is none, or it has no fast implementation.
         """
-        from transformers import (
-            AutoTokenizer,
-            PreTrainedTokenizerFast,
-        )  # loads torch, which processes that only encode do without
+        # Loads torch, which processes that only encode do without.
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         generation = Path(folder) / "generation_config.json"
         try:
             hf = AutoTokenizer.from_pretrained(
                 str(folder), revision=revision, trust_remote_code=trust_remote_code
             )
-            stops = json.loads(generation.read_text()).get("eos_token_id", []) if generation.is_file() else []
+            stops = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
         except Exception as error:  # transformers and tokenizers raise anything at all over damaged files
             raise UserError(
                 f"no tokenizer can be loaded: {str(error).strip().partition(chr(10))[0] or type(error).__name__}",
@@ -87,7 +85,7 @@ class TextTokenizer:
                 str(folder),
                 "convert it to a tokenizer.json",
             )
-        return cls(hf, stops if isinstance(stops, list) else [stops])
+        return cls(hf, stops if isinstance(stops, list) else [] if stops is None else [stops])
 
     def add_tokens(self, tokens: Sequence[str]) -> TextTokenizer:
         """A tokenizer that knows these control tokens as well."""
@@ -155,7 +153,7 @@ class TextTokenizer:
             if not control and self._never_data[read.ids].any():
                 # A model whose merges or pieces spell a control token (unigram vocabularies hold "</s>").
                 raise UserError(
-                    f"the tokenizer turns plain text into control tokens: {self._special_string.search(text)}",
+                    f"the tokenizer turns plain text into control tokens: {self.decode(read.ids[self._never_data[read.ids]])}",
                     f"text {text[:60]!r}",
                     "use a tokenizer whose vocabulary keeps control tokens apart",
                 )
@@ -165,8 +163,10 @@ class TextTokenizer:
     def _fast(self) -> tuple[FastReader | None, FastReader | None]:
         """Faster readers that give the same tokens, for text that begins a row and for text that goes on."""
         first = fast_reader(self._first)
-        same = self._first.to_str() == self._next.to_str()
-        return first, first if same else fast_reader(self._next)
+        one, other = (
+            json.loads(backend.to_str()) | {"decoder": None} for backend in (self._first, self._next)
+        )
+        return first, first if one == other else fast_reader(self._next)
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what another process makes for itself sooner than it is sent."""

@@ -15,7 +15,6 @@ from luthier.projects.project import Project, split_identifier, words
 MASK = "[API]"
 _ROLE = re.compile(r":[\w:+-]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`")
 _WORD = re.compile(r"[^\W\d]\w*")
-_NUM_HELPFUL = 20
 
 
 def split_example(text: str) -> tuple[str, str] | None:
@@ -174,6 +173,6 @@ class HelpfulNames:
         self._names = list(names)
         self._index = BM25([split_identifier(name) for name in self._names])
 
-    def best(self, instruction: str, count: int = _NUM_HELPFUL) -> list[str]:
+    def best(self, instruction: str, count: int) -> list[str]:
         """The names whose words fit the instruction best by BM25, best first."""
         return [self._names[i] for i in self._index.best(words(instruction), count)]

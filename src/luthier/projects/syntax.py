@@ -56,14 +56,12 @@ class Identifier:
         column: Characters before it in its line.
         root: The first name of its chain: ``a`` for the ``c`` of ``a.b.c``, itself for ``a``; none where the chain begins
             with something else, such as a call.
-        called: Whether it is what is called: ``c`` in ``a.b.c(1)``.
     """
 
     name: str
     line: int
     column: int
     root: str | None
-    called: bool
 
 
 def has_grammar(language: str) -> bool:
@@ -125,33 +123,21 @@ def identifiers(text: str, language: str) -> list[Identifier]:
         line_start = source.rfind(b"\n", 0, node.start_byte) + 1
         if column and not source[line_start : node.start_byte].isascii():
             column = len(source[line_start : node.start_byte].decode("utf-8", "replace"))
-        found.append(
-            Identifier(_text(node, source), row, column, _chain_root(node, source), _is_called(node))
-        )
+        found.append(Identifier(_text(node, source), row, column, _chain_root(node, source)))
     return found
 
 
-def called_names(text: str, language: str = "python") -> list[tuple[str, str]]:
-    """The calls of a program: the whole chain that is called (``np.linalg.norm``) and its last name (``norm``).
+def called_names(program: str) -> list[tuple[str, str]]:
+    """The calls of a Python program: the whole chain that is called (``np.linalg.norm``) and its last name (``norm``).
 
     A chain that begins with something else than a name, such as another call, is its last name alone.
     """
-    if not has_grammar(language):
-        return []
-    source, root = parse(text, language)
+    source, root = parse(program, "python")
     found = []
-    for node in nodes(root, language, {"call", "method_invocation", "object_creation_expression"}):
-        target = (
-            node.child_by_field_name("function")
-            or node.child_by_field_name("name")
-            or node.child_by_field_name("type")
-        )
-        if target is None:
+    for node in nodes(root, "python", {"call"}):
+        if (target := node.child_by_field_name("function")) is None:
             continue
-        chain = _text(target, source)
-        if language == "java" and (owner := node.child_by_field_name("object")) is not None:
-            chain = f"{_text(owner, source)}.{chain}"
-        parts = [part.strip() for part in chain.split(".")]
+        parts = [part.strip() for part in _text(target, source).split(".")]
         if all(part.isidentifier() for part in parts):
             found.append((".".join(parts), parts[-1]))
         elif parts[-1].isidentifier():
@@ -302,16 +288,6 @@ def _chain_root(node: Any, source: bytes) -> str | None:
             owner = owner.child_by_field_name("object")
         return _text(owner, source) if owner.type == "identifier" else None
     return _text(node, source)
-
-
-def _is_called(node: Any) -> bool:
-    parent = node.parent
-    if parent is not None and parent.type == "attribute" and _is(parent, "attribute", node):
-        node, parent = parent, parent.parent
-    if parent is None:
-        return False
-    fields = {"call": "function", "method_invocation": "name", "object_creation_expression": "type"}
-    return parent.type in fields and _is(parent, fields[parent.type], node)
 
 
 def _body_cuts(node: Any, language: str) -> list[tuple[int, int, bytes]]:

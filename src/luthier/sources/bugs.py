@@ -40,7 +40,7 @@ class Bugs(Source):
         """One for each row."""
         for item in self._files().records():
             if isinstance(item, Record) and isinstance(item.fields.get("tree"), str):
-                tree = str((Path(self.path).parent / item.fields["tree"]).resolve())
+                tree = str((Path(self.path).expanduser().parent / item.fields["tree"]).resolve())
                 item = Record(item.id, {**item.fields, "tree": tree}, item.group)
             yield item
 

@@ -82,15 +82,16 @@ class CodeModules(Source):
         yield "", Stdlib(exclude=["lib2to3/**", "turtledemo/**", "pydoc_data/**"])
         inside = Path(sysconfig.get_path("stdlib"))
         for name in sorted(set(self.packages)):
-            spec = importlib.util.find_spec(name.partition(".")[0])
-            folders = list(spec.submodule_search_locations or ()) if spec else []
-            if not folders or Path(folders[0]).parent == inside:
+            top, *below = name.split(".")
+            spec = importlib.util.find_spec(top)
+            folders = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+            if not folders or folders[0].parent == inside or not folders[0].joinpath(*below).is_dir():
                 raise UserError(
                     f"there is no package {name!r} beside the standard library",
                     "recipe key data.source.packages",
                     "name installed packages as they are imported",
                 )
-            yield f"{name}.", Code(path=folders[0], exclude=_TESTS)
+            yield f"{name}.", Code(path=str(folders[0].joinpath(*below)), exclude=_TESTS)
 
     def _functions(self) -> Iterator[Record]:
         for prefix, code in self._trees():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -31,9 +32,8 @@ class CodeXGlue(Source):
         """One for each line of the files."""
         for item in self._files(self.path).inputs():
             path = Path(item.path)
-            yield from (
-                self._rows(path) if path.suffix in (".json", ".jsonl") else self._tokens(item.name, path)
-            )
+            read = self._rows if path.suffix in (".json", ".jsonl") else self._tokens
+            yield from read(item.name, path)
 
     def fingerprint(self) -> str:
         """Hash of the names and bytes of the files."""
@@ -70,7 +70,7 @@ class CodeXGlue(Source):
                 "name a token-level file as CodeXGLUE's preprocess.py writes it, or a .json file of line-level rows",
             )
 
-    def _rows(self, path: Path) -> Iterator[Record | Dropped]:
+    def _rows(self, name: str, path: Path) -> Iterator[Record | Dropped]:
         for record in self._files(str(path)).records():
             if isinstance(record, Record) and not str(record.fields["gt"] or "").strip():
                 raise UserError(
@@ -80,4 +80,10 @@ class CodeXGlue(Source):
                     "build lines from the token-level files of CodeXGLUE (CodeCompletion-token) instead: train.txt as "
                     "path of data.source, dev.txt of data.eval_source, test.txt of data.test_source",
                 )
-            yield record
+            place = (
+                f"{name}:{record.id.rpartition(':')[2]}"  # files of one name are told apart by their folders
+            )
+            if isinstance(record, Record):
+                yield Record(place, record.fields, place)
+            else:
+                yield replace(record, id=place)

@@ -9,6 +9,7 @@ import lzma
 import os
 import shutil
 import subprocess
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -74,5 +75,5 @@ def _text(path: str) -> str:
         if path.endswith(".xz"):
             return lzma.decompress(Path(path).read_bytes()).decode("utf-8", "replace")
         return Path(path).read_text(encoding="utf-8", errors="replace")
-    except (OSError, subprocess.CalledProcessError, lzma.LZMAError, EOFError) as error:
+    except (OSError, subprocess.CalledProcessError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise UserError(f"the list cannot be read: {error}", path, "run apt-get update again") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +31,11 @@ class Diffs(Pairs):
     def pairs(self) -> Iterator[Record | Dropped]:
         """One for each function that a diff changes."""
         paths = self._paths()
+        top = os.path.commonpath(map(os.path.dirname, paths)) or os.curdir
         for path in paths:
-            name = path if len(paths) == 1 else str(Path(path).relative_to(_top(paths)))
+            name = path if len(paths) == 1 else os.path.relpath(path, top)
             try:
-                text = Path(path).read_text(encoding="utf-8")
+                text = Path(path).read_bytes().decode("utf-8")  # with its line ends
             except UnicodeDecodeError as error:
                 yield Dropped(name, "not-utf8", f"byte {error.start + 1}: {error.reason}")
                 continue
@@ -82,8 +84,3 @@ def _functions(name: str, file: str, found: list[Hunk]) -> Iterator[Record | Dro
     else:
         old, new = ("".join(side).encode() for side in (found[0].old, found[0].new))
         yield from changed_functions(name, old, new, language)
-
-
-def _top(paths: list[str]) -> str:
-    return str(Path(*[part for part, *others in zip(*(Path(p).parent.parts for p in paths), strict=False)
-                      if all(other == part for other in others)]))  # fmt: skip

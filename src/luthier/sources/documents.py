@@ -57,9 +57,12 @@ class Documents(Source):
             if isinstance(item, Dropped):
                 yield item
                 continue
-            kept = [p for p in _paths(item) if len(p) > 1 and part_of[_id(p[1])] == self.part]
+            paths = [path for path in _paths(item) if len(path) > 1]
+            kept = [path for path in paths if part_of[_id(path[1])] == self.part]
             if kept:
                 yield Record(item.id, {**item.fields, "paths": kept}, item.group)
+            elif not paths:  # the task says what is wrong with it
+                yield item
             else:
                 yield Dropped(item.id, "other-part", "all of its paths are in other parts", budgeted=False)
 
@@ -72,4 +75,4 @@ def _paths(record: Record) -> Sequence[Sequence[Any]]:
 
 
 def _id(node: Any) -> str:
-    return str(node.get("id")) if isinstance(node, Mapping) else str(node)
+    return str(node.get("id", node.get("title"))) if isinstance(node, Mapping) else str(node)

@@ -36,6 +36,15 @@ class GitFixes(Pairs):
     exclude: str = r"(^|/)(tests?|testing)/|(^|/)(test_[^/]*|conftest)\.py$|Tests?\.java$"
     """Regular expression of paths that are left out."""
 
+    @field_validator("revision")
+    @classmethod
+    def _no_option(cls, revision: str) -> str:
+        if not revision or revision.startswith(
+            "-"
+        ):  # git would take it for an option, some of which write files
+            raise ValueError(f"{revision!r} is no revision; give a commit, branch, tag or range")
+        return revision
+
     @field_validator("message", "exclude")
     @classmethod
     def _expression(cls, value: str) -> str:

@@ -42,7 +42,7 @@ class GraphFile(Documents):
         found: dict[str, Mapping[str, Any]] = {}
         nodes_of: defaultdict[str, list[str]] = defaultdict(list)
         for node in value["nodes"]:
-            for document in node.get("documents", ()):
+            for document in node.get("documents") or ():
                 if not isinstance(document, Mapping) or "id" not in document:
                     raise UserError(
                         f"a document of node {node['id']!r} has no id",

@@ -43,7 +43,7 @@ class Juliet(Vulnerable):
     def pairs(self) -> Iterator[Record | Dropped]:
         """The pairs of all files, in order of their names."""
         for path, language, case in self._cases():
-            name = path.relative_to(self.path).as_posix()
+            name = path.relative_to(self._top).as_posix()
             text = path.read_bytes()
             try:
                 halves = _halves(text, language, path.stem)
@@ -69,20 +69,23 @@ class Juliet(Vulnerable):
         total = hashlib.sha256()
         for path, _, _ in self._cases():
             total.update(
-                f"{path.relative_to(self.path)}\0".encode() + hashlib.sha256(path.read_bytes()).digest()
+                f"{path.relative_to(self._top)}\0".encode() + hashlib.sha256(path.read_bytes()).digest()
             )
         return total.hexdigest()
 
+    @property
+    def _top(self) -> Path:
+        return Path(self.path).expanduser()
+
     def _cases(self) -> Iterator[tuple[Path, Language, re.Match[str]]]:
-        place = Path(self.path).expanduser()
         found = False
-        for path in sorted(place.rglob("CWE*")):
+        for path in sorted(self._top.rglob("CWE*")):
             if path.suffix.lower() in SUFFIXES and path.is_file() and (case := _FILE.fullmatch(path.stem)):
                 found = True
                 yield path, SUFFIXES[path.suffix.lower()], case
         if not found:
             raise UserError(
-                f"{place} holds no test case: no file such as CWE89_SQL_Injection__execute_01.java",
+                f"{self._top} holds no test case: no file such as CWE89_SQL_Injection__execute_01.java",
                 "recipe key data.source.path",
                 "name the folder of the test cases, such as testcases/ of a Juliet test suite",
             )

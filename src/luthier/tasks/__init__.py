@@ -23,11 +23,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.recipe import Head, Options
 from luthier.records import Dropped, Example, Record, Row, Span, Split
 
-if TYPE_CHECKING:  # transformers takes seconds to import, and naming a task in a recipe must not need it
-    from luthier.encoding.text_tokenizer import TextTokenizer
+if TYPE_CHECKING:  # pyarrow is needed only where rows are read
     from luthier.rows import Rows
 
 

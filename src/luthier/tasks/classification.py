@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from luthier.encoding.templates import RowError, check_template, render
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.recipe import Head, Share
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.run_folder import hash_value
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
 
 _ONLY_HEAD = ("several", "label_smoothing", "focal_gamma", "hierarchy")
 # What stands for the labels of a row that has none.

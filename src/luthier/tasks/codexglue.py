@@ -5,17 +5,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from luthier.encoding.infill import Gap, Gaps, infilled
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
 
 # What ends a line, by language: Python's files mark the end, in Java a statement or block ends.
 _ENDS = {"python": {"<EOL>", "</s>"}, "java": {";", "{", "}", "</s>"}}
@@ -39,7 +37,7 @@ class CodeXGlueLine(Task):
     max_lines_per_file: int = Field(4, ge=1)
     """Lines taken of one token-level file at most, drawn by the seed."""
     min_tokens: int = Field(2, ge=1)
-    """Tokens between spaces that a line needs to be a target, its end included."""
+    """Tokens between spaces that a line needs to be a target, its end included; cut ``inside`` at least two."""
     infill: Gaps | None = None
     """Fill-in-the-middle for a share of the training rows: the line is the gap, and what follows it in the file the suffix. Line-level rows have none."""
 
@@ -75,7 +73,8 @@ class CodeXGlueLine(Task):
             return
         words = fields["tokens"].split()
         draw = random.Random(f"{seed} {record.id}")
-        lines = [line for line in self._lines(words) if line[1] - line[0] >= self.min_tokens]
+        least = self.min_tokens if self.cut == "line-start" else max(2, self.min_tokens)
+        lines = [line for line in self._lines(words) if line[1] - line[0] >= least]
         chosen = sorted(draw.sample(lines, min(self.max_lines_per_file, len(lines))))
         if not chosen:
             yield Dropped(record.id, "no-line", "no line behind the first is long enough", budgeted=False)

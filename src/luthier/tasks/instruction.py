@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from luthier.encoding.chat import chat_spans
 from luthier.encoding.templates import RowError, check_template, render
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError, UserErrors
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
 
 # ShareGPT's names of the roles.
 _ROLES = {
@@ -174,7 +173,6 @@ class Instruction(Task):
         ]
 
     def _chat(self, record: Record, column: str | None, split: Split, tokenizer: TextTokenizer) -> list[Span]:
-        from luthier.encoding.chat import chat_spans  # imports transformers
 
         if column is None:
             prompt, response = self._rendered(record)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from luthier.encoding.infill import Infill, Order, gap_spans, infilled, sentinels, without_overlap
+from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.encoding.windows import windows
 from luthier.errors import UserError
 from luthier.records import Dropped, Example, Record, Row, Span, Split
 from luthier.registry import task
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
 
 # Tokens by which a window may grow when it is encoded by itself.
 _SLACK = 4
@@ -57,8 +56,6 @@ class LanguageModelling(Task):
         if not text.strip():
             yield Dropped(record.id, "blank", "no visible character", budgeted=False)
             return
-        from luthier.encoding.windows import windows
-
         room = 2 + len(tokenizer.prefix_ids) + _SLACK + (4 if self.infill else 0)
         budget = max(2, max_length - room)
         context = min(self.context_tokens, budget // 4)

@@ -6,18 +6,16 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, PrivateAttr
 
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.projects import library
 from luthier.projects.project import File, Project
 from luthier.records import Dropped, Example, Record, Split
 from luthier.registry import task
 from luthier.tasks.instruction import Instruction
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
 
 _FENCE = re.compile(r"```[\w+-]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PROMPT = (

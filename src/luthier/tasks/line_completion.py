@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from luthier.encoding.code_lines import Line, code_lines, target_spans
 from luthier.encoding.infill import Infill, infilled
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
 
 
 @task("line-completion")

@@ -6,21 +6,20 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
+from luthier.encoding.chat import chat_spans
 from luthier.encoding.templates import RowError, check_template, render
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.ontology.masking import EdgeCounts, masked_weights, mean_weights, paths_of, span_name
 from luthier.ontology.paths import PathFormat
 from luthier.records import Dropped, Example, Record, Row, Span, Split
 from luthier.registry import task
+from luthier.rows import Rows
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
-    from luthier.rows import Rows
 
 # Stands in for the response while a chat template is rendered.
 _PLACE = "x"
@@ -161,7 +160,6 @@ class Ontology(Task):
                 )
             end = Span(str(tokenizer.hf.eos_token), "stop", weight=1.0, control=True)
             return [Span(prompt, "prompt", trim="right"), Span("\n", "markup"), *response, end]
-        from luthier.encoding.chat import chat_spans  # imports transformers
 
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _PLACE}]
         spans = []

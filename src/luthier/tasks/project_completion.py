@@ -7,13 +7,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PrivateAttr
 
 from luthier.encoding.code_lines import Line, code_lines, target_spans
 from luthier.encoding.infill import Gap, Infill, draw_gap, infilled
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.projects.categories import LineCategories
 from luthier.projects.composers import COMPOSERS, Kept, Target, fit
@@ -22,9 +23,6 @@ from luthier.projects.project import File, Project
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
 
 # Tokens kept free, since pieces that are counted apart may break otherwise where they meet.
 _SLACK = 8
@@ -393,13 +391,14 @@ def _gives_rows(record: Record) -> bool:
 
 
 def _project(name: str, records: Sequence[Record]) -> Project:
-    files: dict[str, list[File]] = {"shown": [], "changed": []}
+    shown: list[File] = []
+    changed: list[File] = []
     for record in records:
-        role = record.fields.get("role", "complete")
-        where = {"complete": "shown", "context": "shown", "added": "changed", "changed": "changed"}[role]
         fields = record.fields
-        files[where].append(File(fields["path"], fields["text"], fields.get("language") or "python"))
-    return Project(name, files["shown"], files["changed"])
+        if isinstance(fields.get("text"), str) and isinstance(fields.get("path"), str):
+            files = changed if fields.get("role") in ("added", "changed") else shown
+            files.append(File(fields["path"], fields["text"], fields.get("language") or "python"))
+    return Project(name, shown, changed)
 
 
 def _title(language: str) -> Callable[[str], str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
+from luthier.encoding.chat import chat_spans
+from luthier.encoding.encode import encode
 from luthier.encoding.infill import gap_spans, sentinels
 from luthier.encoding.lexer import LANGUAGES, LINE_COMMENT, Language, NotCode, without_comments
 from luthier.encoding.repair import (
@@ -26,6 +28,7 @@ from luthier.encoding.repair import (
 )
 from luthier.encoding.replies import extract, fenced, last_block
 from luthier.encoding.templates import RowError
+from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError
 from luthier.execution import feedback
 from luthier.execution.feedback import Feedback
@@ -34,10 +37,6 @@ from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.run_folder import hash_value
 from luthier.tasks import Task
-
-if TYPE_CHECKING:  # naming a task in a recipe must not import transformers
-    from luthier.encoding.text_tokenizer import TextTokenizer
-
 
 _NAMES: dict[Language, str] = {"python": "Python", "java": "Java", "c": "C"}
 _ANSWER = "Answer with the whole fixed function in one fenced block."
@@ -115,8 +114,12 @@ class Repair(Task):
         apart = split == "train" and self.chunks == "apart" and not record.fields.get("attempts")
         pairs = single_chunks(buggy, fixed) if apart else [(buggy, fixed)]
         for number, (one, other) in enumerate(pairs):
-            name = record.id if len(pairs) == 1 else f"{record.id}#{number}"
-            yield self._row(name, record, one, other, tokenizer, max_length)
+            if len(pairs) == 1:
+                yield self._row(
+                    record.id, record, one, other, record.fields.get("span"), tokenizer, max_length
+                )
+            else:
+                yield self._row(f"{record.id}#{number}", record, one, other, None, tokenizer, max_length)
 
     def sides(self, record: Record) -> tuple[str, str, Language] | Dropped:
         """Buggy and fixed function as rows are made of them, and their language; or why there is none."""
@@ -214,12 +217,26 @@ class Repair(Task):
         return "\n".join([str(record.fields.get("before")), *tried, str(record.fields.get("after"))])
 
     def _row(
-        self, name: str, record: Record, buggy: str, fixed: str, tokenizer: TextTokenizer, max_length: int
+        self,
+        name: str,
+        record: Record,
+        buggy: str,
+        fixed: str,
+        span: Any,
+        tokenizer: TextTokenizer,
+        max_length: int,
     ) -> Example | Dropped:
         language = cast(Language, record.fields["language"])
         place, _ = place_of(buggy, fixed)
-        if (span := record.fields.get("span")) is not None:
-            place = replace(place, start=int(span[0]), end=int(span[1]))
+        if span is not None:
+            try:
+                start, end = map(int, span)
+            except (TypeError, ValueError):
+                start, end = -1, -1
+            if not 0 <= start <= end <= len(place.lines):
+                detail = f"{span!r} is no first line and the one behind the last of {len(place.lines)}"
+                return Dropped(name, "bad-span", detail)
+            place = replace(place, start=start, end=end)
         output = self._written(place, "", fixed)
         if self.format == "chat":
             output = fenced(output, language)
@@ -335,9 +352,6 @@ class Repair(Task):
         attempts: Sequence[Attempt],
     ) -> list[Span]:
         """The conversation with as many of the last attempts as fit; what was asked at first always stays."""
-        from luthier.encoding.chat import chat_spans  # imports transformers
-        from luthier.encoding.encode import encode
-
         for first in range(max(1, len(attempts))):
             turns = self.messages(place, language, context, attempts[first:])
             turns.append({"role": "assistant", "content": output})

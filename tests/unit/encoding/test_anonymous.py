@@ -162,3 +162,43 @@ def test_all_names_can_go(text: str, language: str) -> None:
     left = {name for name in after if not re.fullmatch(r"(func|var|type|label)_\d+", name)}
     assert left <= {"self"}
     assert [before.index(name) for name in before] == [after.index(name) for name in after]
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("async def f(a: int, *, b: T = 1):\n    (c, [d, *e]), g.h = a\n    for i, j in c: c += i\n    return [k for k in d if (n := k)]\n", "python",
+         "async def func_1(var_1: int, *, var_2: T = 1):\n    (var_3, [var_4, *var_5]), g.h = var_1\n    for var_6, var_7 in var_3: var_3 += var_6\n    return [var_8 for var_8 in var_4 if (var_9 := var_8)]\n"),
+        ("def f(self, cls, __x__, main):\n    return g(f=f, x=self.f)\n", "python",
+         "def func_1(self, cls, __x__, main):\n    return g(f=func_1, x=self.f)\n"),
+        ("class A:\n    def g(self): return A.g(A)\n", "python", "class type_1:\n    def func_1(self): return type_1.g(type_1)\n"),
+        ("int f(int a) { Runnable r = x -> y(x); return r.f(a).a; }", "java",
+         "int func_1(int var_1) { Runnable var_2 = var_3 -> y(var_3); return var_2.func_1(var_1).a; }"),
+        ("int S::f(int a[2], int *(*g)(int)) { x: for (auto v : a) goto x; return g(a[0])->a; }", "c",
+         "int S::func_1(int var_1[2], int *(*func_2)(int)) { label_1: for (auto var_2 : var_1) goto label_1; return func_2(var_1[0])->a; }"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_declaration_is_found(text: str, language: str, expected: str) -> None:
+    assert one(text, language) == expected
+
+
+def test_words_that_tell_are_found_wherever_they_stand_and_no_others() -> None:
+    for word in ("goodG2B", "xbad", "CWE-79_", "cwe 5", "isUnsafe", "fixed", "a_fix", "fixes", "Overflow"):
+        assert GIVEAWAY.search(word), word
+    for word in ("prefix", "fixture", "suffixes", "harmless"):
+        assert not GIVEAWAY.search(word), word
+
+
+def test_drawn_numbers_do_not_tell_how_many_names_there_are() -> None:
+    sides = ["def f(a):\n    return a\n", "def f(a):\n    return -a\n"]
+    numbers = set()
+    for extra in range(200):
+        before, _ = anonymous([side + f"x{extra}\n" for side in sides], "python")
+        numbers.add(int(identifiers(before, "python")[1].partition("_")[2]))
+    assert 90 < max(numbers) <= 100 and min(numbers) >= 1
+    many = "def f(" + ", ".join(f"a{i}" for i in range(80)) + "): pass\n"
+    found = [
+        int(name.partition("_")[2])
+        for name in identifiers(anonymous([many, many + "\n"], "python")[0], "python")[1:]
+    ]
+    assert len(set(found)) == 80 and 100 < max(found) <= 160

@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.encoding.lexer import NotCode, normalised, tokens, without_comments
+from luthier.encoding.lexer import NotCode, normalised, split_lines, tokens, without_comments
 
 PYTHON = '''    def f(x):  # why
         """doc # no"""
@@ -66,3 +66,57 @@ def test_code_is_the_same_whatever_its_white_space_but_for_pythons_indents() -> 
     other = "def f(a):\n  if a:\n    g()\n    h([1, 2])\n"
     assert normalised(one, "python") == normalised(same, "python") != normalised(other, "python")
     assert normalised("x = 'a", "python") == normalised("x  = 'a ", "python")
+
+
+@pytest.mark.parametrize(
+    ("code", "language", "expected"),
+    [
+        ("0x1F_FL .5e-3f 1_0.d 0b1_0L 0x1.8p-3 7", "java", "n:0x1F_FL n:.5e-3f n:1_0.d n:0b1_0L n:0x1.8p-3 n:7"),
+        ("a>>>=b>>>c>>=d<<=e...f->g::h++--&&||", "java",
+         "w:a s:>>>= w:b s:>>> w:c s:>>= w:d s:<<= w:e s:... w:f s:-> w:g s::: w:h s:++ s:-- s:&& s:||"),
+        ("a<=b>=c!=d==e%=f^=g<<h>>i@j", "java",
+         "w:a s:<= w:b s:>= w:c s:!= w:d s:== w:e s:%= w:f s:^= w:g s:<< w:h s:>> w:i s:@ w:j"),
+        (r"""'\u0041' '\177' '\n' 'x' "a\"b" $a1 \u0062c é""", "java",
+         r"""s:'\u0041' s:'\177' s:'\n' s:'x' s:"a\"b" w:$a1 w:\u0062c w:é"""),
+        ("1'000u 0x1p-3 0xFFu L'ab' u8\"a\"", "c", "n:1'000u n:0x1p-3 n:0xFFu s:L'ab' s:u8\"a\""),
+        ("a<=>b->*c##d#e\\f", "c", "w:a s:<=> w:b s:->* w:c s:## w:d s:# w:e s:\\ w:f"),
+        ("f'a{b!r:>{w}}c'+0x1f**2@y->z:=1.5e3j#c", "python",
+         "s:f'a{b!r:>{w}}c' s:+ n:0x1f s:** n:2 s:@ w:y s:-> w:z s::= n:1.5e3j c:#c"),
+        ("f'{f\"{a}\"}' 'b'", "python", "s:f'{f\"{a}\"}' s:'b'"),
+        ("a // b\n/* c\n*/ d /**/", "java", "w:a c:// b c:/* c\n*/ w:d c:/**/"),
+    ],
+)  # fmt: skip
+def test_tokens_are_those_of_the_language(code: str, language: str, expected: str) -> None:
+    found = [f"{t.kind[0]}:{code[t.start : t.end]}" for t in tokens(code, language)]
+    assert " ".join(found) == expected
+
+
+def test_places_of_python_are_characters_of_the_text() -> None:
+    code = "    é = 'a\u2028b'\n\n    if é: g('''x\ny''')\n"
+    assert [code[t.start : t.end] for t in tokens(code, "python")] == [
+        "é", "=", "'a\u2028b'", "if", "é", ":", "g", "(", "'''x\ny'''", ")",
+    ]  # fmt: skip
+    assert split_lines("a\r\nb\u2028\nc") == ["a\r\n", "b\u2028\n", "c"] and split_lines("") == []
+
+
+def test_what_a_comment_kept_apart_stays_apart() -> None:
+    for code, language, plain in (
+        ("int/**/x", "java", "int x"),
+        ("a/**/+b", "java", "a+b"),
+        ("a /**/b", "java", "a b"),
+        ("  /* a */  b();\n", "java", "  b();\n"),
+        ("a(); /* b */\nc();", "java", "a();\nc();"),
+        ("a();  // b", "java", "a();"),
+        ("/* a */ b", "java", "b"),
+        ("a\n\n\n// b\n  // c\nd\n", "java", "a\nd\n"),
+        ("x = 1  # a\n# b\ny\n", "python", "x = 1\ny\n"),
+    ):
+        assert without_comments(code, language) == plain
+
+
+def test_pythons_lines_count_by_their_depth() -> None:
+    assert normalised("if a:\n\tb\n\tc\nd\n", "python") == "1 if a : \n2 b \n2 c \n1 d"
+    assert normalised("a = [\n1,\n  2]\nb", "python") == "1 a = [ 1 , 2 ] \n1 b"
+    assert normalised("a = 1 + \\\n  2\n", "python") == "1 a = 1 + 2"
+    assert normalised("if a:\n  if b:\n    c\n  d\n", "python") == "1 if a : \n2 if b : \n3 c \n2 d"
+    assert normalised("a  b // c", "c") == "a b" and normalised("  a\n 'b", "java") == "a 'b"

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.encoding.replies import extract
+from luthier.encoding.replies import extract, fenced, last_block
 
 TREE: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "fixtures" / "replies.yaml").read_text())
 
@@ -45,3 +45,27 @@ def test_no_reply_is_too_strange(reply: str, name: str) -> None:
     of = TREE["functions"][name]
     found = extract(reply, of["asked"], of["language"])
     assert (found.code is None) == (found.step in ("truncated", "wrong-method", "no-code", "empty"))
+
+
+def test_a_fence_is_longer_than_any_in_the_code() -> None:
+    assert fenced("x = 1\n", "python") == "```python\nx = 1\n```" and fenced("x", "java") == "```java\nx\n```"
+    assert fenced("```\n", "c") == "````c\n```\n````" and fenced("`````", "c").startswith("``````c\n")
+
+
+def test_the_last_block_is_what_is_compared() -> None:
+    assert last_block("no fence") == "no fence"
+    assert last_block("a\n```\nx\n```\nb\n~~~~ text\ny\n```\nz\n~~~~\nend") == "y\n```\nz\n"
+    assert last_block("```\nx\n```\n```\n \n```\n") == "x\n", "one that is blank is none"
+    assert last_block("```py\r\nx\r\n```") == "x\n" and last_block("```\nnot closed") == "not closed"
+    assert last_block("> ```\n> x\n> ```") == "> x\n" and last_block("```\nx = 1```\nprose") == "x = 1\n"
+
+
+def test_of_c_the_fence_alone_counts() -> None:
+    asked = "  int f() {\n    return 1;\n  }\n"
+    found = extract("```c\nint f() {\n  return 2;\n}\n```\n```\n\n```\n", asked, "c")
+    assert (found.step, found.code) == ("fence", "  int f() {\n    return 2;\n  }\n")
+    assert extract("int f() { return 2; }", asked, "c").step == "no-code"
+    assert (
+        extract("```c\nint f() {", asked, "c").step == "no-code"
+        and extract(" \n", asked, "c").step == "empty"
+    )

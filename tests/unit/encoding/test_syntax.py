@@ -40,3 +40,73 @@ def test_trees_are_equal_whatever_the_white_space() -> None:
     assert shape("def f():\n    return 1\n", "python") == shape("  def f():\n      return (1)\n", "python")
     assert not parses("int f( {", "java") and shape("int f( {", "java") is None
     assert parses("    def f():\n        return 1\n", "python")
+
+
+CPP = b"""int *f(int a, char b[3]) { return 0; }
+namespace n { struct S { int g() { return 1; } ~S() {} bool operator==(const S &o) { return true; } }; }
+void S::h(int x = 1) {}
+"""
+MORE = b"""class A {
+  @Override
+  void f(int a, java.util.List<String> b) { }
+  void f(int... more) { }
+  void f() { } // behind
+  enum E { X; int g(final int a[]) { return 1; } }
+  record R(int x) { R { } }
+  interface I { int K = 2; void h(); }
+}
+"""
+
+
+def test_functions_of_c_are_named_by_their_declarators() -> None:
+    assert [f.name for f in functions(CPP, "c")] == ["f", "n.S.g", "n.S.~S", "n.S.operator==", "h"]
+
+
+def test_functions_have_their_parameters() -> None:
+    assert [(f.name, f.parameters) for f in functions(MORE, "java")] == [
+        ("A.f", "int,java.util.List<String>"), ("A.f#2", "(int...more)"), ("A.f#3", "()"), ("A.E.g", "(finalinta[])"),
+        ("A.R.R", ""), ("A.I.h", "()"),
+    ]  # fmt: skip
+    python = functions(b"def f(a, b: int = 1): pass\nclass A:\n  def f(self): pass\n", "python")
+    assert [(f.name, f.parameters) for f in python] == [("f", "(a,b:int=1)"), ("A.f", "(self)")]
+
+
+def test_whole_lines_are_taken_where_a_function_has_them_for_itself() -> None:
+    first, _, third, *_ = functions(MORE, "java")
+    assert MORE[first.start : first.end] == b"  @Override\n  void f(int a, java.util.List<String> b) { }\n"
+    assert MORE[third.start : third.end] == b"void f() { }", "a comment shares its line"
+    (last,) = functions(b"x = 1\ndef f(): pass", "python")
+    assert (last.start, last.end) == (6, 19)
+
+
+def test_the_innermost_function_of_several() -> None:
+    text = b"def f():\n    def g():\n        return 1\n    return 2\n"
+    outer, inner = functions(text, "python")
+    assert enclosing(text, "python", inner.start, inner.end) == inner
+    assert enclosing(text, "python", inner.start, inner.end + 1) == outer
+    assert enclosing(text, "python", inner.start - 1, inner.end) == outer
+    assert enclosing(text, "python", outer.start, outer.end) == outer
+
+
+def test_only_what_stands_before_a_function_is_outside_of_it() -> None:
+    text = (
+        b"from __future__ import annotations\nif x:\n    import os\nA: int = 1\nf()\nclass C:\n    y = 2\n"
+        b"    def g(self):\n        z = 3\n    def f(self): pass\nB = 1\n"
+    )
+    found = next(f for f in functions(text, "python") if f.name == "C.f")
+    assert outside(text, "python", found) == "from __future__ import annotations\nA: int = 1\ny = 2\n"
+    found = next(f for f in functions(MORE, "java") if f.name == "A.I.h")
+    assert outside(MORE, "java", found) == "int K = 2;\n"
+
+
+def test_shapes_are_of_words_and_nesting() -> None:
+    for one, other in (
+        ("f(a, b)", "f(b, a)"),
+        ("a - b - c", "a - (b - c)"),
+        ("x = 1", "x = 2"),
+        ("if a:\n  b\n  c", "if a:\n  b\nc"),
+    ):
+        assert shape(one, "python") != shape(other, "python")
+    assert shape("((a))  # x", "python") == shape("a", "python")
+    assert parses("class A { }", "java") and not parses("int f() {", "java")
+    assert not parses("def f(:", "python") and parses("\n\n    x = 1\n    y = 2\n", "python")

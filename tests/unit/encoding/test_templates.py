@@ -71,3 +71,27 @@ def test_a_template_neither_hangs_nor_fills_memory_nor_reaches_python(template):
 def test_rows_do_not_share_their_loop_steps():
     for _ in range(3):
         assert render("{% for i in range(60000) %}{% endfor %}x", {}) == "x"
+
+
+def test_bounds_are_as_they_are_said() -> None:
+    assert render("{% for i in range(99999) %}{% endfor %}{% for i in 'a' %}x{% endfor %}", {}) == "x"
+    with pytest.raises(RowError, match="more than 100,000 loop steps in one row"):
+        render("{% for i in range(99999) %}{% endfor %}{% for i in 'ab' %}x{% endfor %}", {})
+    assert render("{{ 2 ** 64 }}{{ (2 * 1000000) * 3 }}", {}) == f"{2**64}6000000"
+    assert render("{{ 1000000 ** 2 }}{{ (-1000000) ** 2 }}", {}) == str(10**12) * 2
+    for power in ("2 ** 65", "2 ** -65", "1000001 ** 2", "(-1000001) ** 2"):
+        with pytest.raises(RowError, match=r"the result of \*\* would be too large"):
+            render("{{ " + power + " }}", {})
+    assert len(render("{{ 'ab' * 5000000 }}", {})) == len(render("{{ 5000000 * 'ab' }}", {})) == 10_000_000
+    for product in ("'ab' * 5000001", "5000001 * 'ab'"):
+        with pytest.raises(RowError, match=r"the result of \* would be too large"):
+            render("{{ (" + product + ") | length }}", {})
+    with pytest.raises(RowError, match="the text has 10,000,001 characters"):
+        render("{{ 'ab' * 5000000 }}c", {})
+
+
+def test_a_column_may_be_called_as_it_likes() -> None:
+    fields = {"row": 1, "steps so far": 2, "for": 3, "range": 4}
+    assert render("{{ row }}{{ range }}{% for x in 'ab' %}{{ x }}{% endfor %}", fields) == "14ab"
+    with pytest.raises(UserError, match="nested too deeply"):
+        check_template("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "here")

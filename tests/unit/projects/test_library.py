@@ -101,7 +101,7 @@ def test_the_first_words_of_a_script_made_of_a_notebook() -> None:
 
 def test_helpful_names_share_words_with_the_instruction() -> None:
     names = library.HelpfulNames(["load_iris", "KMeans", "plot_curve", "make_blobs"])
-    assert names.best("Load the iris flowers") == ["load_iris"]
+    assert names.best("Load the iris flowers", 20) == ["load_iris"]
     assert names.best("Plot the means of k blobs", 2)[0] == "KMeans"  # two of its words
 
 

@@ -23,7 +23,7 @@ def rows(path: Path, *found: dict[str, object]) -> str:
     return str(path)
 
 
-def test_trees_are_relative_to_the_rows(tmp_path: Path) -> None:
+def test_trees_are_relative_to_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "a.py").write_text(CODE)
     row = {
@@ -38,6 +38,8 @@ def test_trees_are_relative_to_the_rows(tmp_path: Path) -> None:
     assert isinstance(record, Record)
     bug = bug_of(record)
     assert isinstance(bug, Bug) and bug.tree == tmp_path / "shop" and bug.start == 12
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [r.fields for r in Bugs(path="~/b.jsonl").records()] == [record.fields]
 
 
 def test_humaneval_pack_gives_the_function_in_its_file(tmp_path: Path) -> None:

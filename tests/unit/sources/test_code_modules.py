@@ -79,7 +79,7 @@ def test_modules_are_chosen_and_bounded(monkeypatch: pytest.MonkeyPatch, tmp_pat
         list(CodeModules(min_functions=9).records())
 
 
-@pytest.mark.parametrize("name", ["json", "no_such_package", "sys"])
+@pytest.mark.parametrize("name", ["json", "no_such_package", "sys", "jinja2.filters"])
 def test_packages_that_are_not_there(name: str) -> None:
     with pytest.raises(UserError, match="no package"):
         list(CodeModules(packages=[name])._trees())
@@ -89,3 +89,6 @@ def test_an_installed_package() -> None:
     (_, _), (prefix, code) = CodeModules(packages=["jinja2"])._trees()
     assert prefix == "jinja2."
     assert any(r.id == "filters.py" for r in code.records())
+    _, (prefix, code) = CodeModules(packages=["hypothesis.internal"])._trees()
+    found = {r.id for r in code.records()}
+    assert prefix == "hypothesis.internal." and "reflection.py" in found and "core.py" not in found

@@ -24,6 +24,14 @@ def test_line_level_rows(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     records = list(CodeXGlue(path=str(path)).records())
     assert [r.fields for r in records] == rows and records[0].id == "test.json:1"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.json").write_text(path.read_text() + "[]\n")
+    found = list(CodeXGlue(path=str(tmp_path / "*/test.json")).records())
+    assert [item.id for item in found] == [f"{name}/test.json:{i}" for name in "ab" for i in (1, 2, 3)]
+    assert [item.group for item in found if isinstance(item, Record)] == [
+        item.id for item in found if isinstance(item, Record)
+    ]
 
 
 @pytest.mark.parametrize("gt", ["", " ", None])

@@ -41,9 +41,11 @@ def test_compressed_lists(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "a_Packages.gz", "wt") as file:
         file.write(TEXT)
     assert len(list(DebianPackages(path=str(tmp_path)).records())) == 2
-    (tmp_path / "a_Packages.gz").write_bytes(b"no archive")
-    with pytest.raises(UserError, match="cannot be read"):
-        list(DebianPackages(path=str(tmp_path)).records())
+    whole = (tmp_path / "a_Packages.gz").read_bytes()
+    for damaged in (b"no archive", whole[:-20], whole[:12] + bytes(9) + whole[21:]):
+        (tmp_path / "a_Packages.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot be read"):
+            list(DebianPackages(path=str(tmp_path)).records())
 
 
 def test_no_lists(tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_a_graph_becomes_the_paths_of_its_documents(tmp_path: Path) -> None:
     assert isinstance(found[2], Dropped) and found[2].reason == "no-path"
     assert sorted(titles(found[1])) == [["T0", "T1", "T3"], ["T0", "T2", "T3"]]
     assert sorted(map(len, titles(found[0]))) == [3, 3, 4, 4]
+    value = json.loads(path.read_text())
+    value["nodes"][0]["documents"] = None
+    path.write_text(json.dumps(value))
     short = GraphFile(path=str(path), cutoff=3)
     assert sorted(map(len, titles(records(short)[0]))) == [3, 3]
     path.write_text('{"graph": {"root": 0}, "nodes": [{"id": 0, "documents": [{}]}], "links": []}')
@@ -147,6 +150,14 @@ def test_parts_split_documents_by_top_level_nodes(tmp_path: Path) -> None:
         p[1] for r in records(Paths(path=str(path), part="train", part_seed=1)) for p in r.fields["paths"]
     } != tops["train"]
     assert len(records(Paths(path=str(path)))) == 40
+    wrong = [{"id": "w1", "paths": "Top -> x"}, {"id": "w2", "paths": [["Top"]]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *wrong]))
+    for part in ("train", "test"):  # no other part's: the task says what is wrong with them
+        assert [r.id for r in records(Paths(path=str(path), part=part))][-2:] == ["w1", "w2"]
+    titled = [{**row, "paths": [[{"title": n} for n in p] for p in row["paths"]]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in titled))
+    found = records(Paths(path=str(path), part="train"))
+    assert {p[1]["title"] for r in found for p in r.fields["paths"]} == tops["train"]
     path.write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(UserError, match="1 top-level nodes are too few"):
         records(Paths(path=str(path), part="test"))

@@ -106,6 +106,16 @@ def test_diffs_are_read_by_their_numbers(tmp_path: Path) -> None:
     assert found.fields["after"] == "  int f() {\n++ y;\n    y--;\n    return 2;\n  }\n"
 
 
+def test_diffs_in_folders_of_one_name_are_read_with_their_line_ends(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name / "same").mkdir(parents=True)
+        (tmp_path / name / "same" / "one.diff").write_bytes(DIFF.replace("\n", "\r\n").encode())
+    first, second = Diffs(path=str(tmp_path / "*/same/*.diff")).records()
+    assert isinstance(first, Record) and first.id.startswith("x/same/one.diff#0")
+    assert second.id.startswith("y/same/one.diff#0")
+    assert first.fields["before"].count("\r\n") == first.fields["before"].count("\n") > 1
+
+
 def test_diffs_that_hold_no_whole_function_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.diff").write_text(DIFF + "@@ -90,1 +91,1 @@\n-a\n+b\n")
     (tmp_path / "b.diff").write_text(DIFF.replace("A.java", "A.txt"))
@@ -152,6 +162,8 @@ def test_fixes_are_found_in_a_history(tmp_path: Path) -> None:
     assert reasons == ["new-or-deleted", "too-large-a-fix", "no-function-changed"]
     with pytest.raises(UserError, match="git says"):
         list(GitFixes(path=str(tmp_path), revision="nowhere").records())
+    with pytest.raises(ValueError, match="is no revision"):
+        GitFixes(path=str(tmp_path), revision=f"--output={tmp_path / 'written'}")
 
 
 def test_overloads_are_matched_by_their_parameters() -> None:

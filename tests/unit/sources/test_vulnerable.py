@@ -46,6 +46,13 @@ def test_bad_functions_are_paired_with_good_ones_of_their_part(tree: Path) -> No
     assert not any("goodG2B();" in r.fields["after"] for r in found), "what only calls the others"
 
 
+def test_a_path_may_begin_with_the_home_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tree.parent))
+    at_home = Juliet(path=f"~/{tree.name}", clean=False)
+    assert [item.id for item in at_home.pairs()] == [item.id for item in Juliet(path=str(tree)).pairs()]
+    assert at_home.own_fingerprint() == Juliet(path=str(tree)).own_fingerprint()
+
+
 def test_variants_of_a_template_are_one_group(tree: Path) -> None:
     found = records(Juliet(path=str(tree)))
     by_template: dict[str, set[str]] = {}

@@ -59,6 +59,8 @@ def test_inside_cuts_leave_some_of_the_line_on_both_sides(language: str, text: s
             places.add(example.meta["token"])
     assert len(places) > 5
     assert len(made(CodeXGlueLine(language=language, max_lines_per_file=1), {"tokens": text})) == 1
+    shorter = CodeXGlueLine(language=language, max_lines_per_file=99, min_tokens=1)
+    assert len(made(shorter, {"tokens": text})) == len(lines), "a line of one token has no inside"
 
 
 @pytest.mark.parametrize("order", ["psm", "spm"])

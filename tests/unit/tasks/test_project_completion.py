@@ -213,6 +213,17 @@ def test_files_that_are_only_shown_give_no_rows_and_are_no_copies() -> None:
     assert task.duplicate_text(records()[-1]) == TEXT
 
 
+def test_a_file_without_text_or_with_another_role_stands_in_nobodys_way() -> None:
+    own = records()
+    odd = [
+        replace(own[0], id="odd", fields={"project": own[0].fields["project"], "path": "a.py"}),
+        replace(own[0], id="note", fields={**own[0].fields, "path": "note.py", "role": "note"}),
+    ]
+    [record] = with_neighbours([*odd, *own])
+    found = rows(ProjectCompletion(composer="alphabetical"), record, "test", 1024)
+    assert found and ["file", "note.py"] in found[0].meta["context"]
+
+
 def test_the_lines_are_the_same_whatever_the_context() -> None:
     found = with_neighbours(records("a"), long_project("b"))
     ids = [

@@ -182,6 +182,19 @@ def test_the_place_of_a_change_can_be_given(tokenizer: TextTokenizer) -> None:
     )
     (dropped,) = examples(Repair(), tokenizer, span=[1, 2])
     assert isinstance(dropped, Dropped) and dropped.reason == "no-round-trip"
+    for span in ("2", 3, [1], ["a", 2], [2, 1], [0, 4], [-1, 3]):
+        (dropped,) = examples(Repair(), tokenizer, span=span)
+        assert isinstance(dropped, Dropped) and dropped.reason == "bad-span", span
+
+
+def test_changes_that_are_taken_apart_have_places_of_their_own(tokenizer: TextTokenizer) -> None:
+    before = BEFORE.replace("return c", "d = c\n    return d")
+    after = before.replace("c = a", "c = +a").replace("- b", "+ b")
+    found = examples(Repair(chunks="apart"), tokenizer, before=before, after=after, span=[1, 4])
+    assert [e.spans[-2].text for e in found if isinstance(e, Example)] == [
+        "    c = +a\n",
+        "    return d + b\n",
+    ]
 
 
 def test_in_a_chat_the_function_stands_in_a_fence(tokenizer: TextTokenizer) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from luthier import recipe as recipes
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.recipe import Classifier, Recipe
 from luthier.records import SPLITS, Row, Split
 from luthier.rows import Rows
@@ -167,7 +167,7 @@ class CheckContext:
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             self.forward_failed = True
             raise UserError(
-                f"the model's forward pass fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"the model's forward pass fails: {one_line(error)}",
                 f"model {self.model_name}",
                 "see what weights, precision and pooled-position found; else try one batch by hand: model(**batch)",
             ) from error

@@ -1,4 +1,4 @@
-"""What checks of the model share: a few short real rows, their losses and logits, and a model that is as before afterwards.
+"""What checks of the model share: a few short real rows, their losses and logits, and how far these are apart.
 
 Shapes: B rows, T tokens, V logits (vocabulary or classes), N losses (one for each trained token, or for each row where
 the model gives labels).
@@ -7,9 +7,8 @@ the model gives labels).
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from luthier.check.as_before import same_draws
 from luthier.check.context import CheckContext, Skip
 from luthier.encoding.batches import Batch, collate
 from luthier.models.classifier import class_nll, class_targets, head_of
-from luthier.models.forward import base_model, same_modes, token_scores
+from luthier.models.forward import base_model, token_scores
 from luthier.plan import window
 from luthier.records import Row
 
@@ -100,7 +100,7 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
     if context.objective == "tokens":
         plain = context.plain_forward
         batch = batch_of(context, rows, side)
-        with forward(context):
+        with context.forward():
             scores = token_scores(context.model, batch, plain=plain)
         return scores.nll_N, scores.rows_N
     logits_BC = class_logits(context, rows, side)
@@ -145,17 +145,12 @@ def logits(context: CheckContext, **inputs: Any) -> Tensor:
         Skip: It gives none, or its forward pass has failed before.
         UserError: Its forward pass fails.
     """
-    with forward(context):
+    with context.forward():
         output = context.model(**inputs)
     found = getattr(output, "logits", None)
     if not isinstance(found, Tensor):
         raise Skip("the model's forward gives no logits")
     return found.float()
-
-
-def forward(context: CheckContext) -> AbstractContextManager[None]:
-    """Room for forward passes in the number format of the training (``CheckContext.forward``)."""
-    return context.forward()
 
 
 def comparable(context: CheckContext) -> None:
@@ -284,57 +279,3 @@ def embedding_rows(model: PreTrainedModel | PeftModel) -> int:
     return int(embeddings.weight.shape[0])  # type: ignore[index]  # any embedding has a weight matrix
 
 
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module is in its former mode afterwards."""
-    with same_modes(model), same_draws(), torch.no_grad():
-        model.eval()
-        yield
-
-
-@contextmanager
-def unchanged(model: torch.nn.Module) -> Iterator[None]:
-    """Room for training steps: trained weights, buffers, modes, gradients and generators are as before afterwards."""
-    values: dict[Tensor, Tensor] = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
-    values |= {b: b.detach().clone() for b in model.buffers()}
-    gradients = {p: p.grad for p in model.parameters()}
-    try:
-        with same_modes(model), same_draws(), torch.enable_grad():
-            yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in values.items():
-                tensor.copy_(value)
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-
-
-@contextmanager
-def same_draws() -> Iterator[None]:
-    """Python's, numpy's and torch's generators are as before afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count()))
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-
-
-@contextmanager
-def attending(model: PreTrainedModel | PeftModel, implementation: str) -> Iterator[None]:
-    """Room for forward passes with another attention implementation; each module has its former one afterwards.
-
-    For models whose layers ask their config at each call (``_can_set_attn_implementation``).
-    """
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    parts = [c for c in configs.values() if hasattr(c, "_attn_implementation_internal")]
-    before = [c._attn_implementation_internal for c in parts]
-    for config in parts:
-        config._attn_implementation_internal = implementation
-    try:
-        yield
-    finally:
-        for config, former in zip(parts, before, strict=True):
-            config._attn_implementation_internal = former

@@ -1,4 +1,4 @@
-"""What checks of the training step share: a few short rows to step on, and a model in which nothing is drawn at random."""
+"""What checks of the training step share: a few short rows to step on, and what is done with their gradients."""
 
 from __future__ import annotations
 
@@ -95,24 +95,6 @@ def only_trained(step: Step) -> None:
         raise Skip("nothing that is trained gets a gradient (see gradients)")
 
 
-@contextmanager
-def no_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Training mode in which nothing is drawn at random; every module has its former probabilities afterwards."""
-    before: list[tuple[torch.nn.Module, str, float]] = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            own = name == "p" and isinstance(module, torch.nn.modules.dropout._DropoutNd)
-            if type(value) is float and (own or "drop" in name or "jitter" in name):
-                before.append((module, name, value))
-    for module, name, _ in before:
-        setattr(module, name, 0.0)
-    try:
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
-
-
 @torch.no_grad()
 def fill_zeros(model: torch.nn.Module, noise: float = NOISE) -> None:
     """Puts small noise into trainable parameters that are all zero, such as LoRA's B, which stops A's gradient."""
@@ -184,36 +166,3 @@ def said(rows: Sequence[StepRow]) -> str:
     return f"{len(rows)} training row{'s' * (len(rows) > 1)} of up to {longest} tokens"
 
 
-def seed() -> None:
-    """Sets the generators that collators and layers draw from, for steps that are to draw the same."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Room for saving and loading without transformers' progress bars and remarks on what it reads."""
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-    from transformers.utils import logging
-
-    level, bars, hub_bars = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        are_progress_bars_disabled(),
-    )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        (disable_progress_bars if hub_bars else enable_progress_bars)()

@@ -16,8 +16,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.check.context import Skip
-from luthier.check.trainer import TrainerContext, modules_as_before
-from luthier.errors import UserError
+from luthier.check.as_before import modules_as_before
+from luthier.check.trainer import TrainerContext
+from luthier.errors import UserError, one_line
 from luthier.plan import Plan, Step, due
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class TrainerTraining:
         except Exception as error:  # whatever a foreign step raises
             self._failed = True
             raise UserError(
-                f"a training step fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"a training step fails: {one_line(error)}",
                 f"{type(trainer).__name__}.training_step",
                 "it would fail in training too: see the message",
             ) from error

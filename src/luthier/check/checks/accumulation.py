@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import evaluating, losses, unchanged
-from luthier.check.steps import StepRow, gradient_factor, no_dropout, only_trained, said, step_rows
+from luthier.check.as_before import evaluating, unchanged
+from luthier.check.model_rows import losses
+from luthier.check.as_before import no_dropout
+from luthier.check.steps import StepRow, gradient_factor, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding

@@ -5,17 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import (
-    attending,
-    batch_of,
-    comparable,
-    distance,
-    evaluating,
-    figure,
-    logits,
-    most_distance,
-    short_rows,
-)
+from luthier.check.as_before import attending, evaluating
+from luthier.check.model_rows import batch_of, comparable, distance, figure, logits, most_distance, short_rows
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import same_draws
-from luthier.check.steps import quiet
-from luthier.check.trainer import TrainerContext, modules_as_before
+from luthier.check.as_before import same_draws
+from luthier.check.as_before import quiet
+from luthier.check.as_before import modules_as_before
+from luthier.check.trainer import TrainerContext
 from luthier.records import Finding
 from luthier.registry import check
 

@@ -8,19 +8,8 @@ import torch
 from transformers import GenerationConfig
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import (
-    batch_of,
-    comparable,
-    cut,
-    distance,
-    evaluating,
-    figure,
-    forward,
-    logits,
-    most_distance,
-    only_causal,
-    short_rows,
-)
+from luthier.check.as_before import evaluating
+from luthier.check.model_rows import batch_of, comparable, cut, distance, figure, forward, logits, most_distance, only_causal, short_rows
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
 from luthier.registry import check

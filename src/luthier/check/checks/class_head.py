@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from luthier.check.checks.weights import LARGEST
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import class_logits, evaluating, short_rows
+from luthier.check.as_before import evaluating
+from luthier.check.model_rows import class_logits, short_rows
 from luthier.check.origin import looks_fresh, plain_name, shown, stored
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import evaluating, losses, short_rows
+from luthier.check.as_before import evaluating
+from luthier.check.model_rows import losses, short_rows
 from luthier.records import Finding
 from luthier.registry import check
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from luthier.check.context import CheckContext
-from luthier.check.model_rows import cut, losses, short_rows, unchanged
+from luthier.check.as_before import unchanged
+from luthier.check.model_rows import cut, losses, short_rows
 from luthier.check.steps import fill_zeros, said, step_rows
-from luthier.check.trainer import TrainerContext, modules_as_before
+from luthier.check.as_before import modules_as_before
+from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
 from luthier.registry import check

@@ -14,16 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import (
-    batch_of,
-    comparable,
-    embedding_rows,
-    evaluating,
-    forward,
-    logits,
-    only_causal,
-    short_rows,
-)
+from luthier.check.as_before import evaluating
+from luthier.check.model_rows import batch_of, comparable, embedding_rows, forward, logits, only_causal, short_rows
 from luthier.check.origin import is_added, looks_fresh, plain_name, shown, stored, unloaded
 from luthier.models.forward import base_model, token_scores
 from luthier.records import Finding, Row

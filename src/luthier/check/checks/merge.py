@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import batch_of, distance, evaluating, forward, most_distance, unchanged
+from luthier.check.as_before import evaluating, unchanged
+from luthier.check.model_rows import batch_of, distance, forward, most_distance
 from luthier.check.steps import fill_zeros, said, step_rows
 from luthier.models.forward import base_model
 from luthier.records import Finding

@@ -7,16 +7,9 @@ from itertools import pairwise
 from peft import PeftModel
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import unchanged
-from luthier.check.steps import (
-    StepRow,
-    no_dropout,
-    only_trained,
-    restrict,
-    said,
-    set_gradients,
-    step_rows,
-)
+from luthier.check.as_before import unchanged
+from luthier.check.as_before import no_dropout
+from luthier.check.steps import StepRow, only_trained, restrict, said, set_gradients, step_rows
 from luthier.records import Finding
 from luthier.registry import check
 

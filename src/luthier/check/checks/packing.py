@@ -11,18 +11,8 @@ import torch
 from torch import Tensor
 
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import (
-    attending,
-    comparable,
-    distance,
-    embedding_rows,
-    evaluating,
-    figure,
-    logits,
-    most_distance,
-    only_causal,
-    short_rows,
-)
+from luthier.check.as_before import attending, evaluating
+from luthier.check.model_rows import comparable, distance, embedding_rows, figure, logits, most_distance, only_causal, short_rows
 from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import pack
 from luthier.models import packed

@@ -6,20 +6,8 @@ import torch
 from torch import Tensor
 
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import (
-    Side,
-    as_collated,
-    attending,
-    comparable,
-    cut,
-    distance,
-    evaluating,
-    figure,
-    logits,
-    most_distance,
-    row_losses,
-    short_rows,
-)
+from luthier.check.as_before import attending, evaluating
+from luthier.check.model_rows import Side, as_collated, comparable, cut, distance, figure, logits, most_distance, row_losses, short_rows
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import Side, as_collated, cut, evaluating, short_rows
+from luthier.check.as_before import evaluating
+from luthier.check.model_rows import Side, as_collated, cut, short_rows
 from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import collate
 from luthier.models.forward import base_model

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import batch_of, evaluating, short_rows
+from luthier.check.as_before import evaluating
+from luthier.check.model_rows import batch_of, short_rows
 from luthier.check.origin import is_added, plain_name, shown
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model

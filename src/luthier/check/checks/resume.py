@@ -11,18 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import unchanged
-from luthier.check.steps import (
-    StepRow,
-    no_dropout,
-    only_trained,
-    quiet,
-    restrict,
-    said,
-    seed,
-    set_gradients,
-    step_rows,
-)
+from luthier.check.as_before import unchanged
+from luthier.check.as_before import no_dropout, quiet
+from luthier.check.steps import StepRow, only_trained, restrict, said, seed, set_gradients, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.plan import Training
 from luthier.records import Finding

@@ -13,9 +13,11 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import batch_of, distance, evaluating, forward, most_distance, unchanged
+from luthier.check.as_before import evaluating, unchanged
+from luthier.check.model_rows import batch_of, distance, forward, most_distance
 from luthier.check.origin import is_added
-from luthier.check.steps import quiet, said, step_rows
+from luthier.check.as_before import quiet
+from luthier.check.steps import said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.models.adapter import with_adapter
 from luthier.models.forward import base_model

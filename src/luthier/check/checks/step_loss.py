@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import batch_of, evaluating, forward, logits, losses, unchanged
-from luthier.check.steps import StepRow, no_dropout, only_trained, said, step_rows
+from luthier.check.as_before import evaluating, unchanged
+from luthier.check.model_rows import batch_of, forward, logits, losses
+from luthier.check.as_before import no_dropout
+from luthier.check.steps import StepRow, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.records import Finding
 from luthier.registry import check

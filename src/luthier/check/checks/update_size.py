@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import unchanged
+from luthier.check.as_before import unchanged
 from luthier.check.steps import only_trained, restrict, said, set_gradients, step_rows
 from luthier.records import Finding
 from luthier.registry import check

@@ -54,7 +54,9 @@ def audit(
     given = [name for name, value in others.items() if value is not None]
     if given if trainer is not None else not {"model", "rows"} <= set(given):
         raise UserError(
-            f"there is a trainer, and {' and '.join(given)} as well" if trainer else "there is nothing to audit",
+            f"there is a trainer, and {' and '.join(given)} as well"
+            if trainer
+            else "there is nothing to audit",
             "luthier.audit",
             'luthier.audit(trainer), or luthier.audit(model="DIR", rows="rows.jsonl")',
         )

@@ -6,7 +6,7 @@ One interface for three things that can be checked: a prepared run of ours (here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -36,6 +36,12 @@ class Skip(Exception):
     """Raised by a check that does not apply or could not run; its text says why, and ends up in the report."""
 
 
+def shown(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 class CheckContext:
     """What is checked, read-only; what is costly is loaded when first asked for and shared by all checks.
 
@@ -62,9 +68,9 @@ class CheckContext:
         self.comparable: str | None = None
         self.hollow: list[str] = []
 
-    def looked_at(self, what: str) -> None:
-        """Notes how much the running check looked at: ``1,204 rows``, ``4 batches``, ``30 steps``."""
-        self.seen.append(what)
+    def looked_at(self, what: str = "") -> None:
+        """Notes how much the running check looked at: ``4 batches``, ``30 steps``; without a text all rows."""
+        self.seen.append(what or f"all {sum(map(len, self.rows.values())):,} rows")
 
     # What a run of Luthier has
 
@@ -99,6 +105,19 @@ class CheckContext:
     def rows(self) -> Mapping[Split, Rows]:
         """The rows of each split that has any."""
         raise NotImplementedError
+
+    def training_rows(self, fewest: int = 1) -> Rows:
+        """The training rows.
+
+        Raises:
+            Skip: There are fewer than so many.
+        """
+        rows = self.rows.get("train")
+        if rows is None or len(rows) < fewest:
+            raise Skip(
+                f"there are fewer than {fewest} training rows" if fewest > 1 else "there are no training rows"
+            )
+        return rows
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
@@ -208,10 +227,9 @@ class CheckContext:
 
     def spread(self, split: Split, count: int) -> Iterator[Row]:
         """At most ``count`` rows of a split, evenly spread over it."""
-        rows = self.rows[split]
-        step = max(1, len(rows) // count)
-        for index in range(0, len(rows), step)[:count]:
-            yield rows.row(index)
+        rows: Sequence[Row] = self.rows.get(split, ())
+        for index in range(0, len(rows), max(1, len(rows) // count))[:count]:
+            yield rows[index]
 
 
 class RunContext(CheckContext):

@@ -7,7 +7,7 @@ the model gives labels).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,11 +55,19 @@ def short_rows(context: CheckContext, count: int, max_tokens: int) -> list[Row]:
         rows = [cut(row, max_tokens) for row in spread if _first_trained(row)]
     if not rows:
         raise Skip("there is no training row with a trained token (see untrained-row)")
-    size = embedding_rows(context.model)
-    if max(int(np.max(row.input_ids)) for row in rows) >= size:
-        raise Skip("rows hold ids that the model has no embedding for (see vocabulary)")
+    only_embedded(context, rows)
     context.looked_at(f"{len(rows)} training rows of up to {max(len(row.input_ids) for row in rows)} tokens")
     return rows
+
+
+def only_embedded(context: CheckContext, rows: Sequence[Row]) -> None:
+    """Ends a check of rows that would crash the model.
+
+    Raises:
+        Skip: One holds an id that the model has no embedding for.
+    """
+    if max(int(np.max(row.input_ids)) for row in rows) >= embedding_rows(context.model):
+        raise Skip("rows hold ids that the model has no embedding for (see vocabulary)")
 
 
 def cut(row: Row, max_tokens: int) -> Row:
@@ -83,12 +91,23 @@ def _first_trained(row: Row) -> int:
 
 def batch_of(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> Batch:
     """The rows as one batch on the model's device, padded with what the model takes for padding, which is often EOS."""
-    config = base_model(context.model).config.get_text_config()
-    pad_id = getattr(config, "pad_token_id", None)
+    base, pad_id = base_model(context.model), own_pad_id(context)
     if pad_id is None:
-        eos_id = getattr(config, "eos_token_id", None) or 0
+        eos_id = getattr(base.config.get_text_config(), "eos_token_id", None) or 0
         pad_id = eos_id[0] if isinstance(eos_id, list) else eos_id
-    return collate(rows, int(pad_id), side).to(base_model(context.model).device)
+    return collate(rows, int(pad_id), side).to(base.device)
+
+
+def own_pad_id(context: CheckContext) -> int | None:
+    """The token that the model's config takes for padding."""
+    config = base_model(context.model).config.get_text_config()
+    pad_id: int | None = getattr(config, "pad_token_id", None)
+    return pad_id
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """What the model's own forward needs of a batch."""
+    return {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
 
 
 def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> tuple[Tensor, Tensor]:
@@ -125,13 +144,8 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
 def class_logits(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> Tensor:
     """What a classifier says of some rows, as one batch where it takes one: fp32, shape (B, V)."""
     # Where no token is known to be padding, transformers takes one row at a time (see pooled-position).
-    config = base_model(context.model).config.get_text_config()
-    groups = [rows] if getattr(config, "pad_token_id", None) is not None else [[row] for row in rows]
-    parts = []
-    for group in groups:
-        batch = batch_of(context, group, side)
-        parts.append(logits(context, input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT))
-    return torch.cat(parts)
+    groups = [rows] if own_pad_id(context) is not None else [[row] for row in rows]
+    return torch.cat([logits(context, **inputs_of(batch_of(context, group, side))) for group in groups])
 
 
 def _are_classes(labels: Tensor, num_classes: int) -> bool:
@@ -145,8 +159,24 @@ def logits(context: CheckContext, **inputs: Any) -> Tensor:
         Skip: It gives none, or its forward pass has failed before.
         UserError: Its forward pass fails.
     """
+    return _logits(context, context.model, inputs)
+
+
+def real_logits(context: CheckContext, batch: Batch, model: torch.nn.Module | None = None) -> Tensor:
+    """Logits of all real tokens of a batch, or of its rows where these are labelled; fp32, shape (N, V).
+
+    Args:
+        context: What is checked.
+        batch: On the model's device.
+        model: Another one than the context's.
+    """
+    found = _logits(context, context.model if model is None else model, inputs_of(batch))
+    return found[batch.attention_mask_BT != 0] if found.ndim == 3 else found
+
+
+def _logits(context: CheckContext, model: torch.nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     with context.forward():
-        output = context.model(**inputs)
+        output = model(**inputs)
     found = getattr(output, "logits", None)
     if not isinstance(found, Tensor):
         raise Skip("the model's forward gives no logits")
@@ -176,6 +206,27 @@ def comparable(context: CheckContext) -> None:
         context.seen[:] = seen
     if context.comparable:
         raise Skip(context.comparable)
+
+
+@contextmanager
+def watching(model: torch.nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Room for forward passes of which each layer without parts of its own tells its name and its output of floats."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def watch(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                see(name, value)
+
+        return watch
+
+    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    hooks = [module.register_forward_hook(hook(name)) for name, module in leaves]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -277,5 +328,3 @@ def embedding_rows(model: PreTrainedModel | PeftModel) -> int:
     """Ids that the model has an embedding for."""
     embeddings = base_model(model).get_input_embeddings()
     return int(embeddings.weight.shape[0])  # type: ignore[index]  # any embedding has a weight matrix
-
-

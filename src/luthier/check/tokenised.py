@@ -274,7 +274,9 @@ class RowsContext(CheckContext):
         self._settings = Model(
             name=model, adapter=None, precision="fp32", trust_remote_code=trust_remote_code
         )
-        self._files: dict[Split, str] = {"train": str(rows)} | ({"eval": str(eval_rows)} if eval_rows else {})
+        self._files: dict[Split, str] = {"train": str(rows)}
+        if eval_rows:
+            self._files["eval"] = str(eval_rows)
         self._folder = folder
         self._places: dict[Split, str] = {}
         self.padding_share = 0.0

@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainerControl, TrainerState
 
-from luthier.check.context import CheckContext, Skip
 from luthier.check.as_before import attributes_as_before, modules_as_before, refill, same_draws
+from luthier.check.context import CheckContext, Skip
 from luthier.check.tokenised import IGNORED, store, to_rows
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError, one_line
@@ -78,6 +78,16 @@ class TrainerContext(CheckContext):
         """The class, and the folder it came from."""
         model = base_model(self.model if not self.quick else self.trainer.model)  # type: ignore[arg-type]
         return f"{type(model).__name__} {model.config.name_or_path}".strip()
+
+    @property
+    def overrides_loss(self) -> bool:
+        """Whether somebody's own method computes the loss."""
+        return not type(self.trainer).compute_loss.__module__.startswith(("transformers.", "trl."))
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether somebody's own method or function computes the loss."""
+        return self.overrides_loss or self.trainer.compute_loss_func is not None
 
     def place(self, split: Split) -> str:
         """The attribute that holds the data set, whose rows are named by their index."""
@@ -159,7 +169,7 @@ class TrainerContext(CheckContext):
         if split == "train" and num_tokens:
             self.padding_share = num_padding / num_tokens
 
-    def _collated(self, split: Split, loader: Any) -> Iterator[tuple[list[str], list[Any], dict[str, Any]]]:
+    def _collated(self, split: Split, loader: Any) -> Iterator[tuple[list[str], list[Any], Any]]:
         """Names, items and collated batch, in the loader's own order; nothing is sent to worker processes."""
         groups = self._groups(loader)
         while True:
@@ -168,7 +178,7 @@ class TrainerContext(CheckContext):
             if not items:
                 return
             with _foreign("the collator fails", "trainer.data_collator"):
-                batch: dict[str, Any] = loader.collate_fn(_copies(items))
+                batch = loader.collate_fn(_copies(items))
             yield names, items, batch
 
     def _groups(self, loader: Any) -> Iterator[tuple[list[str], list[Any]]]:

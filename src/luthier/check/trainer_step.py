@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from luthier.check.context import Skip
 from luthier.check.as_before import modules_as_before
+from luthier.check.context import Skip
 from luthier.check.trainer import TrainerContext
 from luthier.errors import UserError, one_line
 from luthier.plan import Plan, Step, due

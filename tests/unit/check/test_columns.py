@@ -51,8 +51,8 @@ def test_values_come_in_the_order_of_the_indices(tmp_path: Path) -> None:
 def test_marked_rows_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
     context = GivenRows(tmp_path, train=[row(i, [1, 2, i]) for i in range(2500)])
     bad = np.zeros(2500, dtype=bool)
-    assert str(marked(context, "train", bad)) == "0 of 2,500 rows (0.00%)"
+    assert str(marked(context, {"train": bad})) == "0 of 2,500 rows (0.00%)"
     bad[[1, 5, 6, 7, 1100, 2499]] = True
-    found = marked(context, "train", bad)
+    found = marked(context, {"train": bad})
     assert isinstance(found, Offenders) and (found.count, found.num_rows) == (6, 2500)
     assert found.where == "data/train.arrow: 1, 5, 6, 7, 1100"

@@ -192,9 +192,15 @@ def short_labels(items):
 @pytest.mark.parametrize(
     ("spoiled", "said"),
     [
-        ({"train_dataset": None}, "the data loader of the train split fails: ValueError: Trainer: training req"),
+        (
+            {"train_dataset": None},
+            "the data loader of the train split fails: ValueError: Trainer: training req",
+        ),
         ({"train_dataset": {0: None}}, "reading trainer.train_dataset fails: KeyError"),
-        ({"data_collator": lambda items: {"pixel_values": items}}, "audited: its collator gives no input_ids"),
+        (
+            {"data_collator": lambda items: {"pixel_values": items}},
+            "audited: its collator gives no input_ids",
+        ),
         ({"data_collator": short_labels}, "a batch cannot be read: ValueError: .* input_ids, but .* labels"),
     ],
     ids=str,

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from luthier.check.as_before import evaluating, no_dropout, unchanged
 from luthier.check.context import CheckContext, Skip
-from luthier.check.as_before import evaluating, unchanged
 from luthier.check.model_rows import losses
-from luthier.check.as_before import no_dropout
 from luthier.check.steps import StepRow, gradient_factor, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
@@ -256,7 +255,7 @@ def _cause(context: TrainerContext, row: StepRow, max_tokens: int) -> tuple[str,
     if not trainer.model_accepts_loss_kwargs:
         return "", "divide the loss in training_step by the number of micro-batches"
     reached = _reaches_loss(context, row, max_tokens)
-    if _is_overridden(kind) and reached is not True:
+    if context.overrides_loss and reached is not True:
         return (
             f"{kind.__name__}.compute_loss returns the mean of a micro-batch, but Trainer takes **kwargs in the model's "
             "forward for a promise to divide by num_items_in_batch, and does not divide. ",
@@ -279,11 +278,6 @@ def _cause(context: TrainerContext, row: StepRow, max_tokens: int) -> tuple[str,
         f"itself, {seen} (transformers#47688). ",
         f"{own}.accepts_loss_kwargs = False, before the Trainer is made",
     )
-
-
-def _is_overridden(kind: type) -> bool:
-    """Whether a Trainer's loss is computed by somebody's own method."""
-    return not kind.compute_loss.__module__.startswith(("transformers.", "trl."))  # type: ignore[attr-defined]
 
 
 def _reaches_loss(context: TrainerContext, row: StepRow, max_tokens: int) -> bool | None:

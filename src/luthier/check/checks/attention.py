@@ -4,9 +4,18 @@ from collections.abc import Iterator
 
 import torch
 
-from luthier.check.context import CheckContext, Skip
 from luthier.check.as_before import attending, evaluating
-from luthier.check.model_rows import batch_of, comparable, distance, figure, logits, most_distance, short_rows
+from luthier.check.context import CheckContext, Skip
+from luthier.check.model_rows import (
+    batch_of,
+    comparable,
+    distance,
+    figure,
+    most_distance,
+    own_pad_id,
+    real_logits,
+    short_rows,
+)
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check
@@ -39,18 +48,14 @@ def attention(context: CheckContext) -> Iterator[Finding]:
     if chosen is None or not base._can_set_attn_implementation():
         raise Skip("the model has no attention that could be exchanged")
     rows = short_rows(context, NUM_ROWS, MAX_TOKENS)
-    if getattr(base.config.get_text_config(), "pad_token_id", None) is None:
+    if own_pad_id(context) is None:
         rows = rows[:1]  # a classifier takes no more at once
     batch = batch_of(context, rows)
-    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
     with evaluating(context.model):
         comparable(context)
-        own = logits(context, **inputs)
+        own = real_logits(context, batch)
         with attending(context.model, "eager"):
-            eager = logits(context, **inputs)
-    if context.objective == "tokens":
-        real = batch.attention_mask_BT.bool()
-        own, eager = own[real], eager[real]
+            eager = real_logits(context, batch)
     apart = distance(own, eager)
     if not apart <= most_distance(context):
         best = float((own.argmax(-1) == eager.argmax(-1)).to(torch.float32).mean())

@@ -7,9 +7,20 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from luthier.check.context import CheckContext, Skip
 from luthier.check.as_before import evaluating
-from luthier.check.model_rows import batch_of, comparable, cut, distance, figure, forward, logits, most_distance, only_causal, short_rows
+from luthier.check.context import CheckContext, Skip
+from luthier.check.model_rows import (
+    batch_of,
+    comparable,
+    cut,
+    distance,
+    figure,
+    logits,
+    most_distance,
+    only_causal,
+    own_pad_id,
+    short_rows,
+)
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
 from luthier.registry import check
@@ -60,7 +71,7 @@ def _apart(context: CheckContext, rows: Sequence[Row]) -> float:
     batch = batch_of(context, rows, "left")
     base = base_model(context.model)
     config = base.config.get_text_config()
-    pad_id = getattr(config, "pad_token_id", None)
+    pad_id = own_pad_id(context)
     settings = GenerationConfig(
         max_new_tokens=NEW_TOKENS,
         min_new_tokens=NEW_TOKENS,
@@ -72,7 +83,7 @@ def _apart(context: CheckContext, rows: Sequence[Row]) -> float:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    with forward(context):
+    with context.forward():
         output = context.model.generate(  # type: ignore[operator] # typed as a tensor or a module
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, generation_config=settings
         )

@@ -4,9 +4,19 @@ from collections.abc import Iterator
 
 import torch
 
-from luthier.check.context import CheckContext, Skip
 from luthier.check.as_before import attending, evaluating
-from luthier.check.model_rows import batch_of, comparable, distance, embedding_rows, figure, logits, most_distance, only_causal, short_rows
+from luthier.check.context import CheckContext, Skip
+from luthier.check.model_rows import (
+    batch_of,
+    comparable,
+    distance,
+    embedding_rows,
+    figure,
+    logits,
+    most_distance,
+    only_causal,
+    short_rows,
+)
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check

@@ -157,14 +157,11 @@ def _ignored(context: CheckContext, train: _Labels) -> Iterator[Finding]:
     ignored = Offenders(context)
     ignored.add("train", train.ids, train.values == _IGNORED)
     if ignored.count:
-        yield Finding(
+        yield ignored.finding(
             "class-labels",
             "warning",
             f"{ignored} have the label -100, which the loss leaves out: they train nothing",
-            ignored.where,
             "give them a label, or take them out",
-            measured=ignored.count,
-            expected=0,
         )
 
 

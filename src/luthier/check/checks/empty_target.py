@@ -30,15 +30,12 @@ def empty_target(context: CheckContext) -> Iterator[Finding]:
         visible = pc.utf8_length(pc.utf8_trim_whitespace(batch.column("target")))
         empty.add(split, batch.column("id"), visible.to_numpy(zero_copy_only=False) == 0)
     if empty.count:
-        yield Finding(
+        yield empty.finding(
             "empty-target",
             "error",
             f"{empty} have a target without a visible character",
-            empty.where,
             context.fix(
                 "correct the columns that data.source or task maps, or take these records out of the source",
                 "take these rows out, or see which column the answers come from",
             ),
-            measured=empty.count,
-            expected=0,
         )

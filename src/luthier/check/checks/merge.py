@@ -12,10 +12,11 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.check.as_before import evaluating, unchanged
-from luthier.check.model_rows import batch_of, distance, forward, most_distance
+from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.model_rows import batch_of, distance, most_distance, real_logits
 from luthier.check.steps import fill_zeros, said, step_rows
+from luthier.encoding.batches import Batch
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check
@@ -92,30 +93,14 @@ def merge(context: CheckContext) -> Iterator[Finding]:
         )
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
     batch = batch_of(context, [row.row for row in rows])
-    with unchanged(model), evaluating(model), _trained_as_before(model):
+    with unchanged(model), evaluating(model):
         fill_zeros(model, _noise(context))
-        found = _merged(
-            context,
-            model,
-            layers,
-            {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT},
-        )
+        found = _merged(context, model, layers, batch)
     context.looked_at(
         f"{found.layers} of {len(layers)} layers merged, {said(rows)}: {found.kl:.2g} nats apart (the adapter itself changes "
         f"{found.adapter_kl:.2g}), the most likely is the same for {found.agreement:.1%} of {found.num}"
     )
     yield from _requantised(context, found) if quantised else _judged(context, model, found)
-
-
-@contextmanager
-def _trained_as_before(model: torch.nn.Module) -> Iterator[None]:
-    """Room for switching the adapter off and on, which makes all of it trainable."""
-    before = {p: p.requires_grad for p in model.parameters()}
-    try:
-        yield
-    finally:
-        for parameter, trained in before.items():
-            parameter.requires_grad_(trained)
 
 
 def _noise(context: CheckContext) -> float:
@@ -184,13 +169,11 @@ def _tied(model: PeftModel) -> bool:
     return shared and any(isinstance(m, BaseTunerLayer) for m in pair)
 
 
-def _merged(
-    context: CheckContext, model: PeftModel, layers: Sequence[Any], inputs: dict[str, Tensor]
-) -> Merged:
+def _merged(context: CheckContext, model: PeftModel, layers: Sequence[Any], batch: Batch) -> Merged:
     chosen = _some(layers)
-    both = _logits(context, model, inputs)
+    both = real_logits(context, batch)
     with model.disable_adapter():
-        alone = _logits(context, model, inputs)
+        alone = real_logits(context, batch)
     deltas = error = total = 0.0
     with _weights_as_before(chosen):
         for layer in chosen:
@@ -200,7 +183,7 @@ def _merged(
                 deltas += float(delta.square().sum())
                 error += float((_weight(layer) - before - delta).square().sum())
                 total += float(before.square().sum())
-        merged = _logits(context, model, inputs)
+        merged = real_logits(context, batch)
     return Merged(
         far=distance(both, merged),
         kl=_kl(both, merged),
@@ -270,13 +253,6 @@ def _weights_as_before(layers: Sequence[Any]) -> Iterator[None]:
                 vars(parameter).update(values)
             if state is not None:
                 base.quant_state = state
-
-
-def _logits(context: CheckContext, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Of all real tokens, or of all rows; fp32, shape (N, V)."""
-    with forward(context):
-        found: Tensor = model(**inputs).logits
-    return found[inputs["attention_mask"] != 0].float() if found.ndim == 3 else found.float()
 
 
 def _kl(p_NV: Tensor, q_NV: Tensor) -> float:

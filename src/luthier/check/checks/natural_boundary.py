@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from luthier.check.columns import Offenders
+from luthier.check.columns import Offenders, sampled
 from luthier.check.context import CheckContext
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding, Row
@@ -36,20 +36,17 @@ def natural_boundary(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 11, 14, 82
     """
     context.only_tokens()
-    for split in context.rows:
-        rows = [row for row in context.spread(split, NUM_ROWS) if row.num_prompt_tokens]
-        context.looked_at(f"{len(rows):,} {split} rows")
+    for split, rows in sampled(context, NUM_ROWS):
+        rows = [row for row in rows if row.num_prompt_tokens]
         broken = Offenders(context)
         broken.add(split, [row.id for row in rows], [_breaks(row, context.tokenizer) for row in rows])
         if broken.share > MOST_SHARE:
-            yield Finding(
+            yield broken.finding(
                 "natural-boundary",
                 "warning",
                 f"in {broken} of the {split} split the prompt ends inside a token of the whole text",
-                broken.where,
                 "move the white space at the end of the prompt to the beginning of the target",
-                measured=round(broken.share, 4),
-                expected=f"at most {MOST_SHARE}",
+                MOST_SHARE,
             )
 
 

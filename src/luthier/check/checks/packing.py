@@ -10,9 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.check.as_before import attending, evaluating
-from luthier.check.model_rows import comparable, distance, embedding_rows, figure, logits, most_distance, only_causal, short_rows
+from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.model_rows import (
+    comparable,
+    distance,
+    embedding_rows,
+    figure,
+    logits,
+    most_distance,
+    only_causal,
+    short_rows,
+)
 from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import pack
 from luthier.models import packed
@@ -159,7 +168,7 @@ def _stored(context: CheckContext) -> Iterator[_Border]:
     """Rows of a file that lay in one pack, put together again as a padding-free batch has them."""
     base = base_model(context.model)
     takes_positions = "position_ids" in inspect.signature(base.forward).parameters
-    rows = context.rows["train"]
+    rows = context.training_rows()
     before = None
     for index in range(min(len(rows), MAX_ROWS)):
         row = rows.row(index)

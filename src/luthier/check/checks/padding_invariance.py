@@ -5,9 +5,21 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.check.as_before import attending, evaluating
-from luthier.check.model_rows import Side, as_collated, comparable, cut, distance, figure, logits, most_distance, row_losses, short_rows
+from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.model_rows import (
+    Side,
+    as_collated,
+    comparable,
+    cut,
+    distance,
+    figure,
+    logits,
+    most_distance,
+    own_pad_id,
+    row_losses,
+    short_rows,
+)
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
@@ -88,7 +100,7 @@ def _finding(
             "try model.attention=eager; else the model ignores position_ids or attention_mask",
             'try attn_implementation="eager"; else the model ignores position_ids or attention_mask',
         ),
-        measured=worst if worst == worst else "nan",
+        measured=figure(worst),
         expected=f"at most {limit}",
     )
 
@@ -97,10 +109,9 @@ def _finding(
 
 
 def _collated(context: TrainerContext) -> Iterator[Finding]:
-    config = base_model(context.model).config.get_text_config()
-    if context.objective == "classes" and getattr(config, "pad_token_id", None) is None:
+    if context.objective == "classes" and own_pad_id(context) is None:
         raise Skip("config.pad_token_id is None, so that the model takes no padding (see pooled-position)")
-    count = min(len(LENGTHS), len(context.rows["train"]))
+    count = min(len(LENGTHS), len(context.training_rows()))
     batch = as_collated(context, range(count), LENGTHS[0])
     real_BT = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
     context.looked_at(f"{len(real_BT)} training rows of up to {int(real_BT.sum(-1).max())} tokens")
@@ -152,7 +163,7 @@ def _why(
     """Why padding matters, found by trying without what may be at fault, and what to do about it."""
     limit, base = most_distance(context), base_model(context.model)
     if context.objective == "classes":
-        pad_id = getattr(base.config.get_text_config(), "pad_token_id", None)
+        pad_id = own_pad_id(context)
         if not real_BT.all() and int(batch["input_ids"][~real_BT][0]) != pad_id:
             return (
                 f"padding holds {int(batch['input_ids'][~real_BT][0])}, and config.pad_token_id is {pad_id}",

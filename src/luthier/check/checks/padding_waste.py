@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow.compute as pc
 
+from luthier.check.columns import noted
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.encoding.batches import Classes, micro_batches, shuffled
 from luthier.models.forward import base_model
@@ -36,7 +36,7 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 56
     """
-    lengths = context.rows["train"].lengths()
+    lengths = context.training_rows().lengths()
     if not lengths.sum():
         raise Skip("there are no training tokens")
     if isinstance(context, RunContext):
@@ -108,8 +108,7 @@ def _with_unhidden(context: CheckContext, hidden_share: float, num_tokens: int) 
     """Share of padding with what the mask does not hide."""
     unhidden = 0
     for batch in read_batches(context.rows["train"].path, ["meta"]):
-        held = pc.match_substring(batch.column("meta"), '"attended_').to_numpy(zero_copy_only=False)
-        for text in batch.column("meta").filter(held).to_pylist():
+        for text in batch.column("meta").filter(noted(batch, "attended_")).to_pylist():
             meta = json.loads(text)
             unhidden += meta.get("attended_padding", 0) + meta.get("attended_before", 0)
     if not hasattr(context, "trainer"):

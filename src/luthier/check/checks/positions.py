@@ -33,12 +33,12 @@ def positions(context: CheckContext) -> Iterator[Finding]:
     limit = _limit(config)
     if limit is None:
         raise Skip("the model's config names no number of positions")
-    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
+    context.looked_at()
     longest = 0
     for split, rows in context.rows.items():
         lengths = rows.lengths()
         longest = max(longest, int(lengths.max(initial=0)))
-        beyond = marked(context, split, lengths > limit)
+        beyond = marked(context, {split: lengths > limit})
         if beyond.count:
             yield Finding(
                 "positions",
@@ -80,7 +80,7 @@ def _generated(context: RunContext, limit: int, *, rotary: bool) -> Iterator[Fin
         rows = context.rows[split]
         prompts = rows.column("num_prompt_tokens").to_numpy()
         # The last token that is generated is read by nothing.
-        beyond = marked(context, split, (prompts + new - 1 > limit) & (rows.lengths() <= limit))
+        beyond = marked(context, {split: (prompts + new - 1 > limit) & (rows.lengths() <= limit)})
         if beyond.count:
             longest = int(prompts.max())
             yield Finding(

@@ -52,9 +52,7 @@ def row_order(context: CheckContext) -> Iterator[Finding]:
     """
     if isinstance(context, RunContext):
         raise Skip("training shuffles the rows by a seeded permutation of all of them")
-    rows = context.rows.get("train")
-    if not rows or len(rows) < FEWEST_ROWS:
-        raise Skip(f"there are fewer than {FEWEST_ROWS} training rows")
+    rows = context.training_rows(FEWEST_ROWS)
     order = _reader(context)
     found = list(_of_runs(context, rows))
     if not found:

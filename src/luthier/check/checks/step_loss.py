@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luthier.check.as_before import attributes_as_before, evaluating, no_dropout, unchanged
 from luthier.check.context import CheckContext, Skip
-from luthier.check.as_before import evaluating, unchanged
-from luthier.check.model_rows import batch_of, forward, logits, losses
-from luthier.check.as_before import no_dropout
+from luthier.check.model_rows import batch_of, inputs_of, logits, losses
 from luthier.check.steps import StepRow, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.records import Finding
@@ -113,10 +113,8 @@ def _adds_something(context: CheckContext, rows: Sequence[StepRow], measured: fl
         return False
     batch = batch_of(context, [row.row for row in rows])
     labels_BT = batch.input_ids_BT.masked_fill(batch.loss_weights_BT == 0, -100)
-    with forward(context):
-        own = context.model(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, labels=labels_BT
-        ).loss
+    with context.forward():
+        own = context.model(**inputs_of(batch), labels=labels_BT).loss
     return own is not None and abs(float(own) - measured) <= MOST_DIFFERENCE * abs(measured)
 
 
@@ -130,25 +128,17 @@ def _where(context: CheckContext) -> str:
 
 def _is_custom(context: TrainerContext) -> bool:
     """Whether a Trainer's loss is anything but plain cross-entropy."""
-    trainer = context.trainer
-    own = not type(trainer).compute_loss.__module__.startswith(("transformers.", "trl."))
-    return own or trainer.compute_loss_func is not None or getattr(trainer.args, "loss_type", "nll") != "nll"
+    return context.has_own_loss or getattr(context.trainer.args, "loss_type", "nll") != "nll"
 
 
-class _without_smoothing:
+@contextmanager
+def _without_smoothing(context: CheckContext) -> Iterator[None]:
     """Room for steps whose label smoothing is so small that they must give plain cross-entropy."""
-
-    def __init__(self, context: CheckContext) -> None:
-        self._smoother = getattr(getattr(context, "trainer", None), "label_smoother", None)
-
-    def __enter__(self) -> None:
-        if self._smoother is not None:
-            self._before = self._smoother.epsilon
-            self._smoother.epsilon = 1e-9
-
-    def __exit__(self, *_: object) -> None:
-        if self._smoother is not None:
-            self._smoother.epsilon = self._before
+    smoother = getattr(getattr(context, "trainer", None), "label_smoother", None)
+    with attributes_as_before([] if smoother is None else [smoother]):
+        if smoother is not None:
+            smoother.epsilon = 1e-9
+        yield
 
 
 def _cross_entropy(context: CheckContext, rows: Sequence[StepRow]) -> float:
@@ -166,7 +156,7 @@ def _cross_entropy(context: CheckContext, rows: Sequence[StepRow]) -> float:
 def _mistakes(context: CheckContext, rows: Sequence[StepRow], expected: float) -> dict[str, float]:
     """What the loss of these rows would be if it were computed in one of the ways that are known to go wrong."""
     batch = batch_of(context, [row.row for row in rows])
-    found = logits(context, input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)  # (B, T, V)
+    found = logits(context, **inputs_of(batch))  # (B, T, V)
     ids, trained, real = batch.input_ids_BT, batch.loss_weights_BT != 0, batch.attention_mask_BT != 0
 
     def mean(shift: int, mask: Tensor) -> float:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from luthier.check.columns import marked
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.row_ends import RowEnds, cut_lengths, is_stream, offenders, row_ends
+from luthier.check.row_ends import RowEnds, cut_lengths, is_stream, row_ends
 from luthier.records import Finding, Severity, Split
 from luthier.registry import check
 
@@ -47,7 +48,7 @@ def stop_token(context: CheckContext) -> Iterator[Finding]:
         split: e.trained & ~e.stopped & ~e.mislabelled & (e.lengths != cut.get(split, -1))
         for split, e in ends.items()
     }
-    endless = offenders(context, open_)
+    endless = marked(context, open_)
     if not endless.count:
         return
     names = [context.tokenizer.decode([i]) for i in sorted(context.tokenizer.stop_ids)]
@@ -59,16 +60,13 @@ def stop_token(context: CheckContext) -> Iterator[Finding]:
     severity: Severity = "error"
     if not ours and (endless.share < MOST_ENDLESS or _is_plain_text(ends, open_)):
         severity = "warning"
-    yield Finding(
+    yield endless.finding(
         "stop-token",
         severity,
         f"{endless} do not end with {what}: " + "; ".join(f"{c.count:,} {c.what}" for c in causes),
-        endless.where,
         context.fix(
             "end the target with the stop token: a control span with a weight, behind the text", causes[0].fix
         ),
-        measured=endless.count,
-        expected=0,
     )
 
 

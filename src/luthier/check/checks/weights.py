@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from luthier.check.context import CheckContext, Skip
-from luthier.check.origin import is_added, plain_name, shown, unloaded
+from luthier.check.context import CheckContext, Skip, shown
+from luthier.check.origin import is_added, plain_name, unloaded
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check
@@ -148,7 +148,7 @@ def _rows(context: CheckContext) -> Iterator[Finding]:
 
 def _used(context: CheckContext, ids: Tensor) -> str:
     """In how many of a few training rows they occur."""
-    rows = list(context.spread("train", 200)) if "train" in context.rows else []
+    rows = list(context.spread("train", 200))
     wanted = set(ids.tolist())
     count = sum(not wanted.isdisjoint(map(int, row.input_ids)) for row in rows)
     return f", in {count} of {len(rows)} training rows" if rows else ""

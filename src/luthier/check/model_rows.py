@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,19 +19,15 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from luthier.check.as_before import same_draws
 from luthier.check.context import CheckContext, Skip
 from luthier.encoding.batches import Batch, collate
 from luthier.models.classifier import class_nll, class_targets, head_of
 from luthier.models.forward import base_model, token_scores
 from luthier.plan import window
-from luthier.records import Row
+from luthier.records import Finding, Row
 
 # Logits and losses of a sane model stay under 1,000; beyond this their differences are rounding.
 _LARGEST = 1e6
-
-if TYPE_CHECKING:
-    from luthier.check.trainer import TrainerContext
 
 Side = Literal["left", "right"]
 
@@ -66,7 +62,8 @@ def only_embedded(context: CheckContext, rows: Sequence[Row]) -> None:
     Raises:
         Skip: One holds an id that the model has no embedding for.
     """
-    if max(int(np.max(row.input_ids)) for row in rows) >= embedding_rows(context.model):
+    size = embedding_rows(context.model)
+    if any(np.min(row.input_ids) < 0 or np.max(row.input_ids) >= size for row in rows):
         raise Skip("rows hold ids that the model has no embedding for (see vocabulary)")
 
 
@@ -247,6 +244,19 @@ def distance(first: Tensor, second: Tensor) -> float:
     return float((first - second).square().mean().sqrt() / spread.clamp(min=1e-6))
 
 
+def too_far(context: CheckContext, check: str, apart: float, what: str, fix: str, where: str = "") -> Finding:
+    """A finding of logits that are further from each other than ``most_distance``; ``where`` is the model unless said."""
+    return Finding(
+        check,
+        "error",
+        what,
+        where or f"model {context.model_name}",
+        fix,
+        measured=figure(apart),
+        expected=f"at most {most_distance(context)}",
+    )
+
+
 def figure(value: float) -> float | str:
     """A measured value with three digits for a finding, which JSON can hold: as text if it is not finite."""
     return float(f"{value:.3g}") if math.isfinite(value) else str(value)
@@ -267,54 +277,6 @@ def only_causal(context: CheckContext) -> None:
     context.only_tokens()
     if "MaskedLM" in type(base_model(context.model)).__name__:
         raise Skip("the model fills in masked tokens and predicts no next one")
-
-
-def as_collated(context: TrainerContext, indices: Sequence[int], max_tokens: int) -> dict[str, Tensor]:
-    """Some training rows as the trainer's collator makes a batch of them, on the model's device and without labels.
-
-    Args:
-        context: Of a trainer.
-        indices: Into its training rows.
-        max_tokens: Items are cut to at most so many tokens: the first one least and the last one to half of that, so
-            that there is something to pad.
-
-    Returns:
-        What goes into the model's forward.
-
-    Raises:
-        Skip: Rows are packed, or the collator draws at random what it gives, or it fails on rows that are cut.
-    """
-    if any("pack" in context.rows["train"].row(index).meta for index in indices):
-        raise Skip("rows are packed, so that none can be put into a batch of its own")
-    items = context.items(indices)
-    shares = [1 - place / (2 * max(1, len(items) - 1)) for place in range(len(items))]
-    items = [_cut_item(item, max_tokens, share) for item, share in zip(items, shares, strict=True)]
-    try:
-        with same_draws():
-            batch, again = context.collate(list(items)), context.collate(list(items))
-    except Exception as error:  # whatever a foreign collator raises when what it gets is cut
-        raise Skip(f"the collator fails on shortened rows: {type(error).__name__}: {error}") from error
-    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    if len(tensors["input_ids"]) != len(items):
-        raise Skip("rows are packed, so that none can be put into a batch of its own")
-    if any(not torch.equal(value, again[name]) for name, value in tensors.items()):
-        raise Skip("the collator gives something else each time")
-    device = base_model(context.model).device
-    return {name: value.to(device) for name, value in tensors.items() if not name.startswith("label")}
-
-
-def _cut_item(item: Any, max_tokens: int, share: float) -> Any:
-    """An item of a data set whose columns of one value a token are cut; it as it is if it is none of tokens."""
-    if not isinstance(item, Mapping) or "input_ids" not in item:
-        return item
-    length = len(item["input_ids"])
-    kept = max(2, int(min(length, max_tokens) * share))
-    return {
-        name: value[:kept]
-        if hasattr(value, "__len__") and not isinstance(value, str) and len(value) == length
-        else value
-        for name, value in item.items()
-    }
 
 
 def row_losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> Tensor:

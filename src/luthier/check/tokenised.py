@@ -131,7 +131,8 @@ def _columns(
     labels = np.asarray(encoded.get("labels", ids))
     if labels.dtype.kind not in "iufb":
         raise ValueError(f"labels are {labels.dtype}, not numbers")
-    if labels.shape == ids.shape and labels.dtype.kind != "f":  # several targets of a regression are no ids
+    # Several targets of a regression are no ids; an empty list is of floats to numpy.
+    if labels.shape == ids.shape and (labels.dtype.kind != "f" or not len(ids)):
         return ids, labels.astype(np.int64), mask, positions, None
     # One label of the row; or one for each class, 0 or 1. Labels of tokens would be as many as these.
     if labels.dtype.kind != "f" and labels.ndim and ((labels < 0) | (labels > 1)).any():

@@ -235,6 +235,41 @@ class TrainerContext(CheckContext):
                 found[owner] = _cut(self._items[owner], self.rows["train"].row(index), max_tokens)
         return list(found.values())
 
+    def short_batch(self, indices: Sequence[int], max_tokens: int) -> dict[str, torch.Tensor]:
+        """Some training rows as the collator makes a batch of them, on the model's device and without labels.
+
+        Args:
+            indices: Of the rows.
+            max_tokens: Items are cut to at most so many tokens: the first one least and the last one to half of that,
+                so that there is something to pad.
+
+        Returns:
+            What goes into the model's forward.
+
+        Raises:
+            Skip: Rows are packed, or the collator draws at random what it gives, or it fails on rows that are cut.
+        """
+        packed = "rows are packed, so that none can be put into a batch of its own"
+        if any("pack" in self.rows["train"].row(index).meta for index in indices):
+            raise Skip(packed)
+        items = self.items(indices)
+        for place, item in enumerate(items):
+            if isinstance(item, dict) and "input_ids" in item:
+                share = 1 - place / (2 * max(1, len(items) - 1))
+                _slice(item, slice(max(2, int(min(len(item["input_ids"]), max_tokens) * share))))
+        try:
+            with same_draws():
+                batch, again = self.collate(_copies(items)), self.collate(_copies(items))
+        except Exception as error:  # whatever a foreign collator raises when what it gets is cut
+            raise Skip(f"the collator fails on shortened rows: {one_line(error)}") from error
+        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        if len(tensors["input_ids"]) != len(items):
+            raise Skip(packed)
+        if any(not torch.equal(value, again[name]) for name, value in tensors.items()):
+            raise Skip("the collator gives something else each time")
+        device = base_model(self.model).device
+        return {name: value.to(device) for name, value in tensors.items() if not name.startswith("label")}
+
     @cached_property
     def new_tokens(self) -> list[int]:
         """Ids of the tokenizer that the one in the model's own folder has not; none if there is no such folder."""
@@ -296,13 +331,19 @@ def _cut(item: Any, row: Row, max_tokens: int | None) -> Any:
     else:
         start = 0
         stop = min(int(real[-1]) + 1, int(real[0]) + max(max_tokens, first + max_tokens // 2))
-    for name, value in item.items():
-        if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value) == length:
-            item[name] = value[start:stop]
+    _slice(item, slice(start, stop))
     if "seq_lengths" in item:  # of the rows in a pack
         lengths = np.diff(np.minimum(np.cumsum(item["seq_lengths"]), stop), prepend=0)
         item["seq_lengths"] = lengths[lengths > 0].tolist()
     return item
+
+
+def _slice(item: dict[str, Any], part: slice) -> None:
+    """Cuts the columns of an item that hold one value a token."""
+    length = len(item["input_ids"])
+    for name, value in item.items():
+        if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value) == length:
+            item[name] = value[part]
 
 
 def _copies(items: Sequence[Any]) -> list[Any]:

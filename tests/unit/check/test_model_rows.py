@@ -75,7 +75,7 @@ def test_what_cannot_be_compared_is_skipped(context, spoil):
 
 
 def test_collated_items_are_cut_to_different_lengths(context):
-    batch = model_rows.as_collated(context, range(3), 16)
+    batch = context.short_batch(range(3), 16)
     assert batch["attention_mask"].sum(-1).tolist() == [16, 12, 8]
     assert set(batch) == {"input_ids", "attention_mask"}
     row = context.rows["train"].row(1)
@@ -86,10 +86,10 @@ def test_collator_that_draws_or_joins_is_skipped(context):
     plain = context.collate
     context.collate = lambda items: {k: v + torch.randint(9, v.shape) for k, v in plain(items).items()}
     with pytest.raises(Skip, match="something else each time"):
-        model_rows.as_collated(context, range(3), 16)
+        context.short_batch(range(3), 16)
     context.collate = lambda items: {k: v.reshape(1, -1) for k, v in plain(items).items()}
     with pytest.raises(Skip, match="packed"):
-        model_rows.as_collated(context, range(3), 16)
+        context.short_batch(range(3), 16)
 
 
 def test_classes_beyond_the_head_are_skipped(tmp_path):

@@ -11,6 +11,7 @@ from rich.console import Console
 from tests.fixtures import tiny_trainer
 from tests.unit.report.test_page import Parsed
 from torch.utils.data import IterableDataset
+from transformers import Trainer
 
 import luthier
 from luthier import registry
@@ -212,3 +213,20 @@ def test_trainer_that_could_not_train_is_a_mistake(spoiled, said):
         trainer._get_train_sampler = lambda *_: range(8)
     with pytest.raises(UserError, match=said):
         luthier.audit(trainer, quick=True)
+
+
+class ZeroLoss(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        return 0 * model(**inputs).loss
+
+
+def test_loss_of_zero_is_a_finding_and_breaks_no_check():
+    trainer = tiny_trainer.trainer(gradient_accumulation_steps=2)
+    trainer.__class__ = ZeroLoss
+    report = luthier.audit(trainer)
+    assert not [f for f in report.findings if "itself failed" in f.what]
+    assert {"gradients", "step-loss"} <= {f.check for f in report.findings}
+    assert [s["why"] for s in report.skipped if s["check"] in ("accumulation", "overfit-batch")] == [
+        "the loss is 0 (see step-loss)",
+        "the loss is 0 from the start (see step-loss)",
+    ]

@@ -267,3 +267,20 @@ def test_model_that_cannot_be_loaded_is_named_as_the_model(tmp_path: Path) -> No
     report = luthier.audit(model=tmp_path / "model", rows=tmp_path / "rows.jsonl")
     said = [f for f in report.findings if "cannot be loaded" in f.what]
     assert len(said) == 1 and said[0].where.startswith("model (")
+
+
+@pytest.mark.parametrize(
+    ("odd", "checks"),
+    [
+        ({"input_ids": [], "labels": []}, {"empty-target", "untrained-row"}),
+        ({"input_ids": [*IDS, -100], "labels": [*IDS, -100]}, {"vocabulary", "stop-token"}),
+    ],
+)
+def test_odd_rows_are_named_by_the_checks_for_them_alone(
+    tmp_path: Path, odd: dict[str, Any], checks: set[str]
+) -> None:
+    rows = [odd] * 3 + tiny_trainer.items(30)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_trainer.save_folder(tmp_path / "model")
+    report = luthier.audit(model=tmp_path / "model", rows=tmp_path / "rows.jsonl")
+    assert {f.check for f in report.findings if f.severity != "note"} - {"duplicate-rows"} == checks

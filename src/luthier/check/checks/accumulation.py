@@ -49,7 +49,7 @@ class Split:
     @property
     def factor(self) -> float:
         """Loss apart by loss together."""
-        return self.apart / self.together if self.together else math.nan
+        return self.apart / self.together
 
     def agrees(self, exact: bool) -> bool:
         """Whether loss and gradients are the same."""
@@ -100,6 +100,8 @@ def accumulation(context: CheckContext) -> Iterator[Finding]:
         split = Split(len(rows), apart.loss, together.loss, *gradient_factor(apart, together))
         if not (math.isfinite(split.apart) and math.isfinite(split.together)):
             raise Skip("the loss is not finite (see gradient-norm)")
+        if not split.apart or not split.together:
+            raise Skip("the loss is 0 (see step-loss)")
         exact = context.is_exact and _computes_exactly(context)
         if split.agrees(exact):
             return

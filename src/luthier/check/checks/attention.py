@@ -10,11 +10,11 @@ from luthier.check.model_rows import (
     batch_of,
     comparable,
     distance,
-    figure,
     most_distance,
     own_pad_id,
     real_logits,
     short_rows,
+    too_far,
 )
 from luthier.models.forward import base_model
 from luthier.records import Finding
@@ -59,15 +59,13 @@ def attention(context: CheckContext) -> Iterator[Finding]:
     apart = distance(own, eager)
     if not apart <= most_distance(context):
         best = float((own.argmax(-1) == eager.argmax(-1)).to(torch.float32).mean())
-        yield Finding(
+        yield too_far(
+            context,
             "attention",
-            "error",
+            apart,
             f"logits with {chosen} attention and with eager are {apart:.3g} of their spread apart; "
             f"the best one is the same at {best:.0%} of the places",
-            f"model {context.model_name}",
             context.fix(
                 "model.attention=eager", 'load the model with attn_implementation="eager", or mend the kernel'
             ),
-            measured=figure(apart),
-            expected=f"at most {most_distance(context)}",
         )

@@ -14,12 +14,12 @@ from luthier.check.model_rows import (
     comparable,
     cut,
     distance,
-    figure,
     logits,
     most_distance,
     only_causal,
     own_pad_id,
     short_rows,
+    too_far,
 )
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
@@ -55,14 +55,12 @@ def cache(context: CheckContext) -> Iterator[Finding]:
         comparable(context)
         worst = _apart(context, rows)
     if not worst <= most_distance(context):
-        yield Finding(
+        yield too_far(
+            context,
             "cache",
-            "error",
+            worst,
             f"logits generated with a cache are {worst:.3g} of their spread from those of one pass over the same tokens",
-            f"model {context.model_name}",
             "mend how the model counts positions with a cache, or generate with use_cache=False",
-            measured=figure(worst),
-            expected=f"at most {most_distance(context)}",
         )
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from luthier.check.as_before import evaluating, unchanged
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import batch_of, distance, most_distance, real_logits
+from luthier.check.model_rows import batch_of, distance, most_distance, real_logits, too_far
 from luthier.check.steps import fill_zeros, said, step_rows
 from luthier.encoding.batches import Batch
 from luthier.models.forward import base_model
@@ -133,9 +133,10 @@ def _requantised(context: CheckContext, found: Merged) -> Iterator[Finding]:
 def _judged(context: CheckContext, model: PeftModel, found: Merged) -> Iterator[Finding]:
     dtype = str(next(base_model(model).parameters()).dtype).removeprefix("torch.")
     if not found.far <= most_distance(context):
-        yield Finding(
+        yield too_far(
+            context,
             "merge",
-            "error",
+            found.far,
             f"merged, the model's logits are {found.far:.4f} of their spread away from those with the adapter ({found.kl:.2g} nats; "
             f"the most likely is the same for {found.agreement:.1%})"
             + (
@@ -143,10 +144,8 @@ def _judged(context: CheckContext, model: PeftModel, found: Merged) -> Iterator[
                 if _tied(model)
                 else ""
             ),
-            f"model {context.model_name}, adapter in {dtype}",
             "use base and adapter together with peft, or merge in fp32 and compare",
-            measured=round(found.far, 4),
-            expected=f"at most {most_distance(context)}",
+            f"model {context.model_name}, adapter in {dtype}",
         )
     elif found.lost > MOST_LOST:
         yield Finding(

@@ -115,6 +115,8 @@ def _train(context: CheckContext, rows: Sequence[StepRow], rate: float) -> list[
             if not curve:
                 raise Skip("loss or gradients are not finite (see gradient-norm)")
             break  # too large a learning rate
+        if not curve and not step.loss:
+            raise Skip("the loss is 0 from the start (see step-loss)")
         curve.append(step.loss)
         if _least(curve) <= ENOUGH[context.objective] * curve[0]:
             break

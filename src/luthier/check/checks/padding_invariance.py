@@ -9,7 +9,6 @@ from luthier.check.as_before import attending, evaluating
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.check.model_rows import (
     Side,
-    as_collated,
     comparable,
     cut,
     distance,
@@ -19,6 +18,7 @@ from luthier.check.model_rows import (
     own_pad_id,
     row_losses,
     short_rows,
+    too_far,
 )
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
@@ -112,7 +112,7 @@ def _collated(context: TrainerContext) -> Iterator[Finding]:
     if context.objective == "classes" and own_pad_id(context) is None:
         raise Skip("config.pad_token_id is None, so that the model takes no padding (see pooled-position)")
     count = min(len(LENGTHS), len(context.training_rows()))
-    batch = as_collated(context, range(count), LENGTHS[0])
+    batch = context.short_batch(range(count), LENGTHS[0])
     real_BT = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
     context.looked_at(f"{len(real_BT)} training rows of up to {int(real_BT.sum(-1).max())} tokens")
     with evaluating(context.model):
@@ -125,15 +125,14 @@ def _collated(context: TrainerContext) -> Iterator[Finding]:
         cause, fix = _why(context, batch, real_BT, alone)
     side = "left" if bool((~real_BT[:, 0]).any()) else "right"
     row = distances.index(worst)
-    yield Finding(
+    yield too_far(
+        context,
         "padding-invariance",
-        "error",
+        worst,
         f"padded on the {side} as the collator does it, logits of a row are {worst:.3g} of their spread from those that it "
         f"has alone: {cause}",
-        f"{context.place('train')}: {context.rows['train'].row(row).id}",
         fix,
-        measured=figure(worst),
-        expected=f"at most {most_distance(context)}",
+        f"{context.place('train')}: {context.rows['train'].row(row).id}",
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luthier.check.as_before import evaluating
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import Side, as_collated, cut, inputs_of, own_pad_id, short_rows
+from luthier.check.model_rows import Side, cut, inputs_of, own_pad_id, short_rows
 from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import collate
 from luthier.models.forward import base_model
@@ -108,7 +108,7 @@ def _batch(context: CheckContext, own_pad: int | None) -> tuple[dict[str, Tensor
     """A batch as the training gets it, and the id that it is padded with."""
     if isinstance(context, TrainerContext):
         count = min(NUM_ROWS, len(context.training_rows()))
-        inputs = as_collated(context, range(count), MAX_TOKENS)
+        inputs = context.short_batch(range(count), MAX_TOKENS)
         real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) != 0
         if not real.all():
             return inputs, int(inputs["input_ids"][~real][0])

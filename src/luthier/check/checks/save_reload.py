@@ -12,7 +12,7 @@ from peft.utils.other import ModulesToSaveWrapper
 
 from luthier.check.as_before import attributes_as_before, evaluating, quiet, unchanged
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import batch_of, distance, most_distance, real_logits
+from luthier.check.model_rows import batch_of, distance, most_distance, real_logits, too_far
 from luthier.check.origin import is_added
 from luthier.check.steps import only_small, only_trainable, said, step_rows
 from luthier.check.trainer import TrainerContext
@@ -147,14 +147,13 @@ def _differs(context: CheckContext, far: float, loaded: torch.nn.Module) -> Find
         names = sorted({name.removeprefix("base_model.model.") for name in lost})
         cause = f": {len(lost)} trained parameters are none of the adapter's, and are not saved with it ({', '.join(names[:3])})"
         where, fix = f"parameters {', '.join(names[:3])}", f"modules_to_save=[{names[0].split('.')[-2]!r}]"
-    return Finding(
+    return too_far(
+        context,
         "save-reload",
-        "error",
+        far,
         f"after it is saved and loaded, the model's logits are {far:.4f} of their spread away from what they were{cause}",
-        where,
         fix,
-        measured=round(far, 4),
-        expected=f"at most {most_distance(context)}",
+        where,
     )
 
 

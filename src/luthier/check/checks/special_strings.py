@@ -168,7 +168,7 @@ def _control(
     """Place, index into ``control`` and row of each control token of a batch."""
     table = np.full(int(control.max()) + 2, -1, np.int64)
     table[control] = np.arange(len(control))
-    kinds = table[ids.clip(max=len(table) - 1)]
+    kinds = table[ids.clip(min=-1, max=len(table) - 1)]  # the last entry stands for all others
     places = np.flatnonzero(kinds >= 0)
     return places, kinds[places], np.searchsorted(offsets, places, side="right") - 1
 

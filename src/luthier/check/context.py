@@ -51,6 +51,7 @@ class CheckContext:
     Attributes:
         objective: What the model is trained to give: ``tokens`` (causal language model), ``classes`` (a label for each
             row, in ``meta["label"]``) or ``tags`` (a label for each token).
+        padding_share: Share of padding in the training rows as they came; None if they came without.
         quick: Whether the model is left out.
         seen: How much each check looked at, as it said.
         forward_failed: Whether a forward pass of the model has failed, which is said once.
@@ -59,6 +60,7 @@ class CheckContext:
     """
 
     objective: Literal["tokens", "classes", "tags"] = "tokens"
+    padding_share: float | None = None
 
     def __init__(self, *, quick: bool = False) -> None:
         self.quick = quick

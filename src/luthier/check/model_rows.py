@@ -140,9 +140,13 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
 
 def class_logits(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> Tensor:
     """What a classifier says of some rows, as one batch where it takes one: fp32, shape (B, V)."""
-    # Where no token is known to be padding, transformers takes one row at a time (see pooled-position).
-    groups = [rows] if own_pad_id(context) is not None else [[row] for row in rows]
-    return torch.cat([logits(context, **inputs_of(batch_of(context, group, side))) for group in groups])
+    return torch.cat([logits(context, **inputs_of(batch)) for batch in _batches(context, rows, side)])
+
+
+def _batches(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> list[Batch]:
+    """One batch; or one for each row where the model labels rows and no token is known to be padding (see pooled-position)."""
+    alone = context.objective == "classes" and own_pad_id(context) is None
+    return [batch_of(context, group, side) for group in ([[row] for row in rows] if alone else [rows])]
 
 
 def _are_classes(labels: Tensor, num_classes: int) -> bool:
@@ -159,16 +163,19 @@ def logits(context: CheckContext, **inputs: Any) -> Tensor:
     return _logits(context, context.model, inputs)
 
 
-def real_logits(context: CheckContext, batch: Batch, model: torch.nn.Module | None = None) -> Tensor:
-    """Logits of all real tokens of a batch, or of its rows where these are labelled; fp32, shape (N, V).
+def real_logits(context: CheckContext, rows: Sequence[Row], model: torch.nn.Module | None = None) -> Tensor:
+    """Logits of all tokens of some rows, or of the rows where these are labelled; fp32, shape (N, V).
 
     Args:
         context: What is checked.
-        batch: On the model's device.
+        rows: Go through the model as one batch where it takes one.
         model: Another one than the context's.
     """
-    found = _logits(context, context.model if model is None else model, inputs_of(batch))
-    return found[batch.attention_mask_BT != 0] if found.ndim == 3 else found
+    parts = []
+    for batch in _batches(context, rows):
+        found = _logits(context, context.model if model is None else model, inputs_of(batch))
+        parts.append(found[batch.attention_mask_BT != 0] if found.ndim == 3 else found)
+    return torch.cat(parts)
 
 
 def _logits(context: CheckContext, model: torch.nn.Module, inputs: Mapping[str, Any]) -> Tensor:

@@ -250,14 +250,12 @@ class RowsContext(CheckContext):
         model: Folder or Hub name of model and tokenizer.
         rows: JSON lines, Parquet, or a folder that ``datasets.save_to_disk`` wrote, with ``input_ids`` and, if there
             are, ``labels``, ``attention_mask`` and ``position_ids``: prepared folders of axolotl and LLaMA-Factory as
-            they are. A folder of several splits gives all of them.
+            they are. Of a folder of several splits those are read that are called train,
+            validation (or eval) and test.
         folder: Where to put the rows as checks read them.
         eval_rows: Rows that the model will be evaluated on.
         quick: Leave out what needs the model.
         trust_remote_code: Run code that comes with the model.
-
-    Attributes:
-        padding_share: Share of padding in the training rows as they are stored, once they have been read.
     """
 
     def __init__(

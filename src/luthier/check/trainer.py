@@ -49,7 +49,6 @@ class TrainerContext(CheckContext):
 
     Attributes:
         batches: The first few batches as its collator makes them, for checks of packing and padding.
-        padding_share: Share of padding in the batches read.
         collate: The trainer's collator, once rows have been read.
         problem_type: What the model's config says of the loss of its labels, before anything was run.
     """

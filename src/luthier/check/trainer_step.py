@@ -195,30 +195,21 @@ class TrainerTraining:
 
 
 _KEYS = {
-    name: f"TrainingArguments.{name}"
-    for name in (
-        "warmup_steps",
-        "learning_rate",
-        "max_steps",
-        "eval_steps",
-        "save_steps",
-        "max_grad_norm",
-        "weight_decay",
-        "save_only_model",
-        "gradient_accumulation_steps",
-    )
-} | {
-    "num_steps": "TrainingArguments.max_steps",
-    "num_epochs": "TrainingArguments.num_train_epochs",
-    "rows_per_step": "TrainingArguments.per_device_train_batch_size",
-    "num_rows": "trainer.train_dataset",
     "accumulation_steps": "TrainingArguments.gradient_accumulation_steps",
-    "max_gradient_norm": "TrainingArguments.max_grad_norm",
-    "best_metric": "TrainingArguments.metric_for_best_model",
     "best_direction": "TrainingArguments.greater_is_better",
+    "best_metric": "TrainingArguments.metric_for_best_model",
+    "eval_steps": "TrainingArguments.eval_steps",
+    "learning_rate": "TrainingArguments.learning_rate",
+    "max_gradient_norm": "TrainingArguments.max_grad_norm",
+    "max_steps": "TrainingArguments.max_steps",
     "num_eval_rows": "trainer.eval_dataset",
     "optimizer": "Trainer(optimizers=...)",
+    "rows_per_step": "TrainingArguments.per_device_train_batch_size",
+    "save_only_model": "TrainingArguments.save_only_model",
+    "save_steps": "TrainingArguments.save_steps",
     "schedule": "Trainer(optimizers=...)",
+    "warmup_steps": "TrainingArguments.warmup_steps",
+    "weight_decay": "TrainingArguments.weight_decay",
 }
 
 

@@ -7,11 +7,9 @@ import torch
 from luthier.check.as_before import attending, evaluating
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import (
-    batch_of,
     comparable,
     distance,
     most_distance,
-    own_pad_id,
     real_logits,
     short_rows,
     too_far,
@@ -48,14 +46,11 @@ def attention(context: CheckContext) -> Iterator[Finding]:
     if chosen is None or not base._can_set_attn_implementation():
         raise Skip("the model has no attention that could be exchanged")
     rows = short_rows(context, NUM_ROWS, MAX_TOKENS)
-    if own_pad_id(context) is None:
-        rows = rows[:1]  # a classifier takes no more at once
-    batch = batch_of(context, rows)
     with evaluating(context.model):
         comparable(context)
-        own = real_logits(context, batch)
+        own = real_logits(context, rows)
         with attending(context.model, "eager"):
-            eager = real_logits(context, batch)
+            eager = real_logits(context, rows)
     apart = distance(own, eager)
     if not apart <= most_distance(context):
         best = float((own.argmax(-1) == eager.argmax(-1)).to(torch.float32).mean())

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data import IterableDataset, Subset
+
 from luthier.check.as_before import attributes_as_before, modules_as_before, quiet, same_draws
 from luthier.check.context import CheckContext, Skip
 from luthier.check.trainer import TrainerContext
@@ -149,8 +151,6 @@ def _quiet(trainer: Any) -> Iterator[None]:
 
 def _few(dataset: Any) -> Any:
     """The first rows of a data set, as a data set of the same kind where that matters."""
-    from torch.utils.data import IterableDataset, Subset
-
     if hasattr(dataset, "select"):  # of the library datasets
         return dataset.select(range(min(NUM_ROWS, len(dataset))))
     if hasattr(dataset, "take"):

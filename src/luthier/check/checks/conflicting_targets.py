@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from luthier.check.columns import Offenders, count, flat, marked
+from luthier.check.columns import Offenders, count, flat, marked, row_hashes, text_hashes
 from luthier.check.context import CheckContext, Skip
 from luthier.records import Finding
 from luthier.registry import check
@@ -44,7 +44,10 @@ def conflicting_targets(context: CheckContext) -> Iterator[Finding]:
     rows = context.training_rows(FEWEST_ROWS)
     if isinstance(rows.row(0).meta.get("label"), float):
         raise Skip("labels are numbers of a scale, which differ a little as a rule")
-    prompts, targets, counted = _label_hashes(rows) if context.objective == "classes" else _hashes(rows)
+    if context.objective == "classes":
+        prompts, targets, counted = row_hashes(rows), text_hashes(rows, "target"), rows.lengths() > 0
+    else:
+        prompts, targets, counted = _hashes(rows)
     if counted.sum() < FEWEST_ROWS:
         raise Skip(f"fewer than {FEWEST_ROWS} training rows have a prompt and one answer behind it")
     context.looked_at(f"{counted.sum():,} of {len(rows):,} training rows")
@@ -152,16 +155,4 @@ def _hashes(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         prompt = [hash(content[a * size : b * size]) for (a, _), b in spans]
         target = [hash(content[b * size : c * size]) for (_, c), b in spans]
         parts.append((np.array(prompt), np.array(target), (stretches == 1) & (num_prompt > 1)))
-    return tuple(map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[return-value]  # three of them
-
-
-def _label_hashes(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hashes of each row's ids and label, and which rows have any ids."""
-    parts: list[tuple[np.ndarray, ...]] = []
-    for batch in read_batches(rows.path, ["input_ids", "target"]):
-        offsets, ids = flat(batch.column("input_ids"))
-        content, size = ids.tobytes(), ids.itemsize
-        text = [hash(content[a * size : b * size]) for a, b in pairwise(offsets.tolist())]
-        label = [hash(name) for name in batch.column("target").to_pylist()]
-        parts.append((np.array(text), np.array(label), np.diff(offsets) > 0))
     return tuple(map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[return-value]  # three of them

@@ -45,7 +45,8 @@ def constant_target(context: CheckContext) -> Iterator[Finding]:
     exact = text_hashes(rows, "target")
     same, index, num_targets = _most(context, exact, np.arange(len(rows)))
     if same.share > _limit(num_targets):
-        yield _finding("warning", same, rows.row(index).target, num_targets, "have the same target")
+        if (text := rows.row(index).target).strip():  # else checks empty-target and untrained-row say so
+            yield _finding("warning", same, text, num_targets, "have the same target")
         return
     step = -(-len(rows) // NUM_ROWS)
     plain, without_digits = _plain_hashes(rows, step)

@@ -14,11 +14,10 @@ from torch.nn import functional
 
 from luthier.check.as_before import evaluating, unchanged
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import batch_of, distance, most_distance, real_logits, too_far
+from luthier.check.model_rows import distance, most_distance, real_logits, too_far
 from luthier.check.steps import fill_zeros, said, step_rows
-from luthier.encoding.batches import Batch
 from luthier.models.forward import base_model
-from luthier.records import Finding
+from luthier.records import Finding, Row
 from luthier.registry import check
 
 NUM_ROWS = 4
@@ -63,7 +62,8 @@ def merge(context: CheckContext) -> Iterator[Finding]:
 
     What it does: gives an untrained adapter weights of the size that the planned steps would make, merges its layers (up
     to 1 GiB of them) in the base model's number format, and compares the logits of 4 training rows before and after: to
-    0.1% of their spread in fp32, 10% in bf16. It measures the share of the update that is rounded away. Divergence and agreement are reported in any case. All weights are put back bit by bit.
+    0.1% of their spread in fp32, 10% in bf16. It measures the share of the update that is rounded away. Divergence and
+    agreement are reported in any case. All weights are put back bit by bit.
 
     Weights in 4 or 8 bits (bitsandbytes) are merged as peft does it, which rounds them anew: how far that goes is a warning.
 
@@ -92,10 +92,9 @@ def merge(context: CheckContext) -> Iterator[Finding]:
             "`luthier merge` merges in fp32 (what is quantised it dequantises first) and proves its result"
         )
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
-    batch = batch_of(context, [row.row for row in rows])
     with unchanged(model), evaluating(model):
         fill_zeros(model, _noise(context))
-        found = _merged(context, model, layers, batch)
+        found = _merged(context, model, layers, [row.row for row in rows])
     context.looked_at(
         f"{found.layers} of {len(layers)} layers merged, {said(rows)}: {found.kl:.2g} nats apart (the adapter itself changes "
         f"{found.adapter_kl:.2g}), the most likely is the same for {found.agreement:.1%} of {found.num}"
@@ -168,11 +167,11 @@ def _tied(model: PeftModel) -> bool:
     return shared and any(isinstance(m, BaseTunerLayer) for m in pair)
 
 
-def _merged(context: CheckContext, model: PeftModel, layers: Sequence[Any], batch: Batch) -> Merged:
+def _merged(context: CheckContext, model: PeftModel, layers: Sequence[Any], rows: Sequence[Row]) -> Merged:
     chosen = _some(layers)
-    both = real_logits(context, batch)
+    both = real_logits(context, rows)
     with model.disable_adapter():
-        alone = real_logits(context, batch)
+        alone = real_logits(context, rows)
     deltas = error = total = 0.0
     with _weights_as_before(chosen):
         for layer in chosen:
@@ -182,7 +181,7 @@ def _merged(context: CheckContext, model: PeftModel, layers: Sequence[Any], batc
                 deltas += float(delta.square().sum())
                 error += float((_weight(layer) - before - delta).square().sum())
                 total += float(before.square().sum())
-        merged = real_logits(context, batch)
+        merged = real_logits(context, rows)
     return Merged(
         far=distance(both, merged),
         kl=_kl(both, merged),

@@ -36,18 +36,20 @@ def natural_boundary(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 11, 14, 82
     """
     context.only_tokens()
+    broken = Offenders(context)
     for split, rows in sampled(context, NUM_ROWS):
         rows = [row for row in rows if row.num_prompt_tokens]
-        broken = Offenders(context)
-        broken.add(split, [row.id for row in rows], [_breaks(row, context.tokenizer) for row in rows])
-        if broken.share > MOST_SHARE:
-            yield broken.finding(
-                "natural-boundary",
-                "warning",
-                f"in {broken} of the {split} split the prompt ends inside a token of the whole text",
-                "move the white space at the end of the prompt to the beginning of the target",
-                MOST_SHARE,
-            )
+        breaks = [_breaks(row, context.tokenizer) for row in rows]
+        if sum(breaks) > MOST_SHARE * len(rows):
+            broken.add(split, [row.id for row in rows], breaks)
+    if broken.count:
+        yield broken.finding(
+            "natural-boundary",
+            "warning",
+            f"in {broken} of the {' and '.join(broken.ids)} split the prompt ends inside a token of the whole text",
+            "move the white space at the end of the prompt to the beginning of the target",
+            MOST_SHARE,
+        )
 
 
 def _breaks(row: Row, tokenizer: TextTokenizer) -> bool:

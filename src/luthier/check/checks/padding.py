@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from luthier.check.columns import Offenders, batches, flat, noted
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.check.model_rows import Side
 from luthier.encoding.batches import collate
+from luthier.models.forward import base_model
 from luthier.records import Finding, Row, Severity
 from luthier.registry import check
 
@@ -185,10 +187,6 @@ def _is_causal(context: CheckContext) -> bool:
 
 def _learned_positions(context: CheckContext) -> bool:
     """Whether the model has an embedding of positions that it looks up by place, and not by what the mask shows."""
-    import torch
-
-    from luthier.models.forward import base_model
-
     try:
         model = base_model(context.model)
     except Skip:

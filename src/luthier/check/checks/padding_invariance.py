@@ -114,6 +114,9 @@ def _collated(context: TrainerContext) -> Iterator[Finding]:
     count = min(len(LENGTHS), len(context.training_rows()))
     batch = context.short_batch(range(count), LENGTHS[0])
     real_BT = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
+    padding = batch["input_ids"][~real_BT].unique().tolist()
+    if context.objective == "classes" and padding not in ([], [own_pad_id(context)]):
+        raise Skip(f"padding holds {padding}, which the model takes for text (see pooled-position)")
     context.looked_at(f"{len(real_BT)} training rows of up to {int(real_BT.sum(-1).max())} tokens")
     with evaluating(context.model):
         comparable(context)
@@ -161,13 +164,6 @@ def _why(
 ) -> tuple[str, str]:
     """Why padding matters, found by trying without what may be at fault, and what to do about it."""
     limit, base = most_distance(context), base_model(context.model)
-    if context.objective == "classes":
-        pad_id = own_pad_id(context)
-        if not real_BT.all() and int(batch["input_ids"][~real_BT][0]) != pad_id:
-            return (
-                f"padding holds {int(batch['input_ids'][~real_BT][0])}, and config.pad_token_id is {pad_id}",
-                "model.config.pad_token_id = tokenizer.pad_token_id",
-            )
     positions = (real_BT.long().cumsum(-1) - 1).clamp(min=0)
     with_positions = {**batch, "position_ids": positions}
     if not real_BT[:, 0].all() and max(_distances(context, with_positions, real_BT, alone)) <= limit:

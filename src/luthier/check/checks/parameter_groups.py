@@ -55,7 +55,7 @@ def parameter_groups(context: CheckContext) -> Iterator[Finding]:
         )
     counts = Counter(names[id(p)] for p in held if id(p) in names)
     lacking = [name for name in trainable if not counts[name]]
-    if lacking:
+    if lacking and not stray:
         yield _finding(
             f"{len(lacking)} of {len(trainable)} trainable parameters are in no group of the optimizer: {shown(lacking, NAMES_SHOWN)}",
             where,

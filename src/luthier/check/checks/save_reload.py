@@ -12,7 +12,7 @@ from peft.utils.other import ModulesToSaveWrapper
 
 from luthier.check.as_before import attributes_as_before, evaluating, quiet, unchanged
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import batch_of, distance, most_distance, real_logits, too_far
+from luthier.check.model_rows import distance, most_distance, real_logits, too_far
 from luthier.check.origin import is_added
 from luthier.check.steps import only_small, only_trainable, said, step_rows
 from luthier.check.trainer import TrainerContext
@@ -55,14 +55,16 @@ def save_reload(context: CheckContext) -> Iterator[Finding]:
     if isinstance(model, PeftModel):
         _only_plain(model)
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
-    batch = batch_of(context, [row.row for row in rows])
+    given = [row.row for row in rows]
     # Saving writes names and formats into these.
     configs = [base_model(model).config, *getattr(model, "peft_config", {}).values()]
     context.looked_at(f"{said(rows)}, saved and loaded")
     with attributes_as_before(configs), TemporaryDirectory() as name, unchanged(model), evaluating(model):
         bare = _without_adapter(model) if isinstance(model, PeftModel) else None
         _move(model)
-        before = real_logits(context, batch)
+        before = real_logits(context, given)
+        if not torch.isfinite(before).all():
+            raise Skip("what the model gives is not finite (see weights and initial-loss)")
         with quiet():  # what is lacking shows in the logits
             try:
                 folder = _save(context, Path(name))
@@ -70,7 +72,7 @@ def save_reload(context: CheckContext) -> Iterator[Finding]:
             except Exception as error:  # whatever foreign models raise when they are written and read
                 yield _broken(context, error)
                 return
-        after = real_logits(context, batch, loaded.eval())
+        after = real_logits(context, given, loaded.eval())
         far = distance(before, after)
         if not far <= most_distance(context):
             yield _differs(context, far, loaded)

@@ -67,8 +67,9 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
             raise Skip("the model knows these rows by heart: their cross-entropy is 0")
         if abs(measured - expected) <= MOST_DIFFERENCE * abs(expected):
             return
-        known = _mistakes(context, rows, expected) if context.objective == "tokens" else {}
-        custom = custom or _adds_something(context, rows, measured)
+        own = _is_own(context, rows, measured)  # then initial-loss says what is wrong with it, if anything is
+        known = _mistakes(context, rows, expected) if context.objective == "tokens" and not own else {}
+        custom = custom or own
     num = training.plan.accumulation_steps
     if num > 1 and _near(measured * num, expected):
         if _divides_itself(context, num):
@@ -81,7 +82,7 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
     else:
         severity, why = (
             "note",
-            ": what computes the loss is your own, or the model adds something to it: this may be as it should",
+            ": what computes the loss is your own, or the model adds something to it: this may be as it should (see initial-loss)",
         )
     yield Finding(
         "step-loss",
@@ -113,8 +114,8 @@ def _divides_itself(context: CheckContext, num: int) -> bool:
     return abs(measured - expected) <= MOST_DIFFERENCE * expected
 
 
-def _adds_something(context: CheckContext, rows: Sequence[StepRow], measured: float) -> bool:
-    """Whether the model's own loss is the one that was measured: it adds a penalty or a balancing loss."""
+def _is_own(context: CheckContext, rows: Sequence[StepRow], measured: float) -> bool:
+    """Whether the model's own loss is the one that was measured, as where it adds a penalty or a balancing loss."""
     if context.objective != "tokens":
         return False
     batch = batch_of(context, [row.row for row in rows])

@@ -42,7 +42,7 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
         smallest, largest = min(smallest, int(ids.min(initial=0))), max(largest, int(ids.max(initial=-1)))
     if outside.count:
         yield _outside(context, outside, smallest, largest, size)
-    if known > size:
+    if known > size > largest:
         yield Finding(
             "vocabulary",
             "error",

@@ -50,6 +50,9 @@ def unchanged(model: torch.nn.Module) -> Iterator[None]:
     values: dict[Tensor, Tensor] = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
     values |= {b: b.detach().clone() for b in model.buffers()}
     states = {p: (p.dtype, p.grad, p.requires_grad) for p in model.parameters()}
+    for parameter in values:
+        if parameter.requires_grad:
+            parameter.grad = None  # else a backward pass adds to the very tensor that is put back
     try:
         with same_modes(model), same_draws(), torch.enable_grad():
             yield

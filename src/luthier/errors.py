@@ -39,11 +39,6 @@ class UserErrors(UserError):
         return "\n\n".join(str(error) for error in self.errors)
 
 
-def one_line(error: BaseException) -> str:
-    """Kind and text of somebody else's error on one line, for a message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
 class Refused(Exception):
     """A gate says no: the input is well-formed, but the run should not go on (exit code 1).
 

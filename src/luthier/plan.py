@@ -126,7 +126,7 @@ class Training(Protocol):
 
         Returns:
             The step. Parameters are as before, ``grad`` is None, the model is in training mode, and generators have
-            moved on: call it where the model is put back afterwards (``check.model_rows.unchanged``).
+            moved on: call it where the model is put back afterwards (``check.as_before.unchanged``).
         """
 
     def optimizer(self) -> Optimizer:

@@ -48,13 +48,15 @@ def audit(
         progress: Called with a check's name, how many are done and how many there are.
 
     Raises:
-        UserError: Neither a trainer nor model and rows; or a model or file that cannot be read.
+        UserError: Neither a trainer nor model and rows, or both; or a model, file or data set that cannot be read.
     """
-    if (trainer is None) == (model is None or rows is None):
+    others = {"model": model, "rows": rows, "eval_rows": eval_rows}
+    given = [name for name, value in others.items() if value is not None]
+    if given if trainer is not None else not {"model", "rows"} <= set(given):
         raise UserError(
-            "there is nothing to audit"
-            if trainer is None
-            else "there is a trainer, and model or rows as well",
+            f"there is a trainer, and {' and '.join(given)} as well"
+            if trainer
+            else "there is nothing to audit",
             "luthier.audit",
             'luthier.audit(trainer), or luthier.audit(model="DIR", rows="rows.jsonl")',
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.check.columns import num_alike
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.encoding.text_tokenizer import TextTokenizer
 
@@ -123,8 +124,11 @@ def _opener(tokenizer: TextTokenizer, text: str, content: str, whole: str, role:
     ]
     last, first = assistant(1)["content"], assistant(0)["content"]
     tail, inner = whole[whole.index(last) + len(last) :], whole[whole.index(first) + len(first) :]
-    common = next((i for i, (a, b) in enumerate(zip(tail, inner, strict=False)) if a != b), len(tail))
-    ends += [end for _, end in tokenizer.special_places(tail[:common]) if markup.startswith(tail[:end])]
+    ends += [
+        end
+        for _, end in tokenizer.special_places(tail[: num_alike(tail, inner)])
+        if markup.startswith(tail[:end])
+    ]
     markup = markup[max(ends, default=0) :]
     places = tokenizer.special_places(markup)
     opening = [p for p in places if markup[slice(*p)] == _opening(tokenizer, whole)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from luthier.check.context import CheckContext
-from luthier.records import Split
+from luthier.records import Finding, Row, Severity, Split
 from luthier.rows import Rows, read_batches, token_hashes
 
 _IDS_SHOWN = 5
@@ -45,13 +46,21 @@ class Offenders:
         """Files and row ids."""
         return "; ".join(f"{self.context.place(split)}: {', '.join(ids)}" for split, ids in self.ids.items())
 
+    def finding(
+        self, check: str, severity: Severity, what: str, fix: str, most_share: float | None = None
+    ) -> Finding:
+        """A finding of these rows: of their number, which should be 0, or of their share, if one is allowed."""
+        if most_share is None:
+            return Finding(check, severity, what, self.where, fix, self.count, 0)
+        return Finding(check, severity, what, self.where, fix, round(self.share, 4), f"at most {most_share}")
+
     def __str__(self) -> str:
         return f"{self.count:,} of {self.num_rows:,} rows ({self.share:.2%})"
 
 
 def batches(context: CheckContext, *columns: str) -> Iterator[tuple[Split, pa.RecordBatch]]:
     """Those columns of all rows of all splits, about a thousand rows at a time, so that memory stays flat."""
-    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
+    context.looked_at()
     for split, rows in context.rows.items():
         for batch in read_batches(rows.path, columns):
             yield split, batch
@@ -60,6 +69,29 @@ def batches(context: CheckContext, *columns: str) -> Iterator[tuple[Split, pa.Re
 def flat(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     """Where each row of a list column begins (and the last one ends) in the values of all of them, and these values."""
     return column.offsets.to_numpy(), column.values.to_numpy()
+
+
+def count(marks: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """How many marks are set from each ``begin`` to before each ``end``, int64, shape as theirs.
+
+    With the offsets of a list column ``count(marks, offsets[:-1], offsets[1:])`` is that of each row.
+    """
+    counted = np.concatenate([[0], np.cumsum(marks)])
+    return np.asarray(counted[end] - counted[begin])
+
+
+def noted(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """Whether each row's ``meta`` holds a name that begins so (``to_rows`` notes there what is odd); bool, shape (num_rows,)."""
+    found: np.ndarray = pc.match_substring(batch.column("meta"), f'"{name}').to_numpy(zero_copy_only=False)
+    return found
+
+
+def sampled(context: CheckContext, most: int, what: str = "") -> Iterator[tuple[Split, list[Row]]]:
+    """At most so many rows of each split, spread over it; ``what`` says before their number what is looked at."""
+    for split in context.rows:
+        rows = list(context.spread(split, most))
+        context.looked_at(f"{what}{len(rows):,} {split} rows")
+        yield split, rows
 
 
 def row_hashes(rows: Rows) -> np.ndarray:
@@ -76,16 +108,17 @@ def text_hashes(rows: Rows, column: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def marked(context: CheckContext, split: Split, bad: np.ndarray) -> Offenders:
-    """The offenders of one split, by a mask over all of its rows, bool, shape (num_rows,)."""
+def marked(context: CheckContext, bad: Mapping[Split, np.ndarray]) -> Offenders:
+    """The offenders of some splits, by a mask over all rows of each, bool, shape (num_rows,)."""
     found = Offenders(context)
-    if not bad.any():
-        found.num_rows = len(bad)
-        return found
-    start = 0
-    for batch in read_batches(context.rows[split].path, ["id"]):
-        found.add(split, batch.column("id"), bad[start : start + batch.num_rows])
-        start += batch.num_rows
+    for split, marks in bad.items():
+        if not marks.any():
+            found.num_rows += len(marks)
+            continue
+        start = 0
+        for batch in read_batches(context.rows[split].path, ["id"]):
+            found.add(split, batch.column("id"), marks[start : start + batch.num_rows])
+            start += batch.num_rows
     return found
 
 
@@ -152,3 +185,9 @@ def values_at(rows: Rows, column: str, indices: np.ndarray) -> list[Any]:
             found.update(zip(wanted.tolist(), values, strict=True))
         start, place = start + batch.num_rows, end
     return [found[index] for index in indices.tolist()]
+
+
+def num_alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -6,7 +6,7 @@ One interface for three things that can be checked: a prepared run of ours (here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from luthier import recipe as recipes
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.recipe import Classifier, Recipe
 from luthier.records import SPLITS, Row, Split
 from luthier.rows import Rows
@@ -36,6 +36,12 @@ class Skip(Exception):
     """Raised by a check that does not apply or could not run; its text says why, and ends up in the report."""
 
 
+def shown(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 class CheckContext:
     """What is checked, read-only; what is costly is loaded when first asked for and shared by all checks.
 
@@ -45,6 +51,7 @@ class CheckContext:
     Attributes:
         objective: What the model is trained to give: ``tokens`` (causal language model), ``classes`` (a label for each
             row, in ``meta["label"]``) or ``tags`` (a label for each token).
+        padding_share: Share of padding in the training rows as they came; None if they came without.
         quick: Whether the model is left out.
         seen: How much each check looked at, as it said.
         forward_failed: Whether a forward pass of the model has failed, which is said once.
@@ -53,6 +60,7 @@ class CheckContext:
     """
 
     objective: Literal["tokens", "classes", "tags"] = "tokens"
+    padding_share: float | None = None
 
     def __init__(self, *, quick: bool = False) -> None:
         self.quick = quick
@@ -62,9 +70,9 @@ class CheckContext:
         self.comparable: str | None = None
         self.hollow: list[str] = []
 
-    def looked_at(self, what: str) -> None:
-        """Notes how much the running check looked at: ``1,204 rows``, ``4 batches``, ``30 steps``."""
-        self.seen.append(what)
+    def looked_at(self, what: str = "") -> None:
+        """Notes how much the running check looked at: ``4 batches``, ``30 steps``; without a text all rows."""
+        self.seen.append(what or f"all {sum(map(len, self.rows.values())):,} rows")
 
     # What a run of Luthier has
 
@@ -99,6 +107,19 @@ class CheckContext:
     def rows(self) -> Mapping[Split, Rows]:
         """The rows of each split that has any."""
         raise NotImplementedError
+
+    def training_rows(self, fewest: int = 1) -> Rows:
+        """The training rows.
+
+        Raises:
+            Skip: There are fewer than so many.
+        """
+        rows = self.rows.get("train")
+        if rows is None or len(rows) < fewest:
+            raise Skip(
+                f"there are fewer than {fewest} training rows" if fewest > 1 else "there are no training rows"
+            )
+        return rows
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
@@ -167,7 +188,7 @@ class CheckContext:
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             self.forward_failed = True
             raise UserError(
-                f"the model's forward pass fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"the model's forward pass fails: {one_line(error)}",
                 f"model {self.model_name}",
                 "see what weights, precision and pooled-position found; else try one batch by hand: model(**batch)",
             ) from error
@@ -208,10 +229,9 @@ class CheckContext:
 
     def spread(self, split: Split, count: int) -> Iterator[Row]:
         """At most ``count`` rows of a split, evenly spread over it."""
-        rows = self.rows[split]
-        step = max(1, len(rows) // count)
-        for index in range(0, len(rows), step)[:count]:
-            yield rows.row(index)
+        rows: Sequence[Row] = self.rows.get(split, ())
+        for index in range(0, len(rows), max(1, len(rows) // count))[:count]:
+            yield rows[index]
 
 
 class RunContext(CheckContext):

@@ -1,4 +1,4 @@
-"""What checks of the model share: a few short real rows, their losses and logits, and a model that is as before afterwards.
+"""What checks of the model share: a few short real rows, their losses and logits, and how far these are apart.
 
 Shapes: B rows, T tokens, V logits (vocabulary or classes), N losses (one for each trained token, or for each row where
 the model gives labels).
@@ -7,11 +7,10 @@ the model gives labels).
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,15 +22,12 @@ from transformers import PreTrainedModel
 from luthier.check.context import CheckContext, Skip
 from luthier.encoding.batches import Batch, collate
 from luthier.models.classifier import class_nll, class_targets, head_of
-from luthier.models.forward import base_model, same_modes, token_scores
+from luthier.models.forward import base_model, token_scores
 from luthier.plan import window
-from luthier.records import Row
+from luthier.records import Finding, Row
 
 # Logits and losses of a sane model stay under 1,000; beyond this their differences are rounding.
 _LARGEST = 1e6
-
-if TYPE_CHECKING:
-    from luthier.check.trainer import TrainerContext
 
 Side = Literal["left", "right"]
 
@@ -55,11 +51,20 @@ def short_rows(context: CheckContext, count: int, max_tokens: int) -> list[Row]:
         rows = [cut(row, max_tokens) for row in spread if _first_trained(row)]
     if not rows:
         raise Skip("there is no training row with a trained token (see untrained-row)")
-    size = embedding_rows(context.model)
-    if max(int(np.max(row.input_ids)) for row in rows) >= size:
-        raise Skip("rows hold ids that the model has no embedding for (see vocabulary)")
+    only_embedded(context, rows)
     context.looked_at(f"{len(rows)} training rows of up to {max(len(row.input_ids) for row in rows)} tokens")
     return rows
+
+
+def only_embedded(context: CheckContext, rows: Sequence[Row]) -> None:
+    """Ends a check of rows that would crash the model.
+
+    Raises:
+        Skip: One holds an id that the model has no embedding for.
+    """
+    size = embedding_rows(context.model)
+    if any(np.min(row.input_ids) < 0 or np.max(row.input_ids) >= size for row in rows):
+        raise Skip("rows hold ids that the model has no embedding for (see vocabulary)")
 
 
 def cut(row: Row, max_tokens: int) -> Row:
@@ -83,12 +88,23 @@ def _first_trained(row: Row) -> int:
 
 def batch_of(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> Batch:
     """The rows as one batch on the model's device, padded with what the model takes for padding, which is often EOS."""
-    config = base_model(context.model).config.get_text_config()
-    pad_id = getattr(config, "pad_token_id", None)
+    base, pad_id = base_model(context.model), own_pad_id(context)
     if pad_id is None:
-        eos_id = getattr(config, "eos_token_id", None) or 0
+        eos_id = getattr(base.config.get_text_config(), "eos_token_id", None) or 0
         pad_id = eos_id[0] if isinstance(eos_id, list) else eos_id
-    return collate(rows, int(pad_id), side).to(base_model(context.model).device)
+    return collate(rows, int(pad_id), side).to(base.device)
+
+
+def own_pad_id(context: CheckContext) -> int | None:
+    """The token that the model's config takes for padding."""
+    config = base_model(context.model).config.get_text_config()
+    pad_id: int | None = getattr(config, "pad_token_id", None)
+    return pad_id
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """What the model's own forward needs of a batch."""
+    return {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
 
 
 def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> tuple[Tensor, Tensor]:
@@ -100,7 +116,7 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
     if context.objective == "tokens":
         plain = context.plain_forward
         batch = batch_of(context, rows, side)
-        with forward(context):
+        with context.forward():
             scores = token_scores(context.model, batch, plain=plain)
         return scores.nll_N, scores.rows_N
     logits_BC = class_logits(context, rows, side)
@@ -124,14 +140,13 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
 
 def class_logits(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> Tensor:
     """What a classifier says of some rows, as one batch where it takes one: fp32, shape (B, V)."""
-    # Where no token is known to be padding, transformers takes one row at a time (see pooled-position).
-    config = base_model(context.model).config.get_text_config()
-    groups = [rows] if getattr(config, "pad_token_id", None) is not None else [[row] for row in rows]
-    parts = []
-    for group in groups:
-        batch = batch_of(context, group, side)
-        parts.append(logits(context, input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT))
-    return torch.cat(parts)
+    return torch.cat([logits(context, **inputs_of(batch)) for batch in _batches(context, rows, side)])
+
+
+def _batches(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> list[Batch]:
+    """One batch; or one for each row where the model labels rows and no token is known to be padding (see pooled-position)."""
+    alone = context.objective == "classes" and own_pad_id(context) is None
+    return [batch_of(context, group, side) for group in ([[row] for row in rows] if alone else [rows])]
 
 
 def _are_classes(labels: Tensor, num_classes: int) -> bool:
@@ -145,17 +160,31 @@ def logits(context: CheckContext, **inputs: Any) -> Tensor:
         Skip: It gives none, or its forward pass has failed before.
         UserError: Its forward pass fails.
     """
-    with forward(context):
-        output = context.model(**inputs)
+    return _logits(context, context.model, inputs)
+
+
+def real_logits(context: CheckContext, rows: Sequence[Row], model: torch.nn.Module | None = None) -> Tensor:
+    """Logits of all tokens of some rows, or of the rows where these are labelled; fp32, shape (N, V).
+
+    Args:
+        context: What is checked.
+        rows: Go through the model as one batch where it takes one.
+        model: Another one than the context's.
+    """
+    parts = []
+    for batch in _batches(context, rows):
+        found = _logits(context, context.model if model is None else model, inputs_of(batch))
+        parts.append(found[batch.attention_mask_BT != 0] if found.ndim == 3 else found)
+    return torch.cat(parts)
+
+
+def _logits(context: CheckContext, model: torch.nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    with context.forward():
+        output = model(**inputs)
     found = getattr(output, "logits", None)
     if not isinstance(found, Tensor):
         raise Skip("the model's forward gives no logits")
     return found.float()
-
-
-def forward(context: CheckContext) -> AbstractContextManager[None]:
-    """Room for forward passes in the number format of the training (``CheckContext.forward``)."""
-    return context.forward()
 
 
 def comparable(context: CheckContext) -> None:
@@ -183,6 +212,27 @@ def comparable(context: CheckContext) -> None:
         raise Skip(context.comparable)
 
 
+@contextmanager
+def watching(model: torch.nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Room for forward passes of which each layer without parts of its own tells its name and its output of floats."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def watch(module: torch.nn.Module, arguments: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                see(name, value)
+
+        return watch
+
+    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    hooks = [module.register_forward_hook(hook(name)) for name, module in leaves]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
 def distance(first: Tensor, second: Tensor) -> float:
     """How far two sets of logits of the same tokens are apart: root mean square of the difference by their spread.
 
@@ -199,6 +249,19 @@ def distance(first: Tensor, second: Tensor) -> float:
     mean = first.mean(-1, keepdim=True) if first.shape[-1] > 1 else 0.0
     spread = (first - mean).square().mean().sqrt()
     return float((first - second).square().mean().sqrt() / spread.clamp(min=1e-6))
+
+
+def too_far(context: CheckContext, check: str, apart: float, what: str, fix: str, where: str = "") -> Finding:
+    """A finding of logits that are further from each other than ``most_distance``; ``where`` is the model unless said."""
+    return Finding(
+        check,
+        "error",
+        what,
+        where or f"model {context.model_name}",
+        fix,
+        measured=figure(apart),
+        expected=f"at most {most_distance(context)}",
+    )
 
 
 def figure(value: float) -> float | str:
@@ -223,54 +286,6 @@ def only_causal(context: CheckContext) -> None:
         raise Skip("the model fills in masked tokens and predicts no next one")
 
 
-def as_collated(context: TrainerContext, indices: Sequence[int], max_tokens: int) -> dict[str, Tensor]:
-    """Some training rows as the trainer's collator makes a batch of them, on the model's device and without labels.
-
-    Args:
-        context: Of a trainer.
-        indices: Into its training rows.
-        max_tokens: Items are cut to at most so many tokens: the first one least and the last one to half of that, so
-            that there is something to pad.
-
-    Returns:
-        What goes into the model's forward.
-
-    Raises:
-        Skip: Rows are packed, or the collator draws at random what it gives, or it fails on rows that are cut.
-    """
-    if any("pack" in context.rows["train"].row(index).meta for index in indices):
-        raise Skip("rows are packed, so that none can be put into a batch of its own")
-    items = context.items(indices)
-    shares = [1 - place / (2 * max(1, len(items) - 1)) for place in range(len(items))]
-    items = [_cut_item(item, max_tokens, share) for item, share in zip(items, shares, strict=True)]
-    try:
-        with same_draws():
-            batch, again = context.collate(list(items)), context.collate(list(items))
-    except Exception as error:  # whatever a foreign collator raises when what it gets is cut
-        raise Skip(f"the collator fails on shortened rows: {type(error).__name__}: {error}") from error
-    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    if len(tensors["input_ids"]) != len(items):
-        raise Skip("rows are packed, so that none can be put into a batch of its own")
-    if any(not torch.equal(value, again[name]) for name, value in tensors.items()):
-        raise Skip("the collator gives something else each time")
-    device = base_model(context.model).device
-    return {name: value.to(device) for name, value in tensors.items() if not name.startswith("label")}
-
-
-def _cut_item(item: Any, max_tokens: int, share: float) -> Any:
-    """An item of a data set whose columns of one value a token are cut; it as it is if it is none of tokens."""
-    if not isinstance(item, Mapping) or "input_ids" not in item:
-        return item
-    length = len(item["input_ids"])
-    kept = max(2, int(min(length, max_tokens) * share))
-    return {
-        name: value[:kept]
-        if hasattr(value, "__len__") and not isinstance(value, str) and len(value) == length
-        else value
-        for name, value in item.items()
-    }
-
-
 def row_losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> Tensor:
     """Mean loss of each row, fp32 on the CPU, shape (num_rows,)."""
     loss_N, rows_N = losses(context, rows, side)
@@ -282,59 +297,3 @@ def embedding_rows(model: PreTrainedModel | PeftModel) -> int:
     """Ids that the model has an embedding for."""
     embeddings = base_model(model).get_input_embeddings()
     return int(embeddings.weight.shape[0])  # type: ignore[index]  # any embedding has a weight matrix
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module is in its former mode afterwards."""
-    with same_modes(model), same_draws(), torch.no_grad():
-        model.eval()
-        yield
-
-
-@contextmanager
-def unchanged(model: torch.nn.Module) -> Iterator[None]:
-    """Room for training steps: trained weights, buffers, modes, gradients and generators are as before afterwards."""
-    values: dict[Tensor, Tensor] = {p: p.detach().clone() for p in model.parameters() if p.requires_grad}
-    values |= {b: b.detach().clone() for b in model.buffers()}
-    gradients = {p: p.grad for p in model.parameters()}
-    try:
-        with same_modes(model), same_draws(), torch.enable_grad():
-            yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in values.items():
-                tensor.copy_(value)
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-
-
-@contextmanager
-def same_draws() -> Iterator[None]:
-    """Python's, numpy's and torch's generators are as before afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count()))
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-
-
-@contextmanager
-def attending(model: PreTrainedModel | PeftModel, implementation: str) -> Iterator[None]:
-    """Room for forward passes with another attention implementation; each module has its former one afterwards.
-
-    For models whose layers ask their config at each call (``_can_set_attn_implementation``).
-    """
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    parts = [c for c in configs.values() if hasattr(c, "_attn_implementation_internal")]
-    before = [c._attn_implementation_internal for c in parts]
-    for config in parts:
-        config._attn_implementation_internal = implementation
-    try:
-        yield
-    finally:
-        for config, former in zip(parts, before, strict=True):
-            config._attn_implementation_internal = former

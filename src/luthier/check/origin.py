@@ -107,9 +107,3 @@ def looks_fresh(parameter: Tensor) -> bool:
     kurtosis = float(((numbers - mean) / std).pow(4).mean()) - 3
     error = (24 / len(numbers)) ** 0.5
     return any(abs(kurtosis - shape) < _MOST_ERRORS * error for shape in (_NORMAL, _UNIFORM))
-
-
-def shown(names: list[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

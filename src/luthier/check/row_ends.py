@@ -13,9 +13,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from luthier.check.columns import Offenders, flat
+from luthier.check.columns import count, flat, noted
 from luthier.check.context import CheckContext, RunContext
 from luthier.records import Split
 from luthier.rows import Rows, read_batches
@@ -39,6 +38,7 @@ class RowEnds:
         last_id: The last trained token, -1 without one.
         next_id: The token behind it in the row, -1 without one.
         has_stop: Whether a stop id stands anywhere in the row.
+        stop_inside: Whether one stands before the last token.
         trained_stop: Whether one is trained anywhere in it.
         whole: Whether every token behind the first is trained, stop ids aside, which some collators leave out.
         first_id: The first token, -1 without one.
@@ -51,6 +51,7 @@ class RowEnds:
     last_id: np.ndarray
     next_id: np.ndarray
     has_stop: np.ndarray
+    stop_inside: np.ndarray
     trained_stop: np.ndarray
     whole: np.ndarray
     first_id: np.ndarray
@@ -63,7 +64,7 @@ _known: WeakKeyDictionary[Rows, dict[Any, RowEnds]] = WeakKeyDictionary()
 
 def row_ends(context: CheckContext) -> dict[Split, RowEnds]:
     """The ends of all rows of all splits; of each file they are found once."""
-    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
+    context.looked_at()
     stop_ids = context.tokenizer.stop_ids
     pattern = context.task.stop_pattern if isinstance(context, RunContext) else None
     found: dict[Split, RowEnds] = {}
@@ -114,46 +115,28 @@ def _ends(batch: pa.RecordBatch, stops: np.ndarray) -> dict[str, np.ndarray]:
         "stopped": trained & stop[last],
         "last_id": np.where(trained, ids[last], -1),
         "next_id": np.where(trained & (last + 1 < end), ids[behind], -1),
-        "has_stop": _any(stop, begin, end),
-        "trained_stop": _any(stop & weighted, begin, end),
-        "whole": trained & ~_any(~weighted & ~stop, after_first, end),
+        "has_stop": count(stop, begin, end) > 0,
+        "stop_inside": count(stop, begin, np.maximum(end - 1, begin)) > 0,
+        "trained_stop": count(stop & weighted, begin, end) > 0,
+        "whole": trained & (count(~weighted & ~stop, after_first, end) == 0),
         "first_id": np.where(lengths > 0, ids[first], -1),
-        "mislabelled": pc.match_substring(batch.column("meta"), '"other_labels"').to_numpy(
-            zero_copy_only=False
-        ),
+        "mislabelled": noted(batch, "other_labels"),
     }
 
 
 def _none(num_rows: int = 0) -> dict[str, np.ndarray]:
     """The ends of rows without tokens."""
     numbers = ("lengths", "last_id", "next_id", "first_id")
-    flags = ("trained", "stopped", "has_stop", "trained_stop", "whole", "mislabelled")
+    flags = ("trained", "stopped", "has_stop", "stop_inside", "trained_stop", "whole", "mislabelled")
     return {n: np.full(num_rows, -1, np.int64) for n in numbers} | {
         n: np.zeros(num_rows, bool) for n in flags
     }
-
-
-def _any(marks: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Whether any of the marks from ``begin`` to ``end`` is set."""
-    counted = np.concatenate([[0], np.cumsum(marks)])
-    return np.asarray(counted[end] > counted[begin])
 
 
 def _ends_by(target: str, pattern: str) -> bool:
     """Whether a generation that wrote the target would have ended by its last visible character or behind it."""
     visible = len(target.rstrip())
     return any(match.end() >= visible for match in re.finditer(pattern, target))
-
-
-def offenders(context: CheckContext, bad: Mapping[Split, np.ndarray]) -> Offenders:
-    """The rows that a check objects to, by a mask over all rows of each split."""
-    found = Offenders(context)
-    for split, marks in bad.items():
-        start = 0
-        for batch in read_batches(context.rows[split].path, ["id"]):
-            found.add(split, batch.column("id"), marks[start : start + batch.num_rows])
-            start += batch.num_rows
-    return found
 
 
 def is_stream(ends: Mapping[Split, RowEnds]) -> bool:

@@ -1,25 +1,25 @@
-"""What checks of the training step share: a few short rows to step on, and a model in which nothing is drawn at random."""
+"""What checks of the training step share: a few short rows to step on, and what is done with their gradients."""
 
 from __future__ import annotations
 
-import random
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import cut, embedding_rows
+from luthier.check.model_rows import cut, only_embedded
 from luthier.check.trainer import TrainerContext, is_cut_as_row
 from luthier.plan import Step
 from luthier.records import Row
 
 # Rows that are looked at to choose from.
 _CANDIDATES = 64
+# A whole model is written and read again, and stands in memory twice; 135 million parameters in fp32 take half of this.
+MOST_BYTES = 2**30
 # Large enough for a gradient in bf16 to arrive, small enough to leave the logits in their range.
 NOISE = 0.01
 
@@ -54,7 +54,7 @@ def step_rows(context: CheckContext, count: int, max_tokens: int, *, varied: boo
         Skip: No row has a trained token, or an id has no embedding.
     """
     _ = context.model  # says that it is left out, or cannot be loaded
-    rows = context.rows["train"]
+    rows = context.training_rows()
     found: dict[str, StepRow] = {}
     for index in range(0, len(rows), max(1, len(rows) // _CANDIDATES))[:_CANDIDATES]:
         row = rows.row(index)
@@ -80,9 +80,31 @@ def step_rows(context: CheckContext, count: int, max_tokens: int, *, varied: boo
         places = np.linspace(0, len(chosen) - 1, count).round().astype(int).tolist()
         chosen = [chosen[place] for place in places]
     chosen = chosen[:count]
-    if max(int(np.max(r.row.input_ids)) for r in chosen) >= embedding_rows(context.model):
-        raise Skip("rows hold ids that the model has no embedding for (see vocabulary)")
+    only_embedded(context, [r.row for r in chosen])
     return chosen
+
+
+def only_trainable(model: torch.nn.Module) -> None:
+    """Ends a check that trains.
+
+    Raises:
+        Skip: Nothing of the model is trainable.
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        raise Skip("nothing is trainable (see gradients)")
+
+
+def only_small(model: torch.nn.Module) -> None:
+    """Ends a check that writes what is trained, and of a model without an adapter that is all.
+
+    Raises:
+        Skip: That would be more than 1 GiB.
+    """
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    if not isinstance(model, PeftModel) and num_bytes > MOST_BYTES:
+        raise Skip(
+            f"the model has {num_bytes / 2**30:.1f} GiB; only up to {MOST_BYTES / 2**30:g} GiB are written here"
+        )
 
 
 def only_trained(step: Step) -> None:
@@ -93,24 +115,6 @@ def only_trained(step: Step) -> None:
     """
     if not any(gradient is not None for gradient in step.gradients.values()):
         raise Skip("nothing that is trained gets a gradient (see gradients)")
-
-
-@contextmanager
-def no_dropout(model: torch.nn.Module) -> Iterator[None]:
-    """Training mode in which nothing is drawn at random; every module has its former probabilities afterwards."""
-    before: list[tuple[torch.nn.Module, str, float]] = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            own = name == "p" and isinstance(module, torch.nn.modules.dropout._DropoutNd)
-            if type(value) is float and (own or "drop" in name or "jitter" in name):
-                before.append((module, name, value))
-    for module, name, _ in before:
-        setattr(module, name, 0.0)
-    try:
-        yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
 
 
 @torch.no_grad()
@@ -141,6 +145,9 @@ def restrict(optimizer: torch.optim.Optimizer, max_bytes: int, among: Iterable[T
 
     Returns:
         Those that are left.
+
+    Raises:
+        Skip: It holds none of the model's.
     """
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     left: list[Tensor] = []
@@ -150,6 +157,8 @@ def restrict(optimizer: torch.optim.Optimizer, max_bytes: int, among: Iterable[T
         if left and num_bytes > max_bytes:
             break
         left.append(parameter)
+    if not left:
+        raise Skip("the optimizer holds none of the model's parameters (see parameter-groups)")
     kept = {id(p) for p in left}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) in kept]
@@ -182,38 +191,3 @@ def said(rows: Sequence[StepRow]) -> str:
     """How many rows, and how long."""
     longest = max(len(r.row.input_ids) for r in rows)
     return f"{len(rows)} training row{'s' * (len(rows) > 1)} of up to {longest} tokens"
-
-
-def seed() -> None:
-    """Sets the generators that collators and layers draw from, for steps that are to draw the same."""
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Room for saving and loading without transformers' progress bars and remarks on what it reads."""
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-    from transformers.utils import logging
-
-    level, bars, hub_bars = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        are_progress_bars_disabled(),
-    )
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        (disable_progress_bars if hub_bars else enable_progress_bars)()

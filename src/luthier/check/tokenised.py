@@ -16,6 +16,7 @@ from luthier.errors import UserError
 from luthier.recipe import Model
 from luthier.records import Row, Split
 from luthier.rows import BATCH_ROWS, Rows, RowWriter, to_batch
+from luthier.run_folder import logger, read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -115,7 +116,9 @@ def _columns(
         raise ValueError(f"{len(ids)} input_ids, but an attention_mask of {len(mask)}")
     positions = None
     if "seq_lengths" in encoded:
-        positions = np.concatenate([np.arange(n) for n in encoded["seq_lengths"]])
+        positions = np.concatenate([np.arange(0), *map(np.arange, encoded["seq_lengths"])])
+        if len(positions) != len(ids):
+            raise ValueError(f"{len(ids)} input_ids, but seq_lengths of {len(positions)}")
     given = np.asarray(encoded.get("position_ids", ())).reshape(-1)
     if len(given) == len(ids):  # images have three positions a token
         positions = given
@@ -128,7 +131,8 @@ def _columns(
     labels = np.asarray(encoded.get("labels", ids))
     if labels.dtype.kind not in "iufb":
         raise ValueError(f"labels are {labels.dtype}, not numbers")
-    if labels.shape == ids.shape and labels.dtype.kind != "f":  # several targets of a regression are no ids
+    # Several targets of a regression are no ids; an empty list is of floats to numpy.
+    if labels.shape == ids.shape and (labels.dtype.kind != "f" or not len(ids)):
         return ids, labels.astype(np.int64), mask, positions, None
     # One label of the row; or one for each class, 0 or 1. Labels of tokens would be as many as these.
     if labels.dtype.kind != "f" and labels.ndim and ((labels < 0) | (labels > 1)).any():
@@ -246,14 +250,12 @@ class RowsContext(CheckContext):
         model: Folder or Hub name of model and tokenizer.
         rows: JSON lines, Parquet, or a folder that ``datasets.save_to_disk`` wrote, with ``input_ids`` and, if there
             are, ``labels``, ``attention_mask`` and ``position_ids``: prepared folders of axolotl and LLaMA-Factory as
-            they are. A folder of several splits gives all of them.
+            they are. Of a folder of several splits those are read that are called train,
+            validation (or eval) and test.
         folder: Where to put the rows as checks read them.
         eval_rows: Rows that the model will be evaluated on.
         quick: Leave out what needs the model.
         trust_remote_code: Run code that comes with the model.
-
-    Attributes:
-        padding_share: Share of padding in the training rows as they are stored, once they have been read.
     """
 
     def __init__(
@@ -271,7 +273,9 @@ class RowsContext(CheckContext):
         self._settings = Model(
             name=model, adapter=None, precision="fp32", trust_remote_code=trust_remote_code
         )
-        self._files = {"train": str(rows)} | ({"eval": str(eval_rows)} if eval_rows else {})
+        self._files: dict[Split, str] = {"train": str(rows)}
+        if eval_rows:
+            self._files["eval"] = str(eval_rows)
         self._folder = folder
         self._places: dict[Split, str] = {}
         self.padding_share = 0.0
@@ -299,14 +303,15 @@ class RowsContext(CheckContext):
         Raises:
             UserError: A file that cannot be read, or that holds no tokenised rows.
         """
+        places: dict[Split, tuple[str, str | None]] = {}
+        for given, path in self._files.items():
+            places |= _splits_of(path, given)
         stored: dict[Split, Rows] = {}
-        for name, path in self._files.items():
-            for split_name, split in _splits_of(path, name):
-                rows = self._read(path, split_name, split)
-                self._places[split] = path + (f" ({split_name})" if split_name else "")
-                stored[split] = store(rows, self._folder / f"{split}.arrow")
-                if len(stored[split]) and "label" in stored[split].row(0).meta:
-                    self.objective = "classes"
+        for split, (path, name) in places.items():
+            self._places[split] = path + (f" ({name})" if name else "")
+            stored[split] = store(self._read(path, name, split), self._folder / f"{split}.arrow")
+            if len(stored[split]) and "label" in stored[split].row(0).meta:
+                self.objective = "classes"
         if self.objective == "tokens" and "TokenClassification" in self._architecture():
             self.objective = "tags"
         return stored
@@ -368,10 +373,27 @@ class RowsContext(CheckContext):
             raise UserError(error.what, where, error.fix) from error
 
 
-def _splits_of(path: str, name: str) -> list[tuple[str | None, Split]]:
-    """The splits of a saved ``DatasetDict``, and of anything else the one that it was named for."""
+def _splits_of(path: str, given: Split) -> dict[Split, tuple[str, str | None]]:
+    """Where the splits of a saved ``DatasetDict`` lie, by path and name; of anything else the one that it was given for.
+
+    Raises:
+        UserError: No split has a name that says that it is the one it was given for.
+    """
     listed = Path(path) / "dataset_dict.json"
     if not listed.is_file():
-        return [(None, _SPLITS[name])]
-    names = json.loads(listed.read_text(encoding="utf-8"))["splits"]
-    return [(found, _SPLITS[found]) for found in names if found in _SPLITS]
+        return {given: (path, None)}
+    names: list[str] = read_json(listed)["splits"]
+    found: dict[Split, tuple[str, str | None]] = {}
+    for name in names:
+        split = _SPLITS.get(name)
+        if split and split not in found and not (given == "eval" and split == "train"):
+            found[split] = (path, name)
+    if given not in found:
+        raise UserError(
+            f"none of the splits of the data set is called {given}: {', '.join(names)}",
+            str(listed),
+            f"give one of them alone: {Path(path) / names[0] if names else path}",
+        )
+    if left := set(names) - {name for _, name in found.values()}:
+        logger.warning("%s: not looked at are the splits %s", path, ", ".join(sorted(left)))
+    return found

@@ -19,11 +19,11 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainerControl, TrainerState
 
+from luthier.check.as_before import attributes_as_before, modules_as_before, refill, same_draws
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import same_draws
 from luthier.check.tokenised import IGNORED, store, to_rows
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.models.forward import base_model
 from luthier.plan import window
 from luthier.records import Row, Split
@@ -49,7 +49,6 @@ class TrainerContext(CheckContext):
 
     Attributes:
         batches: The first few batches as its collator makes them, for checks of packing and padding.
-        padding_share: Share of padding in the batches read.
         collate: The trainer's collator, once rows have been read.
         problem_type: What the model's config says of the loss of its labels, before anything was run.
     """
@@ -78,6 +77,16 @@ class TrainerContext(CheckContext):
         """The class, and the folder it came from."""
         model = base_model(self.model if not self.quick else self.trainer.model)  # type: ignore[arg-type]
         return f"{type(model).__name__} {model.config.name_or_path}".strip()
+
+    @property
+    def overrides_loss(self) -> bool:
+        """Whether somebody's own method computes the loss."""
+        return not type(self.trainer).compute_loss.__module__.startswith(("transformers.", "trl."))
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether somebody's own method or function computes the loss."""
+        return self.overrides_loss or self.trainer.compute_loss_func is not None
 
     def place(self, split: Split) -> str:
         """The attribute that holds the data set, whose rows are named by their index."""
@@ -122,15 +131,18 @@ class TrainerContext(CheckContext):
             tokenizer = None
         pad_id = tokenizer.hf.pad_token_id if tokenizer else None
         num_tokens = num_padding = num_rows = 0
-        loader = make_loader()
+        with _foreign(f"the data loader of the {split} split fails", self.place(split)):
+            loader = make_loader()
         if split == "train":
             self.collate = loader.collate_fn
-        for names, items, batch in self._collated(loader):
+        for names, items, batch in self._collated(split, loader):
             if split == "train":
                 first = len(self._items)
                 self._items += items
                 if len(self.batches) < _WHOLE_BATCHES:
                     self.batches.append(batch)
+            if not isinstance(batch, Mapping) or "input_ids" not in batch:
+                raise Skip("its collator gives no input_ids")
             ids = batch["input_ids"]
             if "labels" in batch and batch["labels"].shape != ids.shape:
                 self.objective = "classes"
@@ -142,7 +154,8 @@ class TrainerContext(CheckContext):
             for place in range(len(ids)):
                 name = names[place] if len(ids) == len(items) else f"{names[0]}+"
                 encoded: dict[str, Any] = {k: batch[k][place].cpu().numpy() for k in fields}
-                rows = to_rows(name, encoded, tokenizer, pad_id)
+                with _foreign("a batch cannot be read", "trainer.data_collator"):
+                    rows = to_rows(name, encoded, tokenizer, pad_id)
                 made += rows
                 if split == "train" and len(ids) == len(items):
                     self._owners += [first + place] * len(rows)
@@ -155,33 +168,31 @@ class TrainerContext(CheckContext):
         if split == "train" and num_tokens:
             self.padding_share = num_padding / num_tokens
 
-    def _collated(self, loader: Any) -> Iterator[tuple[list[str], list[Any], dict[str, Any]]]:
+    def _collated(self, split: Split, loader: Any) -> Iterator[tuple[list[str], list[Any], Any]]:
         """Names, items and collated batch, in the loader's own order; nothing is sent to worker processes."""
-        dataset, collate = loader.dataset, loader.collate_fn
+        groups = self._groups(loader)
+        while True:
+            with _foreign(f"reading {self.place(split)} fails", self.place(split)):
+                names, items = next(groups, ([], []))
+            if not items:
+                return
+            with _foreign("the collator fails", "trainer.data_collator"):
+                batch = loader.collate_fn(_copies(items))
+            yield names, items, batch
+
+    def _groups(self, loader: Any) -> Iterator[tuple[list[str], list[Any]]]:
+        """Names and items of each batch."""
+        dataset = loader.dataset
         if isinstance(dataset, IterableDataset):
             if iter(dataset) is dataset:  # type: ignore[comparison-overlap]
                 raise Skip("the training data can be read only once")
             size = loader.batch_size or self.trainer.args.per_device_train_batch_size
-            stream, start = iter(dataset), 0
-            while items := list(islice(stream, size)):
-                yield [str(start + i) for i in range(len(items))], items, self._batch(collate, items)
-                start += len(items)
+            stream = enumerate(dataset)
+            while group := list(islice(stream, size)):
+                yield [str(place) for place, _ in group], [item for _, item in group]
             return
         for indices in loader.batch_sampler:
-            items = [dataset[i] for i in indices]
-            yield [str(i) for i in indices], items, self._batch(collate, items)
-
-    @staticmethod
-    def _batch(collate: Any, items: list[Any]) -> dict[str, Any]:
-        try:
-            batch: dict[str, Any] = collate(_copies(items))
-        except Exception as error:  # whatever a foreign collator raises
-            raise UserError(
-                f"the collator fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                "trainer.data_collator",
-                "training would fail too: see the message",
-            ) from error
-        return batch
+            yield [str(i) for i in indices], [dataset[i] for i in indices]
 
     def _load_model(self) -> PreTrainedModel | PeftModel:
         return self.trainer.model  # type: ignore[return-value]
@@ -223,6 +234,41 @@ class TrainerContext(CheckContext):
                 found[owner] = _cut(self._items[owner], self.rows["train"].row(index), max_tokens)
         return list(found.values())
 
+    def short_batch(self, indices: Sequence[int], max_tokens: int) -> dict[str, torch.Tensor]:
+        """Some training rows as the collator makes a batch of them, on the model's device and without labels.
+
+        Args:
+            indices: Of the rows.
+            max_tokens: Items are cut to at most so many tokens: the first one least and the last one to half of that,
+                so that there is something to pad.
+
+        Returns:
+            What goes into the model's forward.
+
+        Raises:
+            Skip: Rows are packed, or the collator draws at random what it gives, or it fails on rows that are cut.
+        """
+        packed = "rows are packed, so that none can be put into a batch of its own"
+        if any("pack" in self.rows["train"].row(index).meta for index in indices):
+            raise Skip(packed)
+        items = self.items(indices)
+        for place, item in enumerate(items):
+            if isinstance(item, dict) and "input_ids" in item:
+                share = 1 - place / (2 * max(1, len(items) - 1))
+                _slice(item, slice(max(2, int(min(len(item["input_ids"]), max_tokens) * share))))
+        try:
+            with same_draws():
+                batch, again = self.collate(_copies(items)), self.collate(_copies(items))
+        except Exception as error:  # whatever a foreign collator raises when what it gets is cut
+            raise Skip(f"the collator fails on shortened rows: {one_line(error)}") from error
+        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        if len(tensors["input_ids"]) != len(items):
+            raise Skip(packed)
+        if any(not torch.equal(value, again[name]) for name, value in tensors.items()):
+            raise Skip("the collator gives something else each time")
+        device = base_model(self.model).device
+        return {name: value.to(device) for name, value in tensors.items() if not name.startswith("label")}
+
     @cached_property
     def new_tokens(self) -> list[int]:
         """Ids of the tokenizer that the one in the model's own folder has not; none if there is no such folder."""
@@ -239,32 +285,16 @@ class TrainerContext(CheckContext):
 
 
 @contextmanager
-def modules_as_before(model: torch.nn.Module) -> Iterator[None]:
-    """A block after which every module has its former attributes and hooks; parameters' values are left as they are."""
-    modules = list(model.modules())
-    configs = {id(m.config): m.config for m in modules if _has_config(m)}
-    with _attributes_as_before([*modules, *configs.values()]):
-        yield
-
-
-@contextmanager
-def _attributes_as_before(things: Sequence[Any]) -> Iterator[None]:
-    """A block after which things have their former attributes, and containers among these their former content."""
-    before = [(thing, dict(vars(thing))) for thing in things]
-    # What others change in place: hooks, submodules, lists of callbacks and of merged adapters.
-    held = [{n: v.copy() for n, v in own.items() if isinstance(v, dict | list | set)} for _, own in before]
+def _foreign(what: str, where: str) -> Iterator[None]:
+    """Names whatever somebody else's data sets and collators raise."""
     try:
         yield
-    finally:
-        for (thing, own), contents in zip(before, held, strict=True):
-            vars(thing).clear()
-            vars(thing).update(own)
-            for name, content in contents.items():
-                _restore(own[name], content)
-
-
-def _has_config(module: torch.nn.Module) -> bool:
-    return hasattr(vars(module).get("config"), "to_dict")
+    except (Skip, UserError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{what}: {one_line(error)}", where, "training would fail too: see the message"
+        ) from error
 
 
 def is_cut_as_row(item: Any, row: Row) -> bool:
@@ -300,13 +330,19 @@ def _cut(item: Any, row: Row, max_tokens: int | None) -> Any:
     else:
         start = 0
         stop = min(int(real[-1]) + 1, int(real[0]) + max(max_tokens, first + max_tokens // 2))
-    for name, value in item.items():
-        if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value) == length:
-            item[name] = value[start:stop]
+    _slice(item, slice(start, stop))
     if "seq_lengths" in item:  # of the rows in a pack
         lengths = np.diff(np.minimum(np.cumsum(item["seq_lengths"]), stop), prepend=0)
         item["seq_lengths"] = lengths[lengths > 0].tolist()
     return item
+
+
+def _slice(item: dict[str, Any], part: slice) -> None:
+    """Cuts the columns of an item that hold one value a token."""
+    length = len(item["input_ids"])
+    for name, value in item.items():
+        if hasattr(value, "__len__") and not isinstance(value, str | bytes) and len(value) == length:
+            item[name] = value[part]
 
 
 def _copies(items: Sequence[Any]) -> list[Any]:
@@ -332,13 +368,13 @@ def _owners(rows: Sequence[Row], items: Sequence[Any]) -> list[int | None]:
 def untouched(trainer: Trainer) -> Iterator[None]:
     """A block after which a trainer is as before: attributes, counters, modes, gradients, generators, data loaders.
 
-    Weights that a check changes it puts back itself (``model_rows.unchanged``).
+    Weights that a check changes it puts back itself (``as_before.unchanged``).
     """
     model = trainer.model
     assert model is not None
     attributes = dict(vars(trainer))
     contents = {name: _content(value) for name, value in attributes.items() if not name.endswith("dataset")}
-    others = _attributes_as_before([trainer.args, trainer.accelerator, trainer.callback_handler])
+    others = attributes_as_before([trainer.args, trainer.accelerator, trainer.callback_handler])
     gradients = {p: (p.grad, p.requires_grad) for p in model.parameters()}
     try:
         with same_draws(), modules_as_before(model), others:
@@ -369,10 +405,7 @@ def _restore(value: Any, content: Any) -> None:
     """Puts a content back into the very object that it was copied from, to which others may refer."""
     if isinstance(value, TrainerState | TrainerControl):
         vars(value).update(content)
-    elif isinstance(value, list):
-        value[:] = content
-    elif isinstance(value, dict | set):
-        value.clear()
-        value.update(content)
+    elif isinstance(value, dict | list | set):
+        refill(value, content)
     elif isinstance(value, torch.Tensor):
         value.detach().copy_(content)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from luthier.check.as_before import modules_as_before
 from luthier.check.context import Skip
-from luthier.check.trainer import TrainerContext, modules_as_before
-from luthier.errors import UserError
+from luthier.check.trainer import TrainerContext
+from luthier.errors import UserError, one_line
 from luthier.plan import Plan, Step, due
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class TrainerTraining:
         except Exception as error:  # whatever a foreign step raises
             self._failed = True
             raise UserError(
-                f"a training step fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"a training step fails: {one_line(error)}",
                 f"{type(trainer).__name__}.training_step",
                 "it would fail in training too: see the message",
             ) from error
@@ -194,30 +195,21 @@ class TrainerTraining:
 
 
 _KEYS = {
-    name: f"TrainingArguments.{name}"
-    for name in (
-        "warmup_steps",
-        "learning_rate",
-        "max_steps",
-        "eval_steps",
-        "save_steps",
-        "max_grad_norm",
-        "weight_decay",
-        "save_only_model",
-        "gradient_accumulation_steps",
-    )
-} | {
-    "num_steps": "TrainingArguments.max_steps",
-    "num_epochs": "TrainingArguments.num_train_epochs",
-    "rows_per_step": "TrainingArguments.per_device_train_batch_size",
-    "num_rows": "trainer.train_dataset",
     "accumulation_steps": "TrainingArguments.gradient_accumulation_steps",
-    "max_gradient_norm": "TrainingArguments.max_grad_norm",
-    "best_metric": "TrainingArguments.metric_for_best_model",
     "best_direction": "TrainingArguments.greater_is_better",
+    "best_metric": "TrainingArguments.metric_for_best_model",
+    "eval_steps": "TrainingArguments.eval_steps",
+    "learning_rate": "TrainingArguments.learning_rate",
+    "max_gradient_norm": "TrainingArguments.max_grad_norm",
+    "max_steps": "TrainingArguments.max_steps",
     "num_eval_rows": "trainer.eval_dataset",
     "optimizer": "Trainer(optimizers=...)",
+    "rows_per_step": "TrainingArguments.per_device_train_batch_size",
+    "save_only_model": "TrainingArguments.save_only_model",
+    "save_steps": "TrainingArguments.save_steps",
     "schedule": "Trainer(optimizers=...)",
+    "warmup_steps": "TrainingArguments.warmup_steps",
+    "weight_decay": "TrainingArguments.weight_decay",
 }
 
 

@@ -1,21 +1,21 @@
-"""Rows, a tokenizer and a model as something to check, without files around them."""
+"""Items as a collator would give them, a tokenizer and a model as something to check, without files around them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.fixtures.given_rows import GivenRows
+
 from luthier import registry
 from luthier.check.context import CheckContext
-from luthier.check.tokenised import store, to_rows
+from luthier.check.tokenised import to_rows
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding
 
 
-class Given(CheckContext):
-    """A context of items as a collator would give them."""
-
-    model_name = "given"
+class Given(GivenRows):
+    """A context of items."""
 
     def __init__(
         self,
@@ -25,18 +25,14 @@ class Given(CheckContext):
         model: Any = None,
         pad_id: int | None = None,
     ) -> None:
-        super().__init__()
-        self.tokenizer = TextTokenizer(hf)
+        tokenizer = TextTokenizer(hf)
+        rows = [row for i, item in enumerate(items) for row in to_rows(str(i), item, tokenizer, pad_id)]
+        super().__init__(folder, tokenizer, train=[replace(row, group="") for row in rows])
+        self.quick = False
         if model is not None:
             self.model = model
-        rows = [row for i, item in enumerate(items) for row in to_rows(str(i), item, self.tokenizer, pad_id)]
         if rows and "label" in rows[0].meta:
             self.objective = "classes"
-        self._rows = {"train": store((replace(row, group="") for row in rows), folder / "train.arrow")}
-
-    @property
-    def rows(self) -> Any:
-        return self._rows
 
     def found(self, check: str) -> list[Finding]:
         return found(self, check)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.fixtures.given_rows import GivenRows, row
 
-from luthier.check.columns import Offenders, marked, ngram_hashes, values_at, whole_ngrams
+from luthier.check.columns import Offenders, count, marked, ngram_hashes, num_alike, values_at, whole_ngrams
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 13, 16])
@@ -51,8 +51,24 @@ def test_values_come_in_the_order_of_the_indices(tmp_path: Path) -> None:
 def test_marked_rows_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
     context = GivenRows(tmp_path, train=[row(i, [1, 2, i]) for i in range(2500)])
     bad = np.zeros(2500, dtype=bool)
-    assert str(marked(context, "train", bad)) == "0 of 2,500 rows (0.00%)"
+    assert str(marked(context, {"train": bad})) == "0 of 2,500 rows (0.00%)"
     bad[[1, 5, 6, 7, 1100, 2499]] = True
-    found = marked(context, "train", bad)
+    found = marked(context, {"train": bad})
     assert isinstance(found, Offenders) and (found.count, found.num_rows) == (6, 2500)
     assert found.where == "data/train.arrow: 1, 5, 6, 7, 1100"
+    # Their number should be 0, or their share is allowed up to a limit.
+    number, share = (found.finding("a-check", "note", "what", "fix", most) for most in (None, 0.1))
+    assert (number.measured, number.expected) == (6, 0)
+    assert (share.measured, share.expected) == (0.0024, "at most 0.1")
+
+
+def test_marks_are_counted_row_by_row() -> None:
+    marks = np.array([1, 1, 0, 1, 0, 0, 1], dtype=bool)
+    offsets = np.array([0, 0, 3, 3, 6, 7])
+    assert count(marks, offsets[:-1], offsets[1:]).tolist() == [0, 2, 0, 1, 1]
+    assert count(marks[:0], np.zeros(2, int), np.zeros(2, int)).tolist() == [0, 0]
+
+
+def test_sequences_are_alike_up_to_where_they_part() -> None:
+    pairs = [("abc", "abd"), ([1, 2], [1, 2, 3]), ("", "a"), ([5], [6])]
+    assert [num_alike(one, other) for one, other in pairs] == [2, 2, 0, 0]

@@ -8,7 +8,7 @@ import torch
 from tests.fixtures import tiny_trainer
 from transformers import AutoModelForCausalLM
 
-from luthier.check import model_rows
+from luthier.check import as_before, model_rows
 from luthier.check.context import Skip
 from luthier.check.trainer import TrainerContext
 from luthier.errors import UserError
@@ -43,7 +43,7 @@ def test_attending_changes_what_is_computed_and_puts_it_back():
     assert made.config._attn_implementation == "sdpa"
     with torch.no_grad():
         sdpa = made(ids, output_attentions=False).logits
-        with model_rows.attending(made, "eager"):
+        with as_before.attending(made, "eager"):
             assert made.model.layers[0].self_attn.config._attn_implementation == "eager"
             eager = made(ids).logits
             weights = made(ids, output_attentions=True).attentions
@@ -69,13 +69,13 @@ def test_what_cannot_be_compared_is_skipped(context, spoil):
     context.seen.clear()
     context.model.model.norm.register_forward_hook(lambda m, a, out: out + noise * torch.randn_like(out))
     said = "not finite" if spoil == "nan" else "dropout-off"
-    with pytest.raises(Skip, match=said), model_rows.evaluating(context.model):
+    with pytest.raises(Skip, match=said), as_before.evaluating(context.model):
         model_rows.comparable(context)
     assert context.seen == []
 
 
 def test_collated_items_are_cut_to_different_lengths(context):
-    batch = model_rows.as_collated(context, range(3), 16)
+    batch = context.short_batch(range(3), 16)
     assert batch["attention_mask"].sum(-1).tolist() == [16, 12, 8]
     assert set(batch) == {"input_ids", "attention_mask"}
     row = context.rows["train"].row(1)
@@ -86,10 +86,10 @@ def test_collator_that_draws_or_joins_is_skipped(context):
     plain = context.collate
     context.collate = lambda items: {k: v + torch.randint(9, v.shape) for k, v in plain(items).items()}
     with pytest.raises(Skip, match="something else each time"):
-        model_rows.as_collated(context, range(3), 16)
+        context.short_batch(range(3), 16)
     context.collate = lambda items: {k: v.reshape(1, -1) for k, v in plain(items).items()}
     with pytest.raises(Skip, match="packed"):
-        model_rows.as_collated(context, range(3), 16)
+        context.short_batch(range(3), 16)
 
 
 def test_classes_beyond_the_head_are_skipped(tmp_path):
@@ -115,7 +115,7 @@ def test_masked_language_models_predict_no_next_token(context):
 def test_losses_are_transformers_own(context):
     rows = model_rows.short_rows(context, 3, 64)
     labels = [np.where(row.loss_weights != 0, row.input_ids, -100).tolist() for row in rows]
-    with model_rows.evaluating(context.model):
+    with as_before.evaluating(context.model):
         ours = model_rows.row_losses(context, rows)
         theirs = [
             float(
@@ -142,6 +142,6 @@ def test_random_layers_in_bf16_stay_within_the_distance():
     ids = torch.randint(3, 300, (4, 60))
     with torch.no_grad():
         sdpa = made(ids).logits.float()
-        with model_rows.attending(made, "eager"):
+        with as_before.attending(made, "eager"):
             eager = made(ids).logits.float()
     assert 0 < model_rows.distance(sdpa, eager) < model_rows.MOST_DISTANCE[False] / 2

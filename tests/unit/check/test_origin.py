@@ -9,6 +9,7 @@ from tests.fixtures import tiny_trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from luthier.check import origin
+from luthier.check.context import shown
 
 
 def rename(folder, change):
@@ -95,4 +96,4 @@ def test_names_without_what_peft_adds():
     assert {name: origin.plain_name(name) for name in names} == names
     assert origin.is_added("model.q_proj.lora_A.default.weight")
     assert not origin.is_added("model.q_proj.base_layer.weight")
-    assert origin.shown(list("abcde")) == "a, b, c and 2 more" and origin.shown(["a"]) == "a"
+    assert shown(list("abcde")) == "a, b, c and 2 more" and shown(["a"]) == "a"

@@ -5,8 +5,8 @@ import torch
 from tests.fixtures import tiny_trainer
 from transformers import BertConfig, BertForSequenceClassification
 
+from luthier.check.as_before import evaluating
 from luthier.check.checks.pooled_position import _read
-from luthier.check.model_rows import evaluating
 from luthier.check.trainer import TrainerContext
 
 

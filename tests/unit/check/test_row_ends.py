@@ -7,7 +7,8 @@ import pytest
 from tests.fixtures.tiny_model import make_tokenizer
 from tests.unit.check.given import Given
 
-from luthier.check.row_ends import cut_lengths, is_stream, offenders, pile, row_ends
+from luthier.check.columns import marked
+from luthier.check.row_ends import cut_lengths, is_stream, pile, row_ends
 
 EOS = 2
 
@@ -40,7 +41,7 @@ def test_ends_are_those_of_each_row(tmp_path: Path) -> None:
         assert found.first_id[place] == (ids[0] if ids else -1)
         rest = [i for i in range(1, len(ids)) if ids[i] != EOS]
         assert found.whole[place] == (bool(trained) and all(i in trained for i in rest))
-    bad = offenders(context, {"train": found.stopped})
+    bad = marked(context, {"train": found.stopped})
     assert bad.count == found.stopped.sum() and bad.num_rows == 300
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from tests.fixtures import tiny_trainer
 from tests.unit.report.test_page import Parsed
 from torch.utils.data import IterableDataset
+from transformers import Trainer
 
 import luthier
 from luthier import registry
@@ -179,3 +180,53 @@ def test_what_cannot_be_audited_is_a_mistake_and_no_pass():
         luthier.audit(trainer)
     with pytest.raises(UserError, match="there is nothing to audit"):
         luthier.audit()
+    for given in ({"model": "folder"}, {"eval_rows": "rows.jsonl"}):
+        with pytest.raises(UserError, match=f"there is a trainer, and {next(iter(given))} as well"):
+            luthier.audit(tiny_trainer.trainer(), **given)
+
+
+def short_labels(items):
+    batch = tiny_trainer.Collator()(items)
+    return {**batch, "labels": batch["labels"][:, :-1]}
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "said"),
+    [
+        (
+            {"train_dataset": None},
+            "the data loader of the train split fails: ValueError: Trainer: training req",
+        ),
+        ({"train_dataset": {0: None}}, "reading trainer.train_dataset fails: KeyError"),
+        (
+            {"data_collator": lambda items: {"pixel_values": items}},
+            "audited: its collator gives no input_ids",
+        ),
+        ({"data_collator": short_labels}, "a batch cannot be read: ValueError: .* input_ids, but .* labels"),
+    ],
+    ids=str,
+)
+def test_trainer_that_could_not_train_is_a_mistake(spoiled, said):
+    trainer = tiny_trainer.trainer()
+    vars(trainer).update(spoiled)
+    if trainer.train_dataset:
+        trainer._get_train_sampler = lambda *_: range(8)
+    with pytest.raises(UserError, match=said):
+        luthier.audit(trainer, quick=True)
+
+
+class ZeroLoss(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        return 0 * model(**inputs).loss
+
+
+def test_loss_of_zero_is_a_finding_and_breaks_no_check():
+    trainer = tiny_trainer.trainer(gradient_accumulation_steps=2)
+    trainer.__class__ = ZeroLoss
+    report = luthier.audit(trainer)
+    assert not [f for f in report.findings if "itself failed" in f.what]
+    assert {"gradients", "step-loss"} <= {f.check for f in report.findings}
+    assert [s["why"] for s in report.skipped if s["check"] in ("accumulation", "overfit-batch")] == [
+        "the loss is 0 (see step-loss)",
+        "the loss is 0 from the start (see step-loss)",
+    ]

@@ -7,8 +7,9 @@ import torch
 from tests.fixtures import tiny_trainer
 
 import luthier
+from luthier.check.as_before import no_dropout
 from luthier.check.context import Skip
-from luthier.check.steps import fill_zeros, gradient_factor, no_dropout, restrict, set_gradients, step_rows
+from luthier.check.steps import fill_zeros, gradient_factor, restrict, set_gradients, step_rows
 from luthier.check.trainer import TrainerContext, untouched
 from luthier.plan import Step
 

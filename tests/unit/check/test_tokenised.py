@@ -176,6 +176,42 @@ def test_folder_of_packs_opens_as_it_is(tmp_path: Path) -> None:
     assert context.padding_share == pytest.approx(1 - sum(len(i["labels"]) for i in items) / (10 * 128))
 
 
+def saved(path: Path, **splits: int) -> Path:
+    items = tiny_trainer.items(sum(splits.values()))
+    parts = {}
+    for name, count in splits.items():
+        parts[name], items = Dataset.from_list(items[:count]), items[count:]
+    DatasetDict(parts).save_to_disk(path)
+    return path
+
+
+def test_eval_rows_never_take_the_place_of_training_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_trainer.save_folder(tmp_path / "model")
+    rows = saved(tmp_path / "rows", train=6, validation=2, valid=1)
+    others = saved(tmp_path / "others", train=5, validation=3, eval=4)
+    context = RowsContext(str(tmp_path / "model"), rows, tmp_path, others)
+    assert {split: len(found) for split, found in context.rows.items()} == {"train": 6, "eval": 3}
+    assert context.place("eval") == f"{others} (validation)"
+    # What is left out is said.
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == [
+        "not looked at are the splits valid",
+        "not looked at are the splits eval, train",
+    ]
+
+
+def test_data_set_without_training_rows_is_refused(tmp_path: Path) -> None:
+    tiny_trainer.save_folder(tmp_path / "model")
+    with pytest.raises(UserError) as error:
+        luthier.audit(model=tmp_path / "model", rows=saved(tmp_path / "rows", test=3), quick=True)
+    assert error.value.what == "none of the splits of the data set is called train: test"
+    assert error.value.fix.endswith(str(tmp_path / "rows" / "test"))
+    (tmp_path / "rows" / "dataset_dict.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        luthier.audit(model=tmp_path / "model", rows=tmp_path / "rows", quick=True)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     items = tiny_trainer.items(20)
@@ -205,6 +241,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str) -> No
         ({"input_ids": ["a", "b"]}, "not whole numbers"),
         ({"input_ids": [[1, 2], [3]]}, "inhomogeneous"),
         ({"input_ids": IDS, "completion_mask": [1]}, "6 input_ids, but a completion_mask of 1"),
+        ({"input_ids": IDS, "attention_mask": [1, 1, 1, 1, 1, 0], "seq_lengths": [1]}, "seq_lengths of 1"),
     ],
 )
 def test_row_that_is_not_tokenised_is_named(tmp_path: Path, bad: dict[str, Any], said: str) -> None:
@@ -230,3 +267,20 @@ def test_model_that_cannot_be_loaded_is_named_as_the_model(tmp_path: Path) -> No
     report = luthier.audit(model=tmp_path / "model", rows=tmp_path / "rows.jsonl")
     said = [f for f in report.findings if "cannot be loaded" in f.what]
     assert len(said) == 1 and said[0].where.startswith("model (")
+
+
+@pytest.mark.parametrize(
+    ("odd", "checks"),
+    [
+        ({"input_ids": [], "labels": []}, {"untrained-row"}),
+        ({"input_ids": [*IDS, -100], "labels": [*IDS, -100]}, {"vocabulary", "stop-token"}),
+    ],
+)
+def test_odd_rows_are_named_by_the_checks_for_them_alone(
+    tmp_path: Path, odd: dict[str, Any], checks: set[str]
+) -> None:
+    rows = [odd] * 3 + tiny_trainer.items(30)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_trainer.save_folder(tmp_path / "model")
+    report = luthier.audit(model=tmp_path / "model", rows=tmp_path / "rows.jsonl")
+    assert {f.check for f in report.findings if f.severity != "note"} - {"duplicate-rows"} == checks

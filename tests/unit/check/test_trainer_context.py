@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from tests.fixtures import tiny_trainer
 from transformers import Trainer, TrainerCallback, get_scheduler
 
-from luthier.check.model_rows import cut, unchanged
+from luthier.check.as_before import unchanged
+from luthier.check.model_rows import cut
 from luthier.check.trainer import TrainerContext, untouched
 from luthier.train import rehearsal
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from luthier.check.as_before import evaluating, no_dropout, unchanged
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import evaluating, losses, unchanged
-from luthier.check.steps import StepRow, gradient_factor, no_dropout, only_trained, said, step_rows
+from luthier.check.model_rows import losses
+from luthier.check.steps import StepRow, gradient_factor, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding
@@ -48,7 +49,7 @@ class Split:
     @property
     def factor(self) -> float:
         """Loss apart by loss together."""
-        return self.apart / self.together if self.together else math.nan
+        return self.apart / self.together
 
     def agrees(self, exact: bool) -> bool:
         """Whether loss and gradients are the same."""
@@ -99,6 +100,8 @@ def accumulation(context: CheckContext) -> Iterator[Finding]:
         split = Split(len(rows), apart.loss, together.loss, *gradient_factor(apart, together))
         if not (math.isfinite(split.apart) and math.isfinite(split.together)):
             raise Skip("the loss is not finite (see gradient-norm)")
+        if not split.apart or not split.together:
+            raise Skip("the loss is 0 (see step-loss)")
         exact = context.is_exact and _computes_exactly(context)
         if split.agrees(exact):
             return
@@ -254,7 +257,7 @@ def _cause(context: TrainerContext, row: StepRow, max_tokens: int) -> tuple[str,
     if not trainer.model_accepts_loss_kwargs:
         return "", "divide the loss in training_step by the number of micro-batches"
     reached = _reaches_loss(context, row, max_tokens)
-    if _is_overridden(kind) and reached is not True:
+    if context.overrides_loss and reached is not True:
         return (
             f"{kind.__name__}.compute_loss returns the mean of a micro-batch, but Trainer takes **kwargs in the model's "
             "forward for a promise to divide by num_items_in_batch, and does not divide. ",
@@ -277,11 +280,6 @@ def _cause(context: TrainerContext, row: StepRow, max_tokens: int) -> tuple[str,
         f"itself, {seen} (transformers#47688). ",
         f"{own}.accepts_loss_kwargs = False, before the Trainer is made",
     )
-
-
-def _is_overridden(kind: type) -> bool:
-    """Whether a Trainer's loss is computed by somebody's own method."""
-    return not kind.compute_loss.__module__.startswith(("transformers.", "trl."))  # type: ignore[attr-defined]
 
 
 def _reaches_loss(context: TrainerContext, row: StepRow, max_tokens: int) -> bool | None:

@@ -10,6 +10,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from luthier.check.context import CheckContext, Skip
+from luthier.check.origin import plain_name
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check
@@ -45,9 +46,9 @@ def adapter_targets(context: CheckContext) -> Iterator[Finding]:
         config: Any = model.peft_config[adapter]
         if config.is_prompt_learning or _is_held(modules.values(), adapter):
             continue
-        adapted = {_original(n) for n, m in modules.items() if isinstance(m, BaseTunerLayer)}
+        adapted = {plain_name(n) for n, m in modules.items() if isinstance(m, BaseTunerLayer)}
         context.looked_at(f"{len(adapted)} of {len(original)} modules have adapter {adapter}")
-        kept = {_original(n) for n, m in modules.items() if isinstance(m, ModulesToSaveWrapper)}
+        kept = {plain_name(n) for n, m in modules.items() if isinstance(m, ModulesToSaveWrapper)}
         yield from _entries(context, config, original, adapted, kept)
         yield from _layers(context, config, original, adapted)
         yield from _trainable(context, adapter, config)
@@ -57,13 +58,6 @@ def _is_held(modules: Iterable[nn.Module], adapter: str) -> bool:
     """Whether peft is told to keep all of an adapter as it is, beside one that is trained."""
     kept = [getattr(m, "frozen_peft_weight_names", {}).get(adapter, ()) for m in modules]
     return any({"lora_A", "lora_B"} <= set(names) for names in kept)
-
-
-def _original(name: str) -> str:
-    """A module's name before peft wrapped it."""
-    return re.sub(
-        r"(^|\.)(base_layer|original_module|modules_to_save\.[^.]+|token_adapter)(?=\.|$)", "", name
-    )
 
 
 def _original_names(modules: Mapping[str, nn.Module]) -> set[str]:

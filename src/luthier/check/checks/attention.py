@@ -4,17 +4,15 @@ from collections.abc import Iterator
 
 import torch
 
+from luthier.check.as_before import attending, evaluating
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import (
-    attending,
-    batch_of,
     comparable,
     distance,
-    evaluating,
-    figure,
-    logits,
     most_distance,
+    real_logits,
     short_rows,
+    too_far,
 )
 from luthier.models.forward import base_model
 from luthier.records import Finding
@@ -48,30 +46,21 @@ def attention(context: CheckContext) -> Iterator[Finding]:
     if chosen is None or not base._can_set_attn_implementation():
         raise Skip("the model has no attention that could be exchanged")
     rows = short_rows(context, NUM_ROWS, MAX_TOKENS)
-    if getattr(base.config.get_text_config(), "pad_token_id", None) is None:
-        rows = rows[:1]  # a classifier takes no more at once
-    batch = batch_of(context, rows)
-    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
     with evaluating(context.model):
         comparable(context)
-        own = logits(context, **inputs)
+        own = real_logits(context, rows)
         with attending(context.model, "eager"):
-            eager = logits(context, **inputs)
-    if context.objective == "tokens":
-        real = batch.attention_mask_BT.bool()
-        own, eager = own[real], eager[real]
+            eager = real_logits(context, rows)
     apart = distance(own, eager)
     if not apart <= most_distance(context):
         best = float((own.argmax(-1) == eager.argmax(-1)).to(torch.float32).mean())
-        yield Finding(
+        yield too_far(
+            context,
             "attention",
-            "error",
+            apart,
             f"logits with {chosen} attention and with eager are {apart:.3g} of their spread apart; "
             f"the best one is the same at {best:.0%} of the places",
-            f"model {context.model_name}",
             context.fix(
                 "model.attention=eager", 'load the model with attn_implementation="eager", or mend the kernel'
             ),
-            measured=figure(apart),
-            expected=f"at most {most_distance(context)}",
         )

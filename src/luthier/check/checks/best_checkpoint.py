@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data import IterableDataset, Subset
+
+from luthier.check.as_before import attributes_as_before, modules_as_before, quiet, same_draws
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import same_draws
-from luthier.check.steps import quiet
-from luthier.check.trainer import TrainerContext, modules_as_before
+from luthier.check.trainer import TrainerContext
+from luthier.errors import one_line
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -123,15 +125,13 @@ def _evaluate(context: TrainerContext) -> dict[str, float]:
     dataset = trainer.eval_dataset
     if dataset is None:
         raise Skip("there are no eval rows (see schedule)")
-    small = {k: _few(v) for k, v in dataset.items()} if _is_many(dataset) else _few(dataset)
+    small = {k: _few(v) for k, v in dataset.items()} if isinstance(dataset, dict) else _few(dataset)
     with _quiet(trainer), same_draws(), modules_as_before(trainer.model):
         trainer.eval_dataset = small
         try:
             found: dict[str, float] = trainer.evaluate()
         except Exception as error:  # whatever foreign metrics raise, who may ask for more rows or classes
-            raise Skip(
-                f"an evaluation of {NUM_ROWS} rows fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise Skip(f"an evaluation of {NUM_ROWS} rows fails: {one_line(error)}") from error
         finally:
             trainer.eval_dataset = dataset
     return found
@@ -140,38 +140,17 @@ def _evaluate(context: TrainerContext) -> dict[str, float]:
 @contextmanager
 def _quiet(trainer: Any) -> Iterator[None]:
     """A trainer whose evaluation tells nobody of it and starts no processes; it is as before afterwards."""
-    handler, callbacks = trainer.callback_handler, list(trainer.callback_handler.callbacks)
-    alone = {
-        "dataloader_num_workers": 0,
-        "dataloader_prefetch_factor": None,
-        "dataloader_persistent_workers": False,
-    }
-    before = {name: getattr(trainer.args, name) for name in alone}
-    history = list(trainer.state.log_history)
-    models = list(trainer.accelerator._models)
-    handler.callbacks[:] = []
-    for name, value in alone.items():
-        setattr(trainer.args, name, value)
-    try:
-        with quiet():  # that there are no callbacks
-            yield
-    finally:
-        handler.callbacks[:] = callbacks
-        for name, value in before.items():
-            setattr(trainer.args, name, value)
-        trainer.state.log_history[:] = history
-        trainer.accelerator._models[:] = models
-
-
-def _is_many(dataset: Any) -> bool:
-    """Whether it is several data sets by name; those of ``datasets`` are no mappings."""
-    return isinstance(dataset, dict)
+    parts = [trainer.args, trainer.state, trainer.accelerator, trainer.callback_handler]
+    with attributes_as_before(parts), quiet():  # that there are no callbacks
+        trainer.callback_handler.callbacks.clear()
+        trainer.args.dataloader_num_workers = 0
+        trainer.args.dataloader_prefetch_factor = None
+        trainer.args.dataloader_persistent_workers = False
+        yield
 
 
 def _few(dataset: Any) -> Any:
     """The first rows of a data set, as a data set of the same kind where that matters."""
-    from torch.utils.data import IterableDataset, Subset
-
     if hasattr(dataset, "select"):  # of the library datasets
         return dataset.select(range(min(NUM_ROWS, len(dataset))))
     if hasattr(dataset, "take"):

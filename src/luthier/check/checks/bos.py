@@ -80,19 +80,16 @@ def _missing(context: CheckContext, without: Offenders) -> Iterator[Finding]:
         said += "; the chat template does not write it either"
     elif template is not None:
         said += ", and so does the chat template"
-    yield Finding(
+    yield without.finding(
         "bos",
         "error" if ours or (without.share >= ERROR_SHARE and not like_template) else "warning",
         said,
-        without.where,
         context.fix(
             "prepare anew (delete data/): the tokenizer has changed since",
             "write {{ bos_token }} at the beginning of the chat template, unless the model was tuned without"
             if like_template
             else "encode with add_special_tokens=True, or with a template that writes it",
         ),
-        measured=without.count,
-        expected=0,
     )
 
 
@@ -104,14 +101,11 @@ def _twice(context: CheckContext, twice: Offenders) -> Iterator[Finding]:
     if not isinstance(context, RunContext) and _written_by_both(tokenizer, name):
         why = ": the chat template writes it, and the tokenizer adds another"
         fix = "encode what the chat template gives with add_special_tokens=False, or let apply_chat_template encode it"
-    yield Finding(
+    yield twice.finding(
         "bos",
         "error" if isinstance(context, RunContext) or twice.share >= ERROR_SHARE else "warning",
         f"{twice} begin with {name!r} twice{why}",
-        twice.where,
         fix,
-        measured=twice.count,
-        expected=0,
     )
 
 

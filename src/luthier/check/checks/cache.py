@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from luthier.check.as_before import evaluating
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import (
     batch_of,
     comparable,
     cut,
     distance,
-    evaluating,
-    figure,
-    forward,
     logits,
     most_distance,
     only_causal,
+    own_pad_id,
     short_rows,
+    too_far,
 )
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
@@ -55,14 +55,12 @@ def cache(context: CheckContext) -> Iterator[Finding]:
         comparable(context)
         worst = _apart(context, rows)
     if not worst <= most_distance(context):
-        yield Finding(
+        yield too_far(
+            context,
             "cache",
-            "error",
+            worst,
             f"logits generated with a cache are {worst:.3g} of their spread from those of one pass over the same tokens",
-            f"model {context.model_name}",
             "mend how the model counts positions with a cache, or generate with use_cache=False",
-            measured=figure(worst),
-            expected=f"at most {most_distance(context)}",
         )
 
 
@@ -71,7 +69,7 @@ def _apart(context: CheckContext, rows: Sequence[Row]) -> float:
     batch = batch_of(context, rows, "left")
     base = base_model(context.model)
     config = base.config.get_text_config()
-    pad_id = getattr(config, "pad_token_id", None)
+    pad_id = own_pad_id(context)
     settings = GenerationConfig(
         max_new_tokens=NEW_TOKENS,
         min_new_tokens=NEW_TOKENS,
@@ -83,7 +81,7 @@ def _apart(context: CheckContext, rows: Sequence[Row]) -> float:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    with forward(context):
+    with context.forward():
         output = context.model.generate(  # type: ignore[operator] # typed as a tensor or a module
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, generation_config=settings
         )

@@ -4,19 +4,18 @@ from collections.abc import Iterator
 
 import torch
 
+from luthier.check.as_before import attending, evaluating
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import (
-    attending,
     batch_of,
     comparable,
     distance,
     embedding_rows,
-    evaluating,
-    figure,
     logits,
     most_distance,
     only_causal,
     short_rows,
+    too_far,
 )
 from luthier.models.forward import base_model
 from luthier.records import Finding
@@ -51,9 +50,7 @@ def causality(context: CheckContext) -> Iterator[Finding]:
     with evaluating(context.model):
         comparable(context)
         moved = _moved(context, ids)
-        found = []
-        if not moved <= most_distance(context):
-            found.append(_finding(context, moved, ids))
+        found = [] if moved <= most_distance(context) else [_finding(context, moved, ids)]
     yield from found
 
 
@@ -82,12 +79,10 @@ def _finding(context: CheckContext, moved: float, ids: list[torch.Tensor]) -> Fi
             eager = _moved(context, ids)
         also = "eager attention too" if not eager <= most_distance(context) else "not with eager attention"
         cause = f" with {chosen} attention, and {also}"
-    return Finding(
+    return too_far(
+        context,
         "causality",
-        "error",
+        moved,
         f"logits move by {moved:.3g} of their spread when tokens after them change{cause}",
-        f"model {context.model_name}",
         "set config.is_causal=True, and use no mask or attention that lets a token see later ones",
-        measured=figure(moved),
-        expected=f"at most {most_distance(context)}",
     )

@@ -9,10 +9,11 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from luthier.check.as_before import evaluating
 from luthier.check.checks.weights import LARGEST
-from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import class_logits, evaluating, short_rows
-from luthier.check.origin import looks_fresh, plain_name, shown, stored
+from luthier.check.context import CheckContext, Skip, shown
+from luthier.check.model_rows import class_logits, short_rows
+from luthier.check.origin import looks_fresh, plain_name, stored
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
 from luthier.registry import check

@@ -9,6 +9,8 @@ import numpy as np
 
 from luthier.check.columns import Offenders
 from luthier.check.context import CheckContext, Skip
+from luthier.check.trainer import TrainerContext
+from luthier.models.forward import base_model
 from luthier.records import Finding, Split
 from luthier.registry import check
 from luthier.rows import read_batches
@@ -115,9 +117,6 @@ def _labels(context: CheckContext, split: Split) -> _Labels:
 
 def _head(context: CheckContext) -> _Head | None:
     """The head, if the model is there to look at."""
-    from luthier.check.trainer import TrainerContext
-    from luthier.models.forward import base_model
-
     try:
         model: Any = context.trainer.model if isinstance(context, TrainerContext) else context.model
     except Skip:
@@ -157,14 +156,11 @@ def _ignored(context: CheckContext, train: _Labels) -> Iterator[Finding]:
     ignored = Offenders(context)
     ignored.add("train", train.ids, train.values == _IGNORED)
     if ignored.count:
-        yield Finding(
+        yield ignored.finding(
             "class-labels",
             "warning",
             f"{ignored} have the label -100, which the loss leaves out: they train nothing",
-            ignored.where,
             "give them a label, or take them out",
-            measured=ignored.count,
-            expected=0,
         )
 
 
@@ -305,8 +301,9 @@ def _names(context: CheckContext, head: _Head) -> Iterator[Finding]:
 
 def _names_in_data(context: CheckContext) -> list[str]:
     """The names of a ``datasets.ClassLabel`` column; nothing where there is none."""
-    trainer: Any = getattr(context, "trainer", None)
-    features = getattr(getattr(trainer, "train_dataset", None), "features", None) or {}
+    if not isinstance(context, TrainerContext):
+        return []
+    features: Any = getattr(context.trainer.train_dataset, "features", None) or {}
     for name in ("label", "labels", "label_ids"):
         names = getattr(features.get(name), "names", None)
         if names:

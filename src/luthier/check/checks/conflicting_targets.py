@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from luthier.check.columns import Offenders, flat, marked
+from luthier.check.columns import Offenders, count, flat, marked, row_hashes, text_hashes
 from luthier.check.context import CheckContext, Skip
 from luthier.records import Finding
 from luthier.registry import check
@@ -39,14 +39,15 @@ def conflicting_targets(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 1, 44
     """
-    rows = context.rows.get("train")
     if context.objective == "tags":
         raise Skip("the model is trained to label each token")
-    if not rows or len(rows) < FEWEST_ROWS:
-        raise Skip(f"there are fewer than {FEWEST_ROWS} training rows")
+    rows = context.training_rows(FEWEST_ROWS)
     if isinstance(rows.row(0).meta.get("label"), float):
         raise Skip("labels are numbers of a scale, which differ a little as a rule")
-    prompts, targets, counted = _label_hashes(rows) if context.objective == "classes" else _hashes(rows)
+    if context.objective == "classes":
+        prompts, targets, counted = row_hashes(rows), text_hashes(rows, "target"), rows.lengths() > 0
+    else:
+        prompts, targets, counted = _hashes(rows)
     if counted.sum() < FEWEST_ROWS:
         raise Skip(f"fewer than {FEWEST_ROWS} training rows have a prompt and one answer behind it")
     context.looked_at(f"{counted.sum():,} of {len(rows):,} training rows")
@@ -55,7 +56,7 @@ def conflicting_targets(context: CheckContext) -> Iterator[Finding]:
     sizes = np.bincount(groups)
     bad = np.zeros(len(rows), dtype=bool)
     bad[places] = num_answers[groups] > 1
-    found = marked(context, "train", bad)
+    found = marked(context, {"train": bad})
     found.num_rows = len(places)
     largest = int(np.argmax(sizes))
     share = sizes[largest] / len(places)
@@ -65,32 +66,30 @@ def conflicting_targets(context: CheckContext) -> Iterator[Finding]:
         yield from _labels(context, found, wrong, len(places))
     elif found.share > WORTH_A_NOTE:
         repeated = int((num_answers > 1).sum())
-        yield Finding(
+        yield found.finding(
             "conflicting-targets",
             "note",
             f"{found} have a prompt that other rows answer differently; there are {repeated:,} such prompts",
-            found.where,
             "if one answer is right, keep that one; if all are, this is as it should be",
-            measured=round(found.share, 4),
-            expected=f"at most {WORTH_A_NOTE}",
+            WORTH_A_NOTE,
         )
 
 
 def _one_prompt(
-    context: CheckContext, found: Offenders, count: int, num_answers: int, num_rows: int
+    context: CheckContext, found: Offenders, size: int, num_answers: int, num_rows: int
 ) -> Finding:
     what = "text" if context.objective == "classes" else "prompt"
     return Finding(
         "conflicting-targets",
         "warning",
-        f"{count:,} of {num_rows:,} rows ({count / num_rows:.2%}) have one and the same {what}, "
+        f"{size:,} of {num_rows:,} rows ({size / num_rows:.2%}) have one and the same {what}, "
         f"with {num_answers:,} different targets: what they depend on is not in the {what}",
         found.where,
         context.fix(
             "use the column that holds the question in task.prompt_template (or in the messages)",
             "put the column that holds the question into what is tokenised",
         ),
-        measured=round(float(count / num_rows), 4),
+        measured=round(float(size / num_rows), 4),
         expected=f"at most {MOST_SHARE_OF_ONE_PROMPT}",
     )
 
@@ -148,7 +147,7 @@ def _hashes(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         trained = batch.column("loss_weights").values.to_numpy() != 0
         begins = trained & ~np.concatenate([[False], trained[:-1]])
         begins[offsets[:-1][np.diff(offsets) > 0]] = trained[offsets[:-1][np.diff(offsets) > 0]]
-        stretches = np.diff(np.concatenate([[0], np.cumsum(begins)])[offsets])
+        stretches = count(begins, offsets[:-1], offsets[1:])
         num_prompt = batch.column("num_prompt_tokens").to_numpy()
         content, size = ids.tobytes(), ids.itemsize
         borders = (offsets[:-1] + num_prompt).tolist()
@@ -156,16 +155,4 @@ def _hashes(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         prompt = [hash(content[a * size : b * size]) for (a, _), b in spans]
         target = [hash(content[b * size : c * size]) for (_, c), b in spans]
         parts.append((np.array(prompt), np.array(target), (stretches == 1) & (num_prompt > 1)))
-    return tuple(map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[return-value]  # three of them
-
-
-def _label_hashes(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hashes of each row's ids and label, and which rows have any ids."""
-    parts: list[tuple[np.ndarray, ...]] = []
-    for batch in read_batches(rows.path, ["input_ids", "target"]):
-        offsets, ids = flat(batch.column("input_ids"))
-        content, size = ids.tobytes(), ids.itemsize
-        text = [hash(content[a * size : b * size]) for a, b in pairwise(offsets.tolist())]
-        label = [hash(name) for name in batch.column("target").to_pylist()]
-        parts.append((np.array(text), np.array(label), np.diff(offsets) > 0))
     return tuple(map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[return-value]  # three of them

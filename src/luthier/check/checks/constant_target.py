@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from luthier.check.columns import Offenders, text_hashes, values_at
-from luthier.check.context import CheckContext, Skip
+from luthier.check.context import CheckContext
 from luthier.records import Finding, Severity
 from luthier.registry import check
 from luthier.rows import Rows, read_batches
@@ -40,14 +40,13 @@ def constant_target(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 1, 24, 44
     """
     context.only_tokens()
-    rows = context.rows.get("train")
-    if not rows or len(rows) < 2:
-        raise Skip("there are fewer than two training rows")
+    rows = context.training_rows(2)
     context.looked_at(f"all {len(rows):,} training rows")
     exact = text_hashes(rows, "target")
     same, index, num_targets = _most(context, exact, np.arange(len(rows)))
     if same.share > _limit(num_targets):
-        yield _finding("warning", same, rows.row(index).target, num_targets, "have the same target")
+        if (text := rows.row(index).target).strip():  # else checks empty-target and untrained-row say so
+            yield _finding("warning", same, text, num_targets, "have the same target")
         return
     step = -(-len(rows) // NUM_ROWS)
     plain, without_digits = _plain_hashes(rows, step)
@@ -69,14 +68,12 @@ def _limit(num_targets: int) -> float:
 
 
 def _finding(severity: Severity, found: Offenders, text: str, num_targets: int, what: str) -> Finding:
-    return Finding(
+    return found.finding(
         "constant-target",
         severity,
         f"{found} {what} {text[:60]!r}; there are {num_targets:,} different ones",
-        found.where,
         "see whether the right column is the target; else balance the data",
-        measured=round(found.share, 4),
-        expected=f"at most {_limit(num_targets)}",
+        _limit(num_targets),
     )
 
 

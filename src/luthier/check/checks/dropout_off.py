@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from luthier.check.as_before import evaluating
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import evaluating, losses, short_rows
+from luthier.check.model_rows import losses, short_rows
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -44,6 +45,6 @@ def dropout_off(context: CheckContext) -> Iterator[Finding]:
             f"a token's loss differs by {difference:.4f} nats between two evaluations of the same rows",
             f"model {context.model_name}",
             "switch dropout and noise off in the model's evaluation mode",
-            measured=round(difference, 6) if difference == difference else "nan",
+            measured=round(difference, 6),
             expected=f"at most {MOST_DIFFERENCE}",
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from luthier.check.columns import marked, row_hashes
-from luthier.check.context import CheckContext, Skip
+from luthier.check.context import CheckContext
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -28,24 +28,20 @@ def duplicate_rows(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 22
     """
-    rows = context.rows.get("train")
-    if not rows:
-        raise Skip("there are no training rows")
+    rows = context.training_rows()
     context.looked_at(f"all {len(rows):,} training rows")
     hashes = row_hashes(rows)
     first = np.zeros(len(hashes), dtype=bool)
     first[np.unique(hashes, return_index=True)[1]] = True
-    copies = marked(context, "train", ~first)
+    copies = marked(context, {"train": ~first})
     if copies.share > MOST_SHARE:
-        yield Finding(
+        yield copies.finding(
             "duplicate-rows",
             "warning",
             f"{copies} are copies of an earlier training row, token for token",
-            copies.where,
             context.fix(
                 "use the columns in which the records differ in the task's templates, or drop the copies in the source",
                 "drop the copies, or use the columns in which they differ",
             ),
-            measured=round(copies.share, 4),
-            expected=f"at most {MOST_SHARE}",
+            MOST_SHARE,
         )

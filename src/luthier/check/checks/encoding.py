@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from luthier.check.columns import Offenders
+from luthier.check.columns import Offenders, sampled
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding, Row, Split
@@ -115,14 +115,12 @@ def encoding(context: CheckContext) -> Iterator[Finding]:
         place, worst = max((("target", found), ("text", texts[damage])), key=lambda item: item[1].share)
         fewest = 1 if context.objective == "tokens" else FEWEST_CLASSIFIED
         if worst.share > WORTH_A_NOTE and worst.count >= fewest:
-            yield Finding(
+            yield worst.finding(
                 "encoding",
                 "warning" if worst.share > MOST_SHARE else "note",
                 f"the {place}s of {worst} {damage.what}",
-                worst.where,
                 damage.fix,
-                measured=round(worst.share, 4),
-                expected=f"at most {WORTH_A_NOTE}",
+                WORTH_A_NOTE,
             )
     yield from ends.finding()
 
@@ -150,9 +148,7 @@ def _texts(context: CheckContext) -> dict[_Damage, Offenders]:
     except Skip:
         return found
     expressions = {damage: re.compile(damage.pattern) for damage in _KINDS}
-    for split in context.rows:
-        rows = list(context.spread(split, NUM_ROWS))
-        context.looked_at(f"the whole text of {len(rows):,} {split} rows")
+    for split, rows in sampled(context, NUM_ROWS, "the whole text of "):
         texts = [_text(tokenizer, row) for row in rows]
         for damage, offenders in found.items():
             bad = [bool(expressions[damage].search(text)) for text in texts]

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from luthier.check.as_before import unchanged
 from luthier.check.context import CheckContext
-from luthier.check.model_rows import unchanged
 from luthier.check.steps import StepRow, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.plan import Step

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.check.context import CheckContext
-from luthier.check.model_rows import cut, losses, short_rows, unchanged
+from luthier.check.as_before import modules_as_before, unchanged
+from luthier.check.context import CheckContext, shown
+from luthier.check.model_rows import cut, losses, short_rows
 from luthier.check.steps import fill_zeros, said, step_rows
-from luthier.check.trainer import TrainerContext, modules_as_before
+from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
 from luthier.registry import check
@@ -136,7 +137,7 @@ def _untrained_tokens(context: TrainerContext) -> Iterator[Finding]:
     new = np.asarray(context.new_tokens)
     if not len(new):
         return
-    base, rows = base_model(context.model), context.rows["train"]
+    base, rows = base_model(context.model), context.training_rows()
     used: set[int] = set()
     trained: set[int] = set()
     for index in range(min(len(rows), MOST_ROWS)):
@@ -188,12 +189,11 @@ def _finding(
     expected: int | str = 0,
     where: str = "the model",
 ) -> Finding:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return Finding(
         "gradients",
         "error",
         what,
-        f"parameters {', '.join(names[:NAMES_SHOWN])}{more}" if names else where,
+        f"parameters {shown(names, NAMES_SHOWN)}" if names else where,
         fix or context.fix(_FIX, _OTHER_FIX),
         measured=measured if measured is not None else len(names),
         expected=expected,
@@ -203,7 +203,7 @@ def _finding(
 def _row_with_new_token(context: CheckContext) -> list[Row]:
     """The first training row that holds a new token, cut to the part around it; nothing if there is none."""
     new = context.new_tokens
-    for row in context.rows["train"] if new else ():
+    for row in context.training_rows() if new else ():
         places = np.flatnonzero(np.isin(row.input_ids, new))
         if len(places):
             return [cut(row, max(MAX_TOKENS, int(places[0]) + 1))]

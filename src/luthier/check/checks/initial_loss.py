@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +12,18 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.as_before import evaluating
+from luthier.check.context import CheckContext, RunContext, Skip, shown
 from luthier.check.model_rows import (
     batch_of,
     comparable,
     embedding_rows,
-    evaluating,
-    forward,
     logits,
     only_causal,
     short_rows,
+    watching,
 )
-from luthier.check.origin import is_added, looks_fresh, plain_name, shown, stored, unloaded
+from luthier.check.origin import is_added, looks_fresh, plain_name, stored, unloaded
 from luthier.models.forward import base_model, token_scores
 from luthier.records import Finding, Row
 from luthier.registry import check
@@ -140,7 +139,7 @@ def _mean_losses(context: CheckContext, rows: Sequence[Row]) -> tuple[float, flo
     plain = context.plain_forward
     for row in rows:
         batch = batch_of(context, [replace(row, loss_weights=np.ones(len(row.input_ids), np.float32))])
-        with forward(context):
+        with context.forward():
             nll_N = token_scores(context.model, batch, plain=plain).nll_N.cpu()
         known = ~torch.isin(batch.input_ids_BT[0, 1:].cpu(), new)
         trained = torch.from_numpy(np.array(row.loss_weights[1:]) != 0)
@@ -288,20 +287,12 @@ def _not_finite(context: CheckContext, row: Row) -> str:
         return f"{len(broken)} parameters hold numbers that are not finite ({shown(broken)})"
     first: list[str] = []
 
-    def watch(name: str) -> Any:
-        def hook(module: torch.nn.Module, arguments: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) and output else output
-            if not first and isinstance(value, Tensor) and value.is_floating_point():
-                first.extend([] if bool(torch.isfinite(value).all()) else [name])
+    def see(name: str, output: Tensor) -> None:
+        if not first and not bool(torch.isfinite(output).all()):
+            first.append(name)
 
-        return hook
-
-    hooks = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if not any(m.children())]
-    try:
+    with watching(model, see):
         logits(context, input_ids=batch_of(context, [row]).input_ids_BT)
-    finally:
-        for hook in hooks:
-            hook.remove()
     kind = str(next(model.parameters()).dtype).removeprefix("torch.")
     if first:
         return f"every parameter is finite, but the output of {first[0]} is not: {kind} cannot hold it"
@@ -312,7 +303,7 @@ def _own_loss(context: CheckContext, row: Row) -> Iterator[Finding]:
     batch = batch_of(context, [row])
     plain = context.plain_forward
     labels_BT = batch.input_ids_BT.masked_fill(batch.loss_weights_BT == 0, -100)
-    with forward(context):
+    with context.forward():
         ours = float(token_scores(context.model, batch, plain=plain).nll_N.mean())
         output = context.model(input_ids=batch.input_ids_BT, labels=labels_BT)
     if output.loss is None:

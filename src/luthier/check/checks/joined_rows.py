@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from luthier.check.checks.packing import row_limits
-from luthier.check.columns import batches, flat
 from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.row_ends import row_ends
 from luthier.check.trainer import TrainerContext
 from luthier.records import Finding
 from luthier.registry import check
@@ -66,22 +66,14 @@ def _joined(context: TrainerContext) -> Iterator[Finding]:
 
 def _blocks(context: CheckContext) -> Iterator[Finding]:
     """Blocks of one length that rows were cut into after they had been joined."""
-    ends = list(context.tokenizer.stop_ids)
-    lengths = context.rows["train"].lengths()
-    if len(lengths) < FEWEST_ROWS or not ends:
+    context.training_rows()
+    ends = row_ends(context)["train"]
+    lengths = ends.lengths
+    if len(lengths) < FEWEST_ROWS:
         return
     same = float((lengths == np.bincount(lengths).argmax()).mean())
-    num_inside = 0
-    firsts = [np.empty(0, np.int32)]
-    for split, batch in batches(context, "input_ids"):
-        if split != "train":
-            continue
-        offsets, ids = flat(batch.column("input_ids"))
-        counted = np.concatenate([[0], np.cumsum(np.isin(ids, ends))])
-        last = np.maximum(offsets[1:] - 1, offsets[:-1])
-        num_inside += int((counted[last] > counted[offsets[:-1]]).sum())
-        firsts.append(ids[offsets[:-1][np.diff(offsets) > 0]])
-    starts = np.unique(np.concatenate(firsts), return_counts=True)[1]
+    num_inside = int(ends.stop_inside.sum())
+    starts = np.unique(ends.first_id[lengths > 0], return_counts=True)[1]
     alike = float(starts.max() / starts.sum()) if len(starts) else 1.0
     if same >= SAME_LENGTH and num_inside >= ENDS_INSIDE * len(lengths) and alike < SAME_START:
         yield Finding(

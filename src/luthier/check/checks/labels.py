@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from luthier.check.columns import Offenders, batches, flat
+from luthier.check.columns import Offenders, batches, flat, noted
 from luthier.check.context import CheckContext, Skip
+from luthier.check.trainer import TrainerContext
 from luthier.records import Finding, Severity
 from luthier.registry import check
 
@@ -49,7 +49,7 @@ def labels(context: CheckContext) -> Iterator[Finding]:
     traces: list[_Trace] = []
     for split, batch in batches(context, "id", "input_ids", "loss_weights", "meta"):
         num_trained += int((flat(batch.column("loss_weights"))[1] != 0).sum())
-        held = pc.match_substring(batch.column("meta"), '"other_labels"').to_numpy(zero_copy_only=False)
+        held = noted(batch, "other_labels")
         wrong.add(split, batch.column("id"), held)
         for place in np.flatnonzero(held).tolist():
             meta = json.loads(batch.column("meta")[place].as_py())
@@ -62,7 +62,8 @@ def labels(context: CheckContext) -> Iterator[Finding]:
     first = next(trace for trace in traces if trace.cause == cause)
     sure = votes > 0.5 * len(traces)
     severity: Severity = "error" if num_other >= ERROR_SHARE * num_trained else "warning"
-    if sure and cause == "shifted" and _own_loss(context):
+    # A loss of its own may well shift no labels.
+    if sure and cause == "shifted" and isinstance(context, TrainerContext) and context.has_own_loss:
         severity = "warning"
     yield Finding(
         "labels",
@@ -156,12 +157,3 @@ def _mask_id(context: CheckContext) -> int | None:
     except Skip:
         return None
     return mask_id
-
-
-def _own_loss(context: CheckContext) -> bool:
-    """Whether a trainer computes its loss by a function of its own, which may well not shift labels."""
-    trainer = getattr(context, "trainer", None)
-    if trainer is None:
-        return False
-    module = type(trainer).compute_loss.__module__.partition(".")[0]
-    return trainer.compute_loss_func is not None or module not in ("transformers", "trl")

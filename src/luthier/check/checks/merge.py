@@ -12,11 +12,12 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from torch.nn import functional
 
+from luthier.check.as_before import evaluating, unchanged
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import batch_of, distance, evaluating, forward, most_distance, unchanged
+from luthier.check.model_rows import distance, most_distance, real_logits, too_far
 from luthier.check.steps import fill_zeros, said, step_rows
 from luthier.models.forward import base_model
-from luthier.records import Finding
+from luthier.records import Finding, Row
 from luthier.registry import check
 
 NUM_ROWS = 4
@@ -61,7 +62,8 @@ def merge(context: CheckContext) -> Iterator[Finding]:
 
     What it does: gives an untrained adapter weights of the size that the planned steps would make, merges its layers (up
     to 1 GiB of them) in the base model's number format, and compares the logits of 4 training rows before and after: to
-    0.1% of their spread in fp32, 10% in bf16. It measures the share of the update that is rounded away. Divergence and agreement are reported in any case. All weights are put back bit by bit.
+    0.1% of their spread in fp32, 10% in bf16. It measures the share of the update that is rounded away. Divergence and
+    agreement are reported in any case. All weights are put back bit by bit.
 
     Weights in 4 or 8 bits (bitsandbytes) are merged as peft does it, which rounds them anew: how far that goes is a warning.
 
@@ -90,31 +92,14 @@ def merge(context: CheckContext) -> Iterator[Finding]:
             "`luthier merge` merges in fp32 (what is quantised it dequantises first) and proves its result"
         )
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
-    batch = batch_of(context, [row.row for row in rows])
-    with unchanged(model), evaluating(model), _trained_as_before(model):
+    with unchanged(model), evaluating(model):
         fill_zeros(model, _noise(context))
-        found = _merged(
-            context,
-            model,
-            layers,
-            {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT},
-        )
+        found = _merged(context, model, layers, [row.row for row in rows])
     context.looked_at(
         f"{found.layers} of {len(layers)} layers merged, {said(rows)}: {found.kl:.2g} nats apart (the adapter itself changes "
         f"{found.adapter_kl:.2g}), the most likely is the same for {found.agreement:.1%} of {found.num}"
     )
     yield from _requantised(context, found) if quantised else _judged(context, model, found)
-
-
-@contextmanager
-def _trained_as_before(model: torch.nn.Module) -> Iterator[None]:
-    """Room for switching the adapter off and on, which makes all of it trainable."""
-    before = {p: p.requires_grad for p in model.parameters()}
-    try:
-        yield
-    finally:
-        for parameter, trained in before.items():
-            parameter.requires_grad_(trained)
 
 
 def _noise(context: CheckContext) -> float:
@@ -147,9 +132,10 @@ def _requantised(context: CheckContext, found: Merged) -> Iterator[Finding]:
 def _judged(context: CheckContext, model: PeftModel, found: Merged) -> Iterator[Finding]:
     dtype = str(next(base_model(model).parameters()).dtype).removeprefix("torch.")
     if not found.far <= most_distance(context):
-        yield Finding(
+        yield too_far(
+            context,
             "merge",
-            "error",
+            found.far,
             f"merged, the model's logits are {found.far:.4f} of their spread away from those with the adapter ({found.kl:.2g} nats; "
             f"the most likely is the same for {found.agreement:.1%})"
             + (
@@ -157,10 +143,8 @@ def _judged(context: CheckContext, model: PeftModel, found: Merged) -> Iterator[
                 if _tied(model)
                 else ""
             ),
-            f"model {context.model_name}, adapter in {dtype}",
             "use base and adapter together with peft, or merge in fp32 and compare",
-            measured=round(found.far, 4),
-            expected=f"at most {most_distance(context)}",
+            f"model {context.model_name}, adapter in {dtype}",
         )
     elif found.lost > MOST_LOST:
         yield Finding(
@@ -183,13 +167,11 @@ def _tied(model: PeftModel) -> bool:
     return shared and any(isinstance(m, BaseTunerLayer) for m in pair)
 
 
-def _merged(
-    context: CheckContext, model: PeftModel, layers: Sequence[Any], inputs: dict[str, Tensor]
-) -> Merged:
+def _merged(context: CheckContext, model: PeftModel, layers: Sequence[Any], rows: Sequence[Row]) -> Merged:
     chosen = _some(layers)
-    both = _logits(context, model, inputs)
+    both = real_logits(context, rows)
     with model.disable_adapter():
-        alone = _logits(context, model, inputs)
+        alone = real_logits(context, rows)
     deltas = error = total = 0.0
     with _weights_as_before(chosen):
         for layer in chosen:
@@ -199,7 +181,7 @@ def _merged(
                 deltas += float(delta.square().sum())
                 error += float((_weight(layer) - before - delta).square().sum())
                 total += float(before.square().sum())
-        merged = _logits(context, model, inputs)
+        merged = real_logits(context, rows)
     return Merged(
         far=distance(both, merged),
         kl=_kl(both, merged),
@@ -269,13 +251,6 @@ def _weights_as_before(layers: Sequence[Any]) -> Iterator[None]:
                 vars(parameter).update(values)
             if state is not None:
                 base.quant_state = state
-
-
-def _logits(context: CheckContext, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Of all real tokens, or of all rows; fp32, shape (N, V)."""
-    with forward(context):
-        found: Tensor = model(**inputs).logits
-    return found[inputs["attention_mask"] != 0].float() if found.ndim == 3 else found.float()
 
 
 def _kl(p_NV: Tensor, q_NV: Tensor) -> float:

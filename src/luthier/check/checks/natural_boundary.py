@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from luthier.check.columns import Offenders
+from luthier.check.columns import Offenders, sampled
 from luthier.check.context import CheckContext
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding, Row
@@ -36,21 +36,20 @@ def natural_boundary(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 11, 14, 82
     """
     context.only_tokens()
-    for split in context.rows:
-        rows = [row for row in context.spread(split, NUM_ROWS) if row.num_prompt_tokens]
-        context.looked_at(f"{len(rows):,} {split} rows")
-        broken = Offenders(context)
-        broken.add(split, [row.id for row in rows], [_breaks(row, context.tokenizer) for row in rows])
-        if broken.share > MOST_SHARE:
-            yield Finding(
-                "natural-boundary",
-                "warning",
-                f"in {broken} of the {split} split the prompt ends inside a token of the whole text",
-                broken.where,
-                "move the white space at the end of the prompt to the beginning of the target",
-                measured=round(broken.share, 4),
-                expected=f"at most {MOST_SHARE}",
-            )
+    broken = Offenders(context)
+    for split, rows in sampled(context, NUM_ROWS):
+        rows = [row for row in rows if row.num_prompt_tokens]
+        breaks = [_breaks(row, context.tokenizer) for row in rows]
+        if sum(breaks) > MOST_SHARE * len(rows):
+            broken.add(split, [row.id for row in rows], breaks)
+    if broken.count:
+        yield broken.finding(
+            "natural-boundary",
+            "warning",
+            f"in {broken} of the {' and '.join(broken.ids)} split the prompt ends inside a token of the whole text",
+            "move the white space at the end of the prompt to the beginning of the target",
+            MOST_SHARE,
+        )
 
 
 def _breaks(row: Row, tokenizer: TextTokenizer) -> bool:

@@ -55,9 +55,7 @@ def near_duplicates(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 22, 23
     """
-    if not len(context.rows.get("train", ())):
-        raise Skip("there are no training rows")
-    sample = _sample(context, _forms(context.rows["train"]))
+    sample = _sample(context, _forms(context.training_rows()))
     if len(sample.splits) < 2:
         raise Skip(f"fewer than two rows have {FEWEST_NGRAMS} 5-grams that are not in most others")
     pairs = _same_answers(context, sample, _similar_pairs(sample))
@@ -262,15 +260,13 @@ def _finding(
         warn, limit = found.share > MOST_SHARE and not wanted, MOST_SHARE
         if found.share < WORTH_A_NOTE:
             return
-    yield Finding(
+    yield found.finding(
         "near-duplicates",
         "warning" if warn else "note",
         f"{found} of the {split} split are near copies of {'a' if across else 'an earlier'} training row",
-        found.where,
         context.fix(
             "set data.near_duplicates=drop and prepare anew; or give copies one group in data.source",
             "leave them out of one of the two splits" if across else "keep one of each cluster",
         ),
-        measured=round(found.share, 4),
-        expected=f"at most {limit}",
+        limit,
     )

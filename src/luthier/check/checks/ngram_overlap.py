@@ -71,18 +71,16 @@ def ngram_overlap(context: CheckContext) -> Iterator[Finding]:
         found.add(split, rows.ids, shares >= COVERED)
         if found.count:
             warn = found.share > MOST_SHARE and found.count >= FEWEST_ROWS
-            yield Finding(
+            yield found.finding(
                 "ngram-overlap",
                 "warning" if warn else "note",
                 f"{found} of the {split} split stand inside training rows: {COVERED:.0%} of their tokens and more are "
                 f"in runs of {NGRAM} tokens that at most {limit} training rows have as well",
-                found.where,
                 context.fix(
                     "give what belongs together one group in data.source, or take these passages out of the source",
                     "take these passages out of the training data, or split by document and not by row",
                 ),
-                measured=round(found.share, 4),
-                expected=f"at most {MOST_SHARE}",
+                MOST_SHARE,
             )
 
 

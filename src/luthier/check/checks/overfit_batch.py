@@ -6,11 +6,11 @@ from itertools import pairwise
 
 from peft import PeftModel
 
+from luthier.check.as_before import no_dropout, unchanged
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import unchanged
 from luthier.check.steps import (
     StepRow,
-    no_dropout,
+    only_trainable,
     only_trained,
     restrict,
     said,
@@ -58,8 +58,7 @@ def overfit_batch(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 37, 68, 69
     """
     model = context.model
-    if not any(p.requires_grad for p in model.parameters()):
-        raise Skip("nothing is trainable (see gradients)")
+    only_trainable(model)
     training = context.training
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
     curves: dict[float, list[float]] = {}
@@ -104,8 +103,7 @@ def _train(context: CheckContext, rows: Sequence[StepRow], rate: float) -> list[
     """The loss before each step at a learning rate, and after the last one; it ends early when the loss is low enough."""
     training, model = context.training, context.model
     optimizer = training.optimizer()
-    if not restrict(optimizer, MOST_BYTES, model.parameters()):
-        raise Skip("the optimizer holds none of the model's parameters (see parameter-groups)")
+    restrict(optimizer, MOST_BYTES, model.parameters())
     for group in optimizer.param_groups:
         group["lr"] = rate
         group["weight_decay"] = 0.0
@@ -117,6 +115,8 @@ def _train(context: CheckContext, rows: Sequence[StepRow], rate: float) -> list[
             if not curve:
                 raise Skip("loss or gradients are not finite (see gradient-norm)")
             break  # too large a learning rate
+        if not curve and not step.loss:
+            raise Skip("the loss is 0 from the start (see step-loss)")
         curve.append(step.loss)
         if _least(curve) <= ENOUGH[context.objective] * curve[0]:
             break

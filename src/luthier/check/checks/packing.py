@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.check.as_before import attending, evaluating
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.check.model_rows import (
-    attending,
     comparable,
     distance,
     embedding_rows,
-    evaluating,
-    figure,
     logits,
     most_distance,
     only_causal,
     short_rows,
+    too_far,
 )
 from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import pack
@@ -169,7 +168,7 @@ def _stored(context: CheckContext) -> Iterator[_Border]:
     """Rows of a file that lay in one pack, put together again as a padding-free batch has them."""
     base = base_model(context.model)
     takes_positions = "position_ids" in inspect.signature(base.forward).parameters
-    rows = context.rows["train"]
+    rows = context.training_rows()
     before = None
     for index in range(min(len(rows), MAX_ROWS)):
         row = rows.row(index)
@@ -194,25 +193,23 @@ def _leaks(context: CheckContext, border: _Border) -> Iterator[Finding]:
     limit = most_distance(context)
     if not moved <= limit:
         cause, fix = _why(context, border)
-        yield Finding(
+        yield too_far(
+            context,
             "packing",
-            "error",
+            moved,
             f"logits of a packed row move by {moved:.3g} of their spread when the row before it changes: {cause}",
-            border.where,
             fix,
-            measured=figure(moved),
-            expected=f"at most {limit}",
+            border.where,
         )
     elif not apart <= limit:
-        yield Finding(
+        yield too_far(
+            context,
             "packing",
-            "error",
+            apart,
             f"logits of a packed row are {apart:.3g} of their spread from those that it has alone, though it sees nothing of "
             "the row before: its positions are others",
-            border.where,
             "let position_ids begin with 0 in each packed row",
-            measured=figure(apart),
-            expected=f"at most {limit}",
+            border.where,
         )
 
 
@@ -298,12 +295,11 @@ def _own(context: RunContext) -> Iterator[Finding]:
     difference = (before.nll_N - after.nll_N)[behind].abs() / before.nll_N[behind].abs().clamp(min=1e-3)
     moved = float(difference.max()) if behind.any() else 0.0
     if not moved <= most_distance(context):
-        yield Finding(
+        yield too_far(
+            context,
             "packing",
-            "error",
+            moved,
             f"the loss of a packed row moves by {moved:.3g} of itself when the row before it changes",
-            f"{context.place('train')}: {rows[1].id}",
             "set train.packing=false, and report this",
-            measured=figure(moved),
-            expected=f"at most {most_distance(context)}",
+            f"{context.place('train')}: {rows[1].id}",
         )

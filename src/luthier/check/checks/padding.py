@@ -3,18 +3,20 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
-import pyarrow.compute as pc
+import torch
 
-from luthier.check.columns import Offenders, batches, flat
+from luthier.check.columns import Offenders, batches, flat, noted
 from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.model_rows import Side
 from luthier.encoding.batches import collate
-from luthier.records import Finding, Row
+from luthier.models.forward import base_model
+from luthier.records import Finding, Row, Severity
 from luthier.registry import check
 
 NUM_ROWS = 16
+_SIDES: tuple[Side, ...] = ("right", "left")
 # Every tenth label is one of padding: the loss says more about padding than about answers, and falls by itself.
 ERROR_SHARE = 0.1
 
@@ -51,8 +53,7 @@ def _ours(context: CheckContext) -> Iterator[Finding]:
     if not rows:
         raise Skip("there are no training rows")
     context.looked_at(f"{len(rows)} training rows on either side")
-    sides: tuple[Literal["left", "right"], ...] = ("right", "left")
-    for side in sides:
+    for side in _SIDES:
         faults = _faults(rows, context.tokenizer.eos_id or 0, side)
         if faults:
             yield Finding(
@@ -66,7 +67,7 @@ def _ours(context: CheckContext) -> Iterator[Finding]:
             )
 
 
-def _faults(rows: Sequence[Row], pad_id: int, side: Literal["left", "right"]) -> list[str]:
+def _faults(rows: Sequence[Row], pad_id: int, side: Side) -> list[str]:
     batch = collate(rows, pad_id, side)
     mask_BT = batch.attention_mask_BT.numpy()
     faults = []
@@ -104,7 +105,7 @@ def _theirs(context: CheckContext) -> Iterator[Finding]:
     for split, batch in batches(context, "id", "loss_weights", "meta"):
         num_trained += int((flat(batch.column("loss_weights"))[1] != 0).sum())
         for mark in _MARKS:
-            held = pc.match_substring(batch.column("meta"), f'"{mark}"').to_numpy(zero_copy_only=False)
+            held = noted(batch, mark)
             rows[mark].add(split, batch.column("id"), held)
             texts = batch.column("meta").filter(held).to_pylist()
             tokens[mark] += sum(json.loads(text).get(mark, 0) for text in texts)
@@ -130,28 +131,22 @@ def _theirs(context: CheckContext) -> Iterator[Finding]:
             else "; it does no harm as long as the model only looks back, and costs time",
         )
     if rows["bad_positions"].count:
-        yield Finding(
+        yield rows["bad_positions"].finding(
             "padding",
             "error",
             f"{rows['bad_positions']} have position_ids that neither count on nor begin anew at "
             f"{tokens['bad_positions']:,} tokens, so that the model cannot tell their order",
-            rows["bad_positions"].where,
             "leave out position_ids, or count from 0 in each row: (attention_mask.cumsum(-1) - 1).clamp(min=0)",
-            measured=rows["bad_positions"].count,
-            expected=0,
         )
     shifted = rows["first_position"]
     if shifted.count and context.objective == "tokens" and _learned_positions(context):
-        yield Finding(
+        yield shifted.finding(
             "padding",
             "warning",
             f"{shifted} do not begin at position 0 but, on average, at {tokens['first_position'] / shifted.count:.0f}: "
             "padding before them counts, and this model has learned each position by itself",
-            shifted.where,
             'pad training rows on the right (padding_side="right"), or give position_ids: (attention_mask.cumsum(-1) - '
             "1).clamp(min=0)",
-            measured=shifted.count,
-            expected=0,
         )
 
 
@@ -169,9 +164,7 @@ def _trained(found: Offenders, count: int, num_trained: int) -> Finding:
     )
 
 
-def _attended(
-    found: Offenders, count: int, side: str, severity: Literal["error", "warning", "note"], why: str
-) -> Finding:
+def _attended(found: Offenders, count: int, side: str, severity: Severity, why: str) -> Finding:
     return Finding(
         "padding",
         severity,
@@ -194,10 +187,6 @@ def _is_causal(context: CheckContext) -> bool:
 
 def _learned_positions(context: CheckContext) -> bool:
     """Whether the model has an embedding of positions that it looks up by place, and not by what the mask shows."""
-    import torch
-
-    from luthier.models.forward import base_model
-
     try:
         model = base_model(context.model)
     except Skip:

@@ -5,20 +5,20 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from luthier.check.as_before import attending, evaluating
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.check.model_rows import (
     Side,
-    as_collated,
-    attending,
     comparable,
     cut,
     distance,
-    evaluating,
     figure,
     logits,
     most_distance,
+    own_pad_id,
     row_losses,
     short_rows,
+    too_far,
 )
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
@@ -100,7 +100,7 @@ def _finding(
             "try model.attention=eager; else the model ignores position_ids or attention_mask",
             'try attn_implementation="eager"; else the model ignores position_ids or attention_mask',
         ),
-        measured=worst if worst == worst else "nan",
+        measured=figure(worst),
         expected=f"at most {limit}",
     )
 
@@ -109,12 +109,14 @@ def _finding(
 
 
 def _collated(context: TrainerContext) -> Iterator[Finding]:
-    config = base_model(context.model).config.get_text_config()
-    if context.objective == "classes" and getattr(config, "pad_token_id", None) is None:
+    if context.objective == "classes" and own_pad_id(context) is None:
         raise Skip("config.pad_token_id is None, so that the model takes no padding (see pooled-position)")
-    count = min(len(LENGTHS), len(context.rows["train"]))
-    batch = as_collated(context, range(count), LENGTHS[0])
+    count = min(len(LENGTHS), len(context.training_rows()))
+    batch = context.short_batch(range(count), LENGTHS[0])
     real_BT = batch.get("attention_mask", torch.ones_like(batch["input_ids"])) != 0
+    padding = batch["input_ids"][~real_BT].unique().tolist()
+    if context.objective == "classes" and padding not in ([], [own_pad_id(context)]):
+        raise Skip(f"padding holds {padding}, which the model takes for text (see pooled-position)")
     context.looked_at(f"{len(real_BT)} training rows of up to {int(real_BT.sum(-1).max())} tokens")
     with evaluating(context.model):
         comparable(context)
@@ -126,15 +128,14 @@ def _collated(context: TrainerContext) -> Iterator[Finding]:
         cause, fix = _why(context, batch, real_BT, alone)
     side = "left" if bool((~real_BT[:, 0]).any()) else "right"
     row = distances.index(worst)
-    yield Finding(
+    yield too_far(
+        context,
         "padding-invariance",
-        "error",
+        worst,
         f"padded on the {side} as the collator does it, logits of a row are {worst:.3g} of their spread from those that it "
         f"has alone: {cause}",
-        f"{context.place('train')}: {context.rows['train'].row(row).id}",
         fix,
-        measured=figure(worst),
-        expected=f"at most {most_distance(context)}",
+        f"{context.place('train')}: {context.rows['train'].row(row).id}",
     )
 
 
@@ -163,13 +164,6 @@ def _why(
 ) -> tuple[str, str]:
     """Why padding matters, found by trying without what may be at fault, and what to do about it."""
     limit, base = most_distance(context), base_model(context.model)
-    if context.objective == "classes":
-        pad_id = getattr(base.config.get_text_config(), "pad_token_id", None)
-        if not real_BT.all() and int(batch["input_ids"][~real_BT][0]) != pad_id:
-            return (
-                f"padding holds {int(batch['input_ids'][~real_BT][0])}, and config.pad_token_id is {pad_id}",
-                "model.config.pad_token_id = tokenizer.pad_token_id",
-            )
     positions = (real_BT.long().cumsum(-1) - 1).clamp(min=0)
     with_positions = {**batch, "position_ids": positions}
     if not real_BT[:, 0].all() and max(_distances(context, with_positions, real_BT, alone)) <= limit:

@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow.compute as pc
 
+from luthier.check.columns import noted
 from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import Classes, micro_batches, shuffled
 from luthier.models.forward import base_model
 from luthier.models.packed import can_pack
@@ -25,8 +26,9 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
     """Most of what goes through the model is rows, not padding.
 
     What it does: counts padding in the training batches: in a recipe's run, those of the first 200 steps as the loop
-    groups them, unless it packs them; of a trainer, all that are read as its collator makes them; in files of rows, what is stored. Says how
-    many tokens that are; warns from a share of one half, says how many times as long it takes, and whether all is padded to one length.
+    groups them, unless it packs them; of a trainer, all that are read as its collator makes them; in files of rows, what
+    is stored. Says how many tokens that are; warns from a share of one half, says how many times as long it takes, and
+    whether all is padded to one length.
 
     Why is this bad: padding costs as much as text. Rows of 80 tokens that are padded to 512 take six times as long.
 
@@ -36,20 +38,22 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 56
     """
-    lengths = context.rows["train"].lengths()
+    lengths = context.training_rows().lengths()
     if not lengths.sum():
         raise Skip("there are no training tokens")
+    trainer = isinstance(context, TrainerContext)
     if isinstance(context, RunContext):
         share, how = _of_run(context, lengths), "the micro-batches of the run"
         packing = context.recipe.train.packing is not False
         if share > MOST_SHARE and packing and can_pack(base_model(context.model)) is None:
             context.looked_at("which is not paid: rows go one after another")
             return
-    elif getattr(context, "padding_share", None) is None:
+    elif context.padding_share is None:
         raise Skip("it is not known how rows will be put into batches")
     else:
-        trainer = hasattr(context, "trainer")
-        share = _with_unhidden(context, getattr(context, "padding_share", 0.0), int(lengths.sum()))
+        share = context.padding_share
+        if trainer:
+            share = _with_unhidden(context, share, int(lengths.sum()))
         how = "the collator's batches" if trainer else "the rows as they are stored"
         context.looked_at(
             f"all {len(lengths):,} training rows"
@@ -58,8 +62,15 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
         )
     if share <= MOST_SHARE:
         return
-    width, even = _width(context)
-    padded = f"all are padded to {width:,} tokens, and the longest row has {lengths.max():,}" if even else ""
+    widths = (
+        {batch["input_ids"].shape[-1] for batch in context.batches}
+        if isinstance(context, TrainerContext)
+        else ()
+    )
+    even = len(widths) == 1  # which no batch's longest row is
+    padded = (
+        f"all are padded to {max(widths):,} tokens, and the longest row has {lengths.max():,}" if even else ""
+    )
     spread = f"rows have {np.median(lengths):.0f} tokens as a rule, and the longest {lengths.max():,}"
     yield Finding(
         "padding-waste",
@@ -70,7 +81,7 @@ def padding_waste(context: CheckContext) -> Iterator[Finding]:
         context.fix(
             "train.micro_batch_tokens lower, so that a few rows of one length go together",
             'padding=True in place of padding="max_length", with a collator that pads each batch to its longest row'
-            if even or not hasattr(context, "trainer")
+            if even or not trainer
             else "TrainingArguments(train_sampling_strategy='group_by_length'), or packing",
         ),
         measured=round(share, 3),
@@ -108,17 +119,8 @@ def _with_unhidden(context: CheckContext, hidden_share: float, num_tokens: int) 
     """Share of padding with what the mask does not hide."""
     unhidden = 0
     for batch in read_batches(context.rows["train"].path, ["meta"]):
-        held = pc.match_substring(batch.column("meta"), '"attended_').to_numpy(zero_copy_only=False)
-        for text in batch.column("meta").filter(held).to_pylist():
+        for text in batch.column("meta").filter(noted(batch, "attended_")).to_pylist():
             meta = json.loads(text)
             unhidden += meta.get("attended_padding", 0) + meta.get("attended_before", 0)
-    if not hasattr(context, "trainer"):
-        return hidden_share  # counted as padding there already
     total = (num_tokens + unhidden) / max(1e-9, 1 - hidden_share)
     return 1 - num_tokens / total
-
-
-def _width(context: CheckContext) -> tuple[int, bool]:
-    """The width of the collator's batches that were kept, and whether it is one, as no batch's longest row is."""
-    widths = {int(batch["input_ids"].shape[-1]) for batch in getattr(context, "batches", [])}
-    return max(widths, default=0), len(widths) == 1

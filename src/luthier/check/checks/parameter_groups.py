@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from luthier.check.context import CheckContext
+from luthier.check.context import CheckContext, shown
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -55,9 +55,9 @@ def parameter_groups(context: CheckContext) -> Iterator[Finding]:
         )
     counts = Counter(names[id(p)] for p in held if id(p) in names)
     lacking = [name for name in trainable if not counts[name]]
-    if lacking:
+    if lacking and not stray:
         yield _finding(
-            f"{len(lacking)} of {len(trainable)} trainable parameters are in no group of the optimizer: {_shown(lacking)}",
+            f"{len(lacking)} of {len(trainable)} trainable parameters are in no group of the optimizer: {shown(lacking, NAMES_SHOWN)}",
             where,
             "add them to a group, or make the optimizer without groups of your own",
             len(lacking),
@@ -65,7 +65,7 @@ def parameter_groups(context: CheckContext) -> Iterator[Finding]:
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         yield _finding(
-            f"{len(twice)} parameters are in the optimizer twice, and get two updates a step: {_shown(twice)}",
+            f"{len(twice)} parameters are in the optimizer twice, and get two updates a step: {shown(twice, NAMES_SHOWN)}",
             where,
             "leave each in one group",
             len(twice),
@@ -89,7 +89,7 @@ def _decayed_vectors(
             "parameter-groups",
             "warning" if lost > MOST_DECAY else "note",
             f"{len(found)} vectors (norms, biases) are in a group with weight decay {decay:g}, which alone takes {lost:.2%} off "
-            f"them over the run: {_shown(found)}",
+            f"them over the run: {shown(found, NAMES_SHOWN)}",
             plan.key("weight_decay"),
             "put parameters of one dimension into a group with weight_decay=0",
             measured=len(found),
@@ -99,8 +99,3 @@ def _decayed_vectors(
 
 def _finding(what: str, where: str, fix: str, measured: int) -> Finding:
     return Finding("parameter-groups", "error", what, where, fix, measured=measured, expected=0)
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

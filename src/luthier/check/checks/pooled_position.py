@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.check.as_before import evaluating
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import Side, as_collated, cut, evaluating, short_rows
+from luthier.check.model_rows import Side, cut, inputs_of, own_pad_id, short_rows
 from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import collate
 from luthier.models.forward import base_model
@@ -40,7 +41,7 @@ def pooled_position(context: CheckContext) -> Iterator[Finding]:
     """
     if context.objective != "classes":
         raise Skip("the model does not label whole rows")
-    own_pad = getattr(base_model(context.model).config.get_text_config(), "pad_token_id", None)
+    own_pad = own_pad_id(context)
     inputs, pad_id = _batch(context, own_pad)
     names = f"config.pad_token_id is {own_pad}, padding holds {pad_id}"
     with evaluating(context.model):
@@ -106,8 +107,8 @@ class _Reading:
 def _batch(context: CheckContext, own_pad: int | None) -> tuple[dict[str, Tensor], Any]:
     """A batch as the training gets it, and the id that it is padded with."""
     if isinstance(context, TrainerContext):
-        count = min(NUM_ROWS, len(context.rows["train"]))
-        inputs = as_collated(context, range(count), MAX_TOKENS)
+        count = min(NUM_ROWS, len(context.training_rows()))
+        inputs = context.short_batch(range(count), MAX_TOKENS)
         real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) != 0
         if not real.all():
             return inputs, int(inputs["input_ids"][~real][0])
@@ -118,7 +119,7 @@ def _batch(context: CheckContext, own_pad: int | None) -> tuple[dict[str, Tensor
     rows = [cut(row, max(2, len(row.input_ids) // (1 + place))) for place, row in enumerate(rows)]
     known = pad_id if pad_id is not None else own_pad or 0
     batch = collate(rows, int(known), side).to(base_model(context.model).device)
-    return {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}, known
+    return inputs_of(batch), known
 
 
 def _read(context: CheckContext, inputs: dict[str, Tensor]) -> list[_Reading]:
@@ -147,7 +148,7 @@ def _read(context: CheckContext, inputs: dict[str, Tensor]) -> list[_Reading]:
     influence_BT = gradient.float().norm(dim=-1)
     ids_BT = inputs["input_ids"]
     real_BT = inputs.get("attention_mask", torch.ones_like(ids_BT)) != 0
-    pad_id = getattr(base.config.get_text_config(), "pad_token_id", None)
+    pad_id = own_pad_id(context)
     found = []
     for influence_T, real_T, ids_T in zip(influence_BT, real_BT, ids_BT, strict=True):
         read = influence_T > LEAST_INFLUENCE * influence_T.max()

@@ -33,25 +33,23 @@ def positions(context: CheckContext) -> Iterator[Finding]:
     limit = _limit(config)
     if limit is None:
         raise Skip("the model's config names no number of positions")
-    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
-    longest = 0
-    for split, rows in context.rows.items():
-        lengths = rows.lengths()
-        longest = max(longest, int(lengths.max(initial=0)))
-        beyond = marked(context, split, lengths > limit)
-        if beyond.count:
-            yield Finding(
-                "positions",
-                "error",
-                f"{beyond} of the {split} split are longer than the model's {limit} positions, the longest has {lengths.max()}",
-                beyond.where,
-                context.fix(
-                    f"data.max_length={limit}, or model.rope={{factor: {-(-int(lengths.max()) // limit)}}}",
-                    f"cut or drop what is longer than {limit} tokens",
-                ),
-                measured=int(lengths.max()),
-                expected=f"at most {limit}",
-            )
+    context.looked_at()
+    lengths = {split: rows.lengths() for split, rows in context.rows.items()}
+    longest = max((int(some.max(initial=0)) for some in lengths.values()), default=0)
+    beyond = marked(context, {split: some > limit for split, some in lengths.items()})
+    if beyond.count:
+        yield Finding(
+            "positions",
+            "error",
+            f"{beyond} are longer than the model's {limit} positions, the longest has {longest}",
+            beyond.where,
+            context.fix(
+                f"data.max_length={limit}, or model.rope={{factor: {-(-longest // limit)}}}",
+                f"cut or drop what is longer than {limit} tokens",
+            ),
+            measured=longest,
+            expected=f"at most {limit}",
+        )
     if isinstance(context, RunContext):
         yield from _generated(context, limit, rotary=bool(getattr(config, "rope_parameters", None)))
     wanted = context.recipe.data.max_length if isinstance(context, RunContext) else 0
@@ -76,25 +74,33 @@ def _generated(context: RunContext, limit: int, *, rotary: bool) -> Iterator[Fin
     }
     if context.objective != "tokens":
         return
-    for split in (split for split, generates in asked.items() if generates and split in context.rows):
-        rows = context.rows[split]
-        prompts = rows.column("num_prompt_tokens").to_numpy()
-        # The last token that is generated is read by nothing.
-        beyond = marked(context, split, (prompts + new - 1 > limit) & (rows.lengths() <= limit))
-        if beyond.count:
-            longest = int(prompts.max())
-            yield Finding(
-                "positions",
-                "warning" if rotary else "error",
-                f"{beyond} of the {split} split have so long a prompt (up to {longest} tokens) that {new} generated tokens go "
-                f"beyond the model's {limit} positions",
-                beyond.where,
-                f"data.max_length={max(1, limit - new)}, or evaluate.max_new_tokens={limit - longest + 1}"
-                if longest < limit
-                else f"data.max_length={max(1, limit - new)}",
-                measured=longest + new - 1,
-                expected=f"at most {limit}",
-            )
+    prompts = {
+        split: context.rows[split].column("num_prompt_tokens").to_numpy()
+        for split, generates in asked.items()
+        if generates and split in context.rows
+    }
+    # The last token that is generated is read by nothing.
+    beyond = marked(
+        context,
+        {
+            split: (some + new - 1 > limit) & (context.rows[split].lengths() <= limit)
+            for split, some in prompts.items()
+        },
+    )
+    if not beyond.count:
+        return
+    longest = max(int(prompts[split].max()) for split in beyond.ids)
+    fits = f", or evaluate.max_new_tokens={limit - longest + 1}" if longest < limit else ""
+    yield Finding(
+        "positions",
+        "warning" if rotary else "error",
+        f"{beyond} have so long a prompt (up to {longest} tokens) that {new} generated tokens go beyond the model's {limit} "
+        "positions",
+        beyond.where,
+        f"data.max_length={max(1, limit - new)}{fits}",
+        measured=longest + new - 1,
+        expected=f"at most {limit}",
+    )
 
 
 def _limit(config: Any) -> int | None:

@@ -4,14 +4,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import batch_of, evaluating, short_rows
-from luthier.check.origin import is_added, plain_name, shown
+from luthier.check.as_before import evaluating
+from luthier.check.context import CheckContext, Skip, shown
+from luthier.check.model_rows import batch_of, inputs_of, short_rows, watching
+from luthier.check.origin import is_added, plain_name
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding
@@ -136,7 +136,7 @@ def _unmatched(context: TrainerContext, named: Mapping[str, Tensor]) -> Iterator
     batch = batch_of(context, short_rows(context, 1, 16))
     try:
         with evaluating(context.model), context.computing():
-            context.model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)
+            context.model(**inputs_of(batch))
     except RuntimeError as error:
         if "dtype" not in str(error):
             raise
@@ -193,29 +193,19 @@ def _largest_output(context: CheckContext) -> tuple[float, str]:
     """The largest number that any layer gives over a few rows, and that layer."""
     found = (0.0, "the model")
 
-    def watch(name: str) -> Any:
-        def hook(module: torch.nn.Module, arguments: Any, output: Any) -> None:
-            nonlocal found
-            value = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                size = float(value.abs().max())
-                if not size <= found[0] and found[0] == found[0]:
-                    found = (size, plain_name(name))
-
-        return hook
+    def see(name: str, output: Tensor) -> None:
+        nonlocal found
+        size = float(output.abs().max())
+        if not size <= found[0] and found[0] == found[0]:
+            found = (size, plain_name(name))
 
     batches = [batch_of(context, [row]) for row in short_rows(context, NUM_ROWS, MAX_TOKENS)]
-    modules = [(n, m) for n, m in context.model.named_modules() if not any(m.children())]
-    hooks = [module.register_forward_hook(watch(name)) for name, module in modules]
     try:
-        with evaluating(context.model), context.computing():
+        with evaluating(context.model), context.computing(), watching(context.model, see):
             for batch in batches:
                 context.model(input_ids=batch.input_ids_BT)
     except RuntimeError as error:
         raise Skip(f"fp16 cannot be computed here: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

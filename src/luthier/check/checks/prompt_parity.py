@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.check.columns import Offenders
+from luthier.check.columns import Offenders, num_alike
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.encoding.encode import encode, encode_prompt
 from luthier.encoding.raw_records import own_name, plain_fields
@@ -84,27 +84,21 @@ def _from_records(context: RunContext) -> Iterator[Finding]:
         (other_prompts, "have a prompt whose ids at inference are not those before the first trained token"),
     ):
         if found.count:
-            yield Finding(
+            yield found.finding(
                 "prompt-parity",
                 "error",
                 f"{found} {what}",
-                found.where,
                 "delete data/ in the run folder and prepare anew; if this stays, save_pretrained changes the tokenizer",
-                measured=found.count,
-                expected=0,
             )
     missing = Offenders(context)
     for split, rows in waiting.items():
         missing.add(split, list(rows), [True] * len(rows))
     if missing.count and num_records < MOST_RECORDS:
-        yield Finding(
+        yield missing.finding(
             "prompt-parity",
             "error",
             f"{missing.count} of {missing.count + other_ids.num_rows} rows are made of no record of the sources any more",
-            missing.where,
             "delete data/ in the run folder and prepare anew: source or task have changed since",
-            measured=missing.count,
-            expected=0,
         )
     elif not other_ids.num_rows:
         raise Skip(
@@ -140,15 +134,12 @@ def _from_text(context: CheckContext) -> Iterator[Finding]:
             if share < TOKEN_SHARE
             else "another tokenizer"
         )
-        yield Finding(
+        yield other.finding(
             "prompt-parity",
             "warning" if share < TOKEN_SHARE else "error",
             f"{other} hold other ids than this tokenizer gives for their text, {share:.1%} of the tokens: {known} made "
             f"them; {example}",
-            other.where,
             "tokenise the data anew with the tokenizer that is saved with the model",
-            measured=other.count,
-            expected=0,
         )
 
 
@@ -187,9 +178,8 @@ def _again(ids: list[int], tokenizer: TextTokenizer) -> _Difference | None:
 
 def _compare(ids: list[int], again: list[int], tokenizer: TextTokenizer) -> _Difference:
     """The stretch in which two readings differ; none if it is but the beginning or end of a piece, where it was cut."""
-    shorter = min(len(ids), len(again))
-    same = next((i for i in range(shorter) if ids[i] != again[i]), shorter)
-    behind = next((i for i in range(shorter - same) if ids[-1 - i] != again[-1 - i]), shorter - same)
+    same = num_alike(ids, again)
+    behind = num_alike(ids[same:][::-1], again[same:][::-1])
     old, new = ids[same : len(ids) - behind], again[same : len(again) - behind]
     at_border = (not same or not behind) and max(len(old), len(new)) <= BORDER_TOKENS
     if not (old or new) or at_border:

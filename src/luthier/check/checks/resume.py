@@ -9,21 +9,22 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
+from transformers import set_seed
 
-from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import unchanged
+from luthier.check.as_before import no_dropout, quiet, unchanged
+from luthier.check.context import CheckContext, Skip, shown
 from luthier.check.steps import (
     StepRow,
-    no_dropout,
+    only_small,
+    only_trainable,
     only_trained,
-    quiet,
     restrict,
     said,
-    seed,
     set_gradients,
     step_rows,
 )
 from luthier.check.trainer import TrainerContext
+from luthier.errors import one_line
 from luthier.plan import Training
 from luthier.records import Finding
 from luthier.registry import check
@@ -32,7 +33,6 @@ NUM_ROWS = 2
 MAX_TOKENS = 48
 # Weights whose optimizer state is written; the model itself is written whole.
 MOST_BYTES = 2**28
-MOST_MODEL_BYTES = 2**30
 # The same sums over the same bits give the same step; on a GPU additions come in any order, and Adam's first steps are
 # as large for a tiny gradient as for a large one. A lost optimizer state changes a step by tens of percent.
 MOST_DIFFERENCE = 0.01
@@ -60,20 +60,13 @@ def resume(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 63, 77, 78
     """
     model, training = context.model, context.training
-    if not any(p.requires_grad for p in model.parameters()):
-        raise Skip("nothing is trainable (see gradients)")
-    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    if not isinstance(model, PeftModel) and num_bytes > MOST_MODEL_BYTES:
-        raise Skip(
-            f"the model has {num_bytes / 2**30:.1f} GiB; only up to {MOST_MODEL_BYTES / 2**30:g} GiB are written here"
-        )
+    only_trainable(model)
+    only_small(model)
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
     context.looked_at(f"3 steps over {said(rows)}, the last one twice")
-    with TemporaryDirectory() as name, quiet(), unchanged(model), no_dropout(model), _formats(model):
+    with TemporaryDirectory() as name, quiet(), unchanged(model), no_dropout(model):
         optimizer = training.optimizer()
         chosen = restrict(optimizer, MOST_BYTES, model.parameters())
-        if not chosen:
-            raise Skip("the optimizer holds none of the model's parameters (see parameter-groups)")
         for _ in range(2):
             _make_step(training, model, optimizer, rows)
         before = [p.detach().clone() for p in chosen]
@@ -87,11 +80,10 @@ def resume(context: CheckContext) -> Iterator[Finding]:
         except Exception as error:  # whatever foreign ways to save raise
             yield _broken(error)
             return
-        if not lost:
-            _make_step(training, model, anew, rows)
         if lost:
             yield _lost(model, lost, Path(name))
         else:
+            _make_step(training, model, anew, rows)
             yield from _compared(context, anew, chosen, before, straight)
     if isinstance(context, TrainerContext) and context.trainer.args.ignore_data_skip:
         yield Finding(
@@ -106,7 +98,7 @@ def resume(context: CheckContext) -> Iterator[Finding]:
 def _make_step(
     training: Training, model: torch.nn.Module, optimizer: torch.optim.Optimizer, rows: Sequence[StepRow]
 ) -> None:
-    seed()  # a step that draws is to draw the same after resuming
+    set_seed(0)  # a step that draws is to draw the same after resuming
     step = training.step([[row.index for row in rows]], MAX_TOKENS)
     only_trained(step)
     if not step.norm < float("inf"):
@@ -148,7 +140,7 @@ def _lost(model: torch.nn.Module, lost: list[str], folder: Path) -> Finding:
     return Finding(
         "resume",
         "warning" if others else "error",  # what is in the file is not lost, only not resumed from
-        f"{len(lost)} trained parameters are not brought back from a checkpoint: {', '.join(lost[:NAMES_SHOWN])}{cause}",
+        f"{len(lost)} trained parameters are not brought back from a checkpoint: {shown(lost, NAMES_SHOWN)}{cause}",
         "what save_model writes",
         fix,
         measured=len(lost),
@@ -191,24 +183,9 @@ def _broken(error: Exception) -> Finding:
     return Finding(
         "resume",
         "error",
-        f"a checkpoint cannot be saved and loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        f"a checkpoint cannot be saved and loaded: {one_line(error)}",
         "what save_model writes",
         "save with the model's own save_pretrained",
         measured=type(error).__name__,
         expected="a checkpoint that loads",
     )
-
-
-class _formats:
-    """Room for loading, which may change parameters' number formats; each has its former one afterwards."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._before = {p: p.dtype for p in model.parameters()}
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, dtype in self._before.items():
-            if parameter.dtype != dtype:
-                parameter.data = parameter.data.to(dtype)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from torch.utils.data import IterableDataset, SequentialSampler
 
 from luthier.check.columns import flat, text_hashes
 from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.trainer import TrainerContext
 from luthier.records import Finding
 from luthier.registry import check
 from luthier.rows import BATCH_ROWS, Rows, read_batches
@@ -52,9 +54,7 @@ def row_order(context: CheckContext) -> Iterator[Finding]:
     """
     if isinstance(context, RunContext):
         raise Skip("training shuffles the rows by a seeded permutation of all of them")
-    rows = context.rows.get("train")
-    if not rows or len(rows) < FEWEST_ROWS:
-        raise Skip(f"there are fewer than {FEWEST_ROWS} training rows")
+    rows = context.training_rows(FEWEST_ROWS)
     order = _reader(context)
     found = list(_of_runs(context, rows))
     if not found:
@@ -210,10 +210,6 @@ def _likeness(rows: Rows) -> tuple[float, float]:
 
 
 def _reader(context: CheckContext) -> _Order:
-    from torch.utils.data import IterableDataset, SequentialSampler
-
-    from luthier.check.trainer import TrainerContext
-
     if not isinstance(context, TrainerContext):
         return _Order(
             False,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
-from torch import Tensor
 
+from luthier.check.as_before import attributes_as_before, evaluating, quiet, unchanged
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.model_rows import batch_of, distance, evaluating, forward, most_distance, unchanged
+from luthier.check.model_rows import distance, most_distance, real_logits, too_far
 from luthier.check.origin import is_added
-from luthier.check.steps import quiet, said, step_rows
+from luthier.check.steps import only_small, only_trainable, said, step_rows
 from luthier.check.trainer import TrainerContext
+from luthier.errors import one_line
 from luthier.models.adapter import with_adapter
 from luthier.models.forward import base_model
 from luthier.models.load import save_trained
@@ -26,8 +26,6 @@ from luthier.run_folder import RunFolder
 
 NUM_ROWS = 2
 MAX_TOKENS = 64
-# A whole model is written and read again, and stands in memory twice; 135 million parameters in fp32 take half of this.
-MOST_BYTES = 2**30
 # By which trained weights are moved first, as a share of their spread: what is not saved then differs after a reload.
 NOISE = 0.1
 
@@ -50,25 +48,23 @@ def save_reload(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 60, 63, 64, 65, 70
     """
     model = context.model
-    if not any(p.requires_grad for p in model.parameters()):
-        raise Skip("nothing is trainable (see gradients)")
+    only_trainable(model)
     if not isinstance(context, RunContext | TrainerContext):
         raise Skip("rows and a model alone say nothing of how it will be saved")
-    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    only_small(model)
     if isinstance(model, PeftModel):
         _only_plain(model)
-    elif num_bytes > MOST_BYTES:
-        raise Skip(
-            f"the model has {num_bytes / 2**30:.1f} GiB; only up to {MOST_BYTES / 2**30:g} GiB are written here"
-        )
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
-    batch = batch_of(context, [row.row for row in rows])
-    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+    given = [row.row for row in rows]
+    # Saving writes names and formats into these.
+    configs = [base_model(model).config, *getattr(model, "peft_config", {}).values()]
     context.looked_at(f"{said(rows)}, saved and loaded")
-    with _configs_as_before(model), TemporaryDirectory() as name, unchanged(model), evaluating(model):
+    with attributes_as_before(configs), TemporaryDirectory() as name, unchanged(model), evaluating(model):
         bare = _without_adapter(model) if isinstance(model, PeftModel) else None
         _move(model)
-        before = _logits(context, model, inputs)
+        before = real_logits(context, given)
+        if not torch.isfinite(before).all():
+            raise Skip("what the model gives is not finite (see weights and initial-loss)")
         with quiet():  # what is lacking shows in the logits
             try:
                 folder = _save(context, Path(name))
@@ -76,23 +72,10 @@ def save_reload(context: CheckContext) -> Iterator[Finding]:
             except Exception as error:  # whatever foreign models raise when they are written and read
                 yield _broken(context, error)
                 return
-        after = _logits(context, loaded.eval(), inputs)
+        after = real_logits(context, given, loaded.eval())
         far = distance(before, after)
         if not far <= most_distance(context):
             yield _differs(context, far, loaded)
-
-
-@contextmanager
-def _configs_as_before(model: torch.nn.Module) -> Iterator[None]:
-    """Room for saving, which writes names and formats into the configs; they are as before afterwards."""
-    configs = [base_model(model).config, *getattr(model, "peft_config", {}).values()]  # type: ignore[arg-type]
-    before = [dict(vars(config)) for config in configs]
-    try:
-        yield
-    finally:
-        for config, values in zip(configs, before, strict=True):
-            vars(config).clear()
-            vars(config).update(values)
 
 
 def _only_plain(model: PeftModel) -> None:
@@ -154,12 +137,6 @@ def _move(model: torch.nn.Module) -> None:
             parameter.add_(noise * (NOISE * spread or NOISE / 10))
 
 
-def _logits(context: CheckContext, model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    with forward(context):
-        found: Tensor = model(**inputs).logits
-    return found[inputs["attention_mask"] != 0].float() if found.ndim == 3 else found.float()
-
-
 def _differs(context: CheckContext, far: float, loaded: torch.nn.Module) -> Finding:
     model = context.model
     where, fix = "what save_model writes", "see what loading says of keys that are missing"
@@ -172,14 +149,13 @@ def _differs(context: CheckContext, far: float, loaded: torch.nn.Module) -> Find
         names = sorted({name.removeprefix("base_model.model.") for name in lost})
         cause = f": {len(lost)} trained parameters are none of the adapter's, and are not saved with it ({', '.join(names[:3])})"
         where, fix = f"parameters {', '.join(names[:3])}", f"modules_to_save=[{names[0].split('.')[-2]!r}]"
-    return Finding(
+    return too_far(
+        context,
         "save-reload",
-        "error",
+        far,
         f"after it is saved and loaded, the model's logits are {far:.4f} of their spread away from what they were{cause}",
-        where,
         fix,
-        measured=round(far, 4),
-        expected=f"at most {most_distance(context)}",
+        where,
     )
 
 
@@ -187,7 +163,7 @@ def _broken(context: CheckContext, error: Exception) -> Finding:
     return Finding(
         "save-reload",
         "error",
-        f"what is saved cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+        f"what is saved cannot be loaded: {one_line(error)}",
         "what save_model writes",
         "save the model (or its adapter) with its own save_pretrained",
         measured=type(error).__name__,

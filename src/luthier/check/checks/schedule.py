@@ -51,7 +51,7 @@ def schedule(context: CheckContext) -> Iterator[Finding]:
         return
     context.looked_at(
         f"all {plan.num_steps:,} steps"
-        + (f" ({plan.num_steps / plan.steps_per_epoch:.3g} epochs)" if plan.steps_per_epoch else "")
+        + (f" ({plan.num_steps / plan.steps_per_epoch:.3g} epochs)" if plan.num_rows is not None else "")
     )
     yield from _rates(context, plan)
     yield from _evaluations(context, plan)

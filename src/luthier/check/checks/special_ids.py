@@ -7,6 +7,7 @@ import numpy as np
 
 from luthier.check.context import CheckContext
 from luthier.check.row_ends import row_ends
+from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check
@@ -42,7 +43,7 @@ def special_ids(context: CheckContext) -> Iterator[Finding]:
     stops = next(
         (ids for part in (generation, config) if (ids := _ids(getattr(part, "eos_token_id", None)))), set()
     )
-    aligned = hasattr(context, "trainer")
+    aligned = isinstance(context, TrainerContext)
     if aligned and tokenizer.eos_id is not None:
         stops = stops | {tokenizer.eos_id}  # Trainer.train does so before its first step
     ends = row_ends(context)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from luthier.check.columns import Offenders, batches, flat, marked
+from luthier.check.columns import Offenders, batches, flat, marked, sampled
 from luthier.check.context import CheckContext
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding
@@ -53,9 +53,7 @@ def special_strings(context: CheckContext) -> Iterator[Finding]:
         found = pc.match_substring_regex(batch.column("target"), pattern)
         targets.add(split, batch.column("id"), found.to_numpy(zero_copy_only=False))
     special = list(tokenizer.special_ids)
-    for split in context.rows:
-        rows = list(context.spread(split, NUM_ROWS))
-        context.looked_at(f"the whole text of {len(rows):,} {split} rows")
+    for split, rows in sampled(context, NUM_ROWS, "the whole text of "):
         ids = (np.asarray(row.input_ids) for row in rows)
         plain = [tokenizer.decode(i[~np.isin(i, special)].tolist()) for i in ids]
         texts.add(split, [row.id for row in rows], [tokenizer.has_special_string(text) for text in plain])
@@ -122,18 +120,15 @@ def _out_of_place(context: CheckContext, tokenizer: TextTokenizer) -> Iterator[F
     if not found.count:
         return
     one, other = (tokenizer.decode([int(order.ids[i])]) for i in pairs[0])
-    yield Finding(
+    yield found.finding(
         "special-strings",
         "warning",
         f"{found} have control tokens where nine rows in ten have none, such as {one} followed by {other} with nothing "
         "but text between: text that spells control tokens was turned into them",
-        found.where,
         context.fix(
             "give conversations as messages, and text as text",
             "encode contents with split_special_tokens=True, or take such strings out of them",
         ),
-        measured=found.count,
-        expected=0,
     )
 
 
@@ -173,7 +168,7 @@ def _control(
     """Place, index into ``control`` and row of each control token of a batch."""
     table = np.full(int(control.max()) + 2, -1, np.int64)
     table[control] = np.arange(len(control))
-    kinds = table[ids.clip(max=len(table) - 1)]
+    kinds = table[ids.clip(min=-1, max=len(table) - 1)]  # the last entry stands for all others
     places = np.flatnonzero(kinds >= 0)
     return places, kinds[places], np.searchsorted(offsets, places, side="right") - 1
 
@@ -207,5 +202,5 @@ def _offenders(
     found += [(row, pair) for row, pair, follows in lenient if follows not in usual]
     mask = np.zeros(len(rows), dtype=bool)
     mask[[row for row, _ in found]] = True
-    offenders = marked(context, "train", mask)
+    offenders = marked(context, {"train": mask})
     return offenders, [pair for _, pair in found]

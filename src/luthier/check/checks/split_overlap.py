@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
-from luthier.check.columns import Offenders, marked, row_hashes, text_hashes
+from luthier.check.columns import marked, row_hashes, text_hashes
 from luthier.check.context import CheckContext, Skip
 from luthier.records import Finding
 from luthier.registry import check
@@ -29,7 +29,7 @@ def split_overlap(context: CheckContext) -> Iterator[Finding]:
     """
     if len(context.rows) < 2:
         raise Skip("there is only one split")
-    context.looked_at(f"all {sum(map(len, context.rows.values())):,} rows")
+    context.looked_at()
     groups = {split: text_hashes(rows, "group") for split, rows in context.rows.items()}
     unknown = np.array([hash("")], np.int64)
     ids = {split: row_hashes(rows) for split, rows in context.rows.items()}
@@ -56,7 +56,7 @@ def split_overlap(context: CheckContext) -> Iterator[Finding]:
             shared = np.setdiff1d(np.intersect1d(hashes[first], hashes[second]), unknown)
             if not len(shared):
                 continue
-            found: Offenders = marked(context, second, np.isin(hashes[second], shared))
+            found = marked(context, {second: np.isin(hashes[second], shared)})
             yield Finding(
                 "split-overlap",
                 "error",

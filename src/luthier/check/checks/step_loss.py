@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luthier.check.as_before import attributes_as_before, evaluating, no_dropout, unchanged
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import batch_of, evaluating, forward, logits, losses, unchanged
-from luthier.check.steps import StepRow, no_dropout, only_trained, said, step_rows
+from luthier.check.model_rows import batch_of, inputs_of, logits, losses
+from luthier.check.steps import StepRow, only_trained, said, step_rows
 from luthier.check.trainer import TrainerContext
 from luthier.records import Finding
 from luthier.registry import check
@@ -61,23 +63,26 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
         expected = _cross_entropy(context, rows)
         if not math.isfinite(measured) or not math.isfinite(expected):
             raise Skip("the loss is not finite (see gradient-norm)")
+        if not expected:
+            raise Skip("the model knows these rows by heart: their cross-entropy is 0")
         if abs(measured - expected) <= MOST_DIFFERENCE * abs(expected):
             return
-        known = _mistakes(context, rows, expected) if context.objective == "tokens" else {}
-        custom = custom or _adds_something(context, rows, measured)
+        own = _is_own(context, rows, measured)  # then initial-loss says what is wrong with it, if anything is
+        known = _mistakes(context, rows, expected) if context.objective == "tokens" and not own else {}
+        custom = custom or own
     num = training.plan.accumulation_steps
-    if num > 1 and abs(measured * num / expected - 1) <= NEAR:
+    if num > 1 and _near(measured * num, expected):
         if _divides_itself(context, num):
             return
         known = {f"a loss that is divided by the {num} micro-batches twice": expected / num}
     ranked = sorted(known, key=lambda name: abs(known[name] - measured))
-    cause = ranked[0] if ranked and abs(known[ranked[0]] / measured - 1) <= NEAR else ""
+    cause = ranked[0] if ranked and _near(known[ranked[0]], measured) else ""
     if cause or not custom:
         severity, why = ("error", f": it is what {cause} gives") if cause else ("warning", "")
     else:
         severity, why = (
             "note",
-            ": what computes the loss is your own, or the model adds something to it: this may be as it should",
+            ": what computes the loss is your own, or the model adds something to it: this may be as it should (see initial-loss)",
         )
     yield Finding(
         "step-loss",
@@ -93,6 +98,10 @@ def step_loss(context: CheckContext) -> Iterator[Finding]:
     )
 
 
+def _near(first: float, second: float) -> bool:
+    return abs(first - second) <= NEAR * abs(second)
+
+
 def _divides_itself(context: CheckContext, num: int) -> bool:
     """Whether a step of as many micro-batches as planned has the right loss, since each is divided by that number."""
     rows = step_rows(context, num, MAX_TOKENS)
@@ -105,16 +114,14 @@ def _divides_itself(context: CheckContext, num: int) -> bool:
     return abs(measured - expected) <= MOST_DIFFERENCE * expected
 
 
-def _adds_something(context: CheckContext, rows: Sequence[StepRow], measured: float) -> bool:
-    """Whether the model's own loss is the one that was measured: it adds a penalty or a balancing loss."""
+def _is_own(context: CheckContext, rows: Sequence[StepRow], measured: float) -> bool:
+    """Whether the model's own loss is the one that was measured, as where it adds a penalty or a balancing loss."""
     if context.objective != "tokens":
         return False
     batch = batch_of(context, [row.row for row in rows])
     labels_BT = batch.input_ids_BT.masked_fill(batch.loss_weights_BT == 0, -100)
-    with forward(context):
-        own = context.model(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, labels=labels_BT
-        ).loss
+    with context.forward():
+        own = context.model(**inputs_of(batch), labels=labels_BT).loss
     return own is not None and abs(float(own) - measured) <= MOST_DIFFERENCE * abs(measured)
 
 
@@ -128,25 +135,17 @@ def _where(context: CheckContext) -> str:
 
 def _is_custom(context: TrainerContext) -> bool:
     """Whether a Trainer's loss is anything but plain cross-entropy."""
-    trainer = context.trainer
-    own = not type(trainer).compute_loss.__module__.startswith(("transformers.", "trl."))
-    return own or trainer.compute_loss_func is not None or getattr(trainer.args, "loss_type", "nll") != "nll"
+    return context.has_own_loss or getattr(context.trainer.args, "loss_type", "nll") != "nll"
 
 
-class _without_smoothing:
+@contextmanager
+def _without_smoothing(context: CheckContext) -> Iterator[None]:
     """Room for steps whose label smoothing is so small that they must give plain cross-entropy."""
-
-    def __init__(self, context: CheckContext) -> None:
-        self._smoother = getattr(getattr(context, "trainer", None), "label_smoother", None)
-
-    def __enter__(self) -> None:
-        if self._smoother is not None:
-            self._before = self._smoother.epsilon
-            self._smoother.epsilon = 1e-9
-
-    def __exit__(self, *_: object) -> None:
-        if self._smoother is not None:
-            self._smoother.epsilon = self._before
+    smoother = getattr(getattr(context, "trainer", None), "label_smoother", None)
+    with attributes_as_before([] if smoother is None else [smoother]):
+        if smoother is not None:
+            smoother.epsilon = 1e-9
+        yield
 
 
 def _cross_entropy(context: CheckContext, rows: Sequence[StepRow]) -> float:
@@ -164,7 +163,7 @@ def _cross_entropy(context: CheckContext, rows: Sequence[StepRow]) -> float:
 def _mistakes(context: CheckContext, rows: Sequence[StepRow], expected: float) -> dict[str, float]:
     """What the loss of these rows would be if it were computed in one of the ways that are known to go wrong."""
     batch = batch_of(context, [row.row for row in rows])
-    found = logits(context, input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT)  # (B, T, V)
+    found = logits(context, **inputs_of(batch))  # (B, T, V)
     ids, trained, real = batch.input_ids_BT, batch.loss_weights_BT != 0, batch.attention_mask_BT != 0
 
     def mean(shift: int, mask: Tensor) -> float:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from luthier.check.columns import marked
 from luthier.check.context import CheckContext, RunContext, Skip
-from luthier.check.row_ends import RowEnds, cut_lengths, is_stream, offenders, row_ends
+from luthier.check.row_ends import RowEnds, cut_lengths, is_stream, row_ends
+from luthier.check.trainer import TrainerContext
 from luthier.records import Finding, Severity, Split
 from luthier.registry import check
 
@@ -22,8 +24,9 @@ def stop_token(context: CheckContext) -> Iterator[Finding]:
     stop pattern matches at the end of the target, up to its last visible character or beyond. The pattern is tried on
     100,000 rows at most. Where it is not, what stands there tells why: a stop token without a label (masked by token
     id because padding is the same token, or left out by the mask), another control token, or nothing of the kind.
-    Rows of a task that cuts windows out of longer texts may end anywhere and are not looked at. Rows of other people's frameworks that are cut off at one length are left out (see truncation); an error if half of
-    the rows have no end, else a warning; a warning too if whole texts are trained, which need none.
+    Rows of a task that cuts windows out of longer texts may end anywhere and are not looked at. Rows of other people's
+    frameworks that are cut off at one length are left out (see truncation); an error if half of the rows have no end,
+    else a warning; a warning too if whole texts are trained, which need none.
 
     Why is this bad: a model that never sees an end never ends. It writes on until the token limit, and every metric of
     generated text is about something else.
@@ -47,7 +50,7 @@ def stop_token(context: CheckContext) -> Iterator[Finding]:
         split: e.trained & ~e.stopped & ~e.mislabelled & (e.lengths != cut.get(split, -1))
         for split, e in ends.items()
     }
-    endless = offenders(context, open_)
+    endless = marked(context, open_)
     if not endless.count:
         return
     names = [context.tokenizer.decode([i]) for i in sorted(context.tokenizer.stop_ids)]
@@ -59,16 +62,13 @@ def stop_token(context: CheckContext) -> Iterator[Finding]:
     severity: Severity = "error"
     if not ours and (endless.share < MOST_ENDLESS or _is_plain_text(ends, open_)):
         severity = "warning"
-    yield Finding(
+    yield endless.finding(
         "stop-token",
         severity,
         f"{endless} do not end with {what}: " + "; ".join(f"{c.count:,} {c.what}" for c in causes),
-        endless.where,
         context.fix(
             "end the target with the stop token: a control span with a weight, behind the text", causes[0].fix
         ),
-        measured=endless.count,
-        expected=0,
     )
 
 
@@ -122,12 +122,9 @@ def _causes(
 
 def _collator(context: CheckContext) -> str:
     """What put the batches together, as far as it is known."""
-    trainer = getattr(context, "trainer", None)
-    return (
-        "a collator such as DataCollatorForLanguageModeling"
-        if trainer is None
-        else type(trainer.data_collator).__name__
-    )
+    if isinstance(context, TrainerContext):
+        return type(context.trainer.data_collator).__name__
+    return "a collator such as DataCollatorForLanguageModeling"
 
 
 def _is_plain_text(ends: Mapping[Split, RowEnds], open_: Mapping[Split, np.ndarray]) -> bool:

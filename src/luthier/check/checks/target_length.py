@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from luthier.check.columns import Offenders, flat, marked, values_at
+from luthier.check.columns import Offenders, marked, values_at
 from luthier.check.context import CheckContext, Skip
 from luthier.records import Finding
 from luthier.registry import check
-from luthier.rows import Rows, read_batches
+from luthier.rows import Rows
 
 # Tukey 1977 calls "far out" what lies three interquartile ranges outside of the quartiles. Lengths are skewed, so it is
 # done on their logarithms: of log-normal lengths one in 400,000 is far out. Where nearly all are equally long, a factor.
@@ -43,19 +43,20 @@ def target_length(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 1, 30
     """
     context.only_tokens()
-    rows = context.rows.get("train")
-    lengths = _lengths(rows) if rows else np.empty(0, np.int64)
+    rows = context.training_rows(FEWEST_ROWS)
+    lengths = rows.num_trained()
     trained = lengths[lengths > 0]
-    if rows is None or len(trained) < FEWEST_ROWS:
+    if len(trained) < FEWEST_ROWS:
         raise Skip(f"fewer than {FEWEST_ROWS} training rows have a trained token")
     context.looked_at(f"the trained tokens of all {len(rows):,} training rows")
     usual = _Usual.of(trained)
-    long = marked(context, "train", lengths > usual.most)
+    long = marked(context, {"train": lengths > usual.most})
     if long.count:
         yield from _long(long, lengths[lengths > usual.most], int(trained.sum()), usual)
-    short = marked(context, "train", (lengths > 0) & (lengths < usual.fewest))
+    few = (lengths > 0) & (lengths < usual.fewest)
+    short = marked(context, {"train": few})
     if short.share > MOST_SHORT:
-        yield from _short(rows, short, np.flatnonzero((lengths > 0) & (lengths < usual.fewest)), usual)
+        yield from _short(rows, short, np.flatnonzero(few), usual)
 
 
 @dataclass(frozen=True)
@@ -98,24 +99,13 @@ def _short(rows: Rows, short: Offenders, places: np.ndarray, usual: _Usual) -> I
     same = count / len(texts)
     stand_in = same > MOST_OF_THEM
     said = f", and {same:.0%} of these say {text[:40]!r}" if stand_in else ""
-    yield Finding(
+    yield short.finding(
         "target-length",
         "warning" if stand_in else "note",
         f"{short} have targets of under {usual.fewest:,.1f} tokens, where half of all have {usual.median:,.0f} and "
         f"more{said}",
-        short.where,
         "take rows without an answer out at the source"
         if stand_in
         else "see whether these answers are whole",
-        measured=round(short.share, 4),
-        expected=f"at most {MOST_SHORT}",
+        MOST_SHORT,
     )
-
-
-def _lengths(rows: Rows) -> np.ndarray:
-    """Trained tokens of each row, int64, shape (num_rows,)."""
-    parts = [np.empty(0, np.int64)]
-    for batch in read_batches(rows.path, ["loss_weights"]):
-        offsets, weights = flat(batch.column("loss_weights"))
-        parts.append(np.diff(np.concatenate([[0], np.cumsum(weights != 0)])[offsets]))
-    return np.concatenate(parts)

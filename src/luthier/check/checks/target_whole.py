@@ -4,7 +4,7 @@ from collections.abc import Iterator, Set
 
 import numpy as np
 
-from luthier.check.columns import Offenders
+from luthier.check.columns import Offenders, sampled
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding, Row
@@ -38,9 +38,7 @@ def target_whole(context: CheckContext) -> Iterator[Finding]:
     wrong = Offenders(context)
     num_lossy = 0
     example = ""
-    for split in context.rows:
-        rows = list(context.spread(split, NUM_ROWS))
-        context.looked_at(f"{len(rows):,} {split} rows")
+    for split, rows in sampled(context, NUM_ROWS):
         whole = [row for row in rows if not row.lossy]
         num_lossy += len(rows) - len(whole)
         bad = [not _is_whole(row, context.tokenizer) for row in whole]
@@ -50,14 +48,11 @@ def target_whole(context: CheckContext) -> Iterator[Finding]:
             said = _text(row, context.tokenizer, context.tokenizer.special_ids)
             example = f"{said[-40:]!r} instead of {row.target[-40:]!r}"
     if wrong.count:
-        yield Finding(
+        yield wrong.finding(
             "target-whole",
             "error",
             f"{wrong} train other text than their target, the first ends with {example}; {num_lossy} lossy rows left out",
-            wrong.where,
             "look at one of them with `luthier show`; prepare anew (delete data/) if the tokenizer has changed",
-            measured=wrong.count,
-            expected=0,
         )
     elif not wrong.num_rows:
         raise Skip(f"all {num_lossy} rows looked at are lossy (see tokenizer-loss)")

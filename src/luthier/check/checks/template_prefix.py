@@ -16,7 +16,7 @@ from luthier.check.chat_turns import (
     turns,
     user,
 )
-from luthier.check.columns import Offenders, batches, flat
+from luthier.check.columns import Offenders, batches, count, flat, num_alike
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding
@@ -99,10 +99,9 @@ def _rows(context: CheckContext, marks: Openers, prompts: list[tuple[int, ...]])
     for split, batch in batches(context, "id", "input_ids", "loss_weights"):
         offsets, ids = flat(batch.column("input_ids"))
         _, weights = flat(batch.column("loss_weights"))
-        trained = np.concatenate([[0], np.cumsum(weights != 0)])
         parts = turns(offsets, ids, marks)
         own = parts.roles == parts.names.index("assistant")
-        answers = own & (trained[parts.end] > trained[parts.begin])
+        answers = own & (count(weights != 0, parts.begin, parts.end) > 0)
         num_answers = np.bincount(parts.rows[answers], minlength=batch.num_rows)
         places = np.concatenate([find(offsets, ids, prompt) for prompt in prompts])
         num_prompts = np.bincount(
@@ -168,35 +167,27 @@ def _other_history(
 
 def _difference(text: str, other: str) -> tuple[str, str]:
     """Both from where they part."""
-    at = next(
-        (i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other))
-    )
+    at = num_alike(text, other)
     return text[at : at + 40], other[at : at + 40]
 
 
 def _unlike_generation(context: CheckContext, rows: _Rows, trained: str, generated: str) -> Finding:
     ours = isinstance(context, RunContext)
-    return Finding(
+    return rows.without.finding(
         "template-prefix",
         "error" if ours or rows.without.share >= ERROR_SHARE else "warning",
         f"{rows.without} that are conversations have another prompt before their answers than generation gives: the chat "
         f"template writes {trained!r} in training and {generated!r} for generation",
-        rows.without.where,
         "put what the generation prompt adds into the trained rows as well, or mend the chat template",
-        measured=rows.without.count,
-        expected=0,
     )
 
 
 def _rewritten(rows: _Rows, later: str, last: str) -> Finding:
-    return Finding(
+    return rows.several.finding(
         "template-prefix",
         "warning",
         f"the chat template rewrites history, and {rows.several} that are conversations train several answers: an answer "
         f"that others follow is {later!r}, where as the last one it is {last!r}",
-        rows.several.where,
         "train the last answer of each conversation only, with one row for each answer (task.turn_weights=last in a "
         "recipe); or take a template that keeps history as it is",
-        measured=rows.several.count,
-        expected=0,
     )

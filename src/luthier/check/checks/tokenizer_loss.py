@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow.compute as pc
 
-from luthier.check.columns import Offenders, batches, flat
+from luthier.check.columns import Offenders, batches, count, flat
 from luthier.check.context import CheckContext, RunContext, Skip
 from luthier.records import Finding
 from luthier.registry import check
@@ -76,8 +76,7 @@ def _unknown(context: CheckContext) -> Iterator[Finding]:
     for split, batch in batches(context, "id", "input_ids"):
         offsets, ids = flat(batch.column("input_ids"))
         unknown = ids == hf.unk_token_id
-        counted = np.concatenate([[0], np.cumsum(unknown)])
-        holding.add(split, batch.column("id"), np.diff(counted[offsets]) > 0)
+        holding.add(split, batch.column("id"), count(unknown, offsets[:-1], offsets[1:]) > 0)
         num_tokens, num_unknown = num_tokens + len(ids), num_unknown + int(unknown.sum())
     if holding.count:
         share = num_unknown / num_tokens

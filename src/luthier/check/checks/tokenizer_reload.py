@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 
-from luthier.check.columns import Offenders
+from luthier.check.columns import Offenders, num_alike, sampled
 from luthier.check.context import CheckContext, RunContext
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding
@@ -48,9 +48,7 @@ def tokenizer_reload(context: CheckContext) -> Iterator[Finding]:
         )
     other = Offenders(context)
     example = ""
-    for split in context.rows:
-        rows = list(context.spread(split, NUM_ROWS // len(context.rows)))
-        context.looked_at(f"{len(rows)} {split} rows")
+    for split, rows in sampled(context, NUM_ROWS // max(1, len(context.rows))):
         bad = []
         for row in rows:
             text = tokenizer.decode(row.input_ids[:MOST_TOKENS].tolist())
@@ -60,14 +58,11 @@ def tokenizer_reload(context: CheckContext) -> Iterator[Finding]:
                 example = _first_difference(before, after)
         other.add(split, [row.id for row in rows], bad)
     if other.count:
-        yield Finding(
+        yield other.finding(
             "tokenizer-reload",
             "error",
             f"the texts of {other} get other ids after save and load: {example}",
-            other.where,
             fix,
-            measured=other.count,
-            expected=0,
         )
 
 
@@ -89,8 +84,5 @@ def _changes(tokenizer: TextTokenizer, again: TextTokenizer) -> str:
 
 
 def _first_difference(before: list[int], after: list[int]) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b),
-        min(len(before), len(after)),
-    )
+    at = num_alike(before, after)
     return f"from token {at} on {before[at : at + 5]} before and {after[at : at + 5]} after"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from luthier.check.chat_turns import Turns, openers, template_options, turns
-from luthier.check.columns import Offenders, batches, flat
+from luthier.check.columns import Offenders, batches, count, flat
 from luthier.check.context import CheckContext, Skip
 from luthier.records import Finding
 from luthier.registry import check
@@ -79,8 +79,7 @@ def _judge(
     found: Turns, weights: np.ndarray, num_rows: int, counts: _Counts
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which rows train a part of other roles, and which train all of them; bool, shape (num_rows,)."""
-    trained = np.concatenate([[0], np.cumsum(weights != 0)])
-    num_trained = trained[found.end] - trained[found.begin]
+    num_trained = count(weights != 0, found.begin, found.end)
     own = found.roles == found.names.index("assistant")
     # The first token of a row has no label anywhere, and padding by id takes those of stop tokens.
     mostly = num_trained >= 0.5 * (found.end - found.begin)
@@ -93,7 +92,7 @@ def _judge(
     other = rows_with(~own & (num_trained > 0))
     whole = other & ~rows_with(~mostly)
     bad = other & ~whole
-    in_body = trained[found.end] - trained[np.minimum(found.body, found.end)]
+    in_body = count(weights != 0, np.minimum(found.body, found.end), found.end)
     answered = own & (in_body >= 0.5 * (found.end - found.body))
     counts.inverted += int((bad & ~rows_with(answered)).sum())
     for rows, tokens in ((bad, counts.spilled), (whole, counts.whole)):
@@ -112,14 +111,11 @@ def _spilled(spilled: Offenders, counts: _Counts, texts: object) -> Finding:
     total = sum(counts.spilled.values())
     inverted = counts.inverted >= 0.5 * spilled.count
     why = "the mask is inverted: no answer is trained in most of them" if inverted else "the mask spills over"
-    return Finding(
+    return spilled.finding(
         "trained-role",
         "error" if spilled.share >= ERROR_SHARE else "warning",
         f"{spilled} that are conversations train {said} (of {total:,} trained tokens): {why}",
-        spilled.where,
         "label what the assistant says, and only that"
         if inverted
         else "let the mask end with the stop token of each assistant turn, before the next turn begins",
-        measured=spilled.count,
-        expected=0,
     )

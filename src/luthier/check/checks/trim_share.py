@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from luthier.check.columns import Offenders, flat
-from luthier.check.context import CheckContext, Skip
+from luthier.check.context import CheckContext
 from luthier.records import Finding
 from luthier.registry import check
 from luthier.rows import read_batches
@@ -31,9 +31,7 @@ def trim_share(context: CheckContext) -> Iterator[Finding]:
 
     Catalogue: 2, 17, 18
     """
-    rows = context.rows.get("train")
-    if not rows:
-        raise Skip("there are no training rows")
+    rows = context.training_rows()
     max_length = context.recipe.data.max_length
     context.looked_at(f"all {len(rows):,} training rows")
     trimmed, more_than_half = Offenders(context), 0
@@ -47,13 +45,11 @@ def trim_share(context: CheckContext) -> Iterator[Finding]:
         trimmed.add("train", batch.column("id"), gone > 0)
         more_than_half += int((gone > np.diff(flat(batch.column("input_ids"))[0])).sum())
     if trimmed.share > MOST_SHARE:
-        yield Finding(
+        yield trimmed.finding(
             "trim-share",
             "note",
             f"{trimmed} were trimmed to data.max_length {max_length}, "
             f"{more_than_half:,} of them by more than half",
-            trimmed.where,
             "raise data.max_length, if what is cut matters",
-            measured=round(trimmed.share, 4),
-            expected=f"at most {MOST_SHARE}",
+            MOST_SHARE,
         )

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from luthier.check.columns import marked
 from luthier.check.context import CheckContext, Skip
-from luthier.check.row_ends import cut_lengths, offenders, pile, row_ends
+from luthier.check.row_ends import cut_lengths, pile, row_ends
 from luthier.records import Finding, Severity
 from luthier.registry import check
 
@@ -44,9 +45,7 @@ def truncation(context: CheckContext) -> Iterator[Finding]:
     if not lengths:
         return
     full = {split: e.lengths == lengths.get(split, -1) for split, e in ends.items()}
-    stubs = offenders(
-        context, {s: full[s] & e.trained & ~e.stopped & ~e.mislabelled for s, e in ends.items()}
-    )
+    stubs = marked(context, {s: full[s] & e.trained & ~e.stopped & ~e.mislabelled for s, e in ends.items()})
     shorter = sum(int((e.trained & ~full[s]).sum()) for s, e in ends.items() if s in lengths)
     good = sum(int((e.stopped & ~full[s]).sum()) for s, e in ends.items() if s in lengths)
     all_at = sum(int(marks.sum()) for marks in full.values())
@@ -72,14 +71,14 @@ def truncation(context: CheckContext) -> Iterator[Finding]:
 
 def _classes(context: CheckContext) -> Iterator[Finding]:
     lengths = {split: rows.lengths() for split, rows in context.rows.items()}
-    context.looked_at(f"all {sum(map(len, lengths.values())):,} rows")
+    context.looked_at()
     joined = np.concatenate([*lengths.values(), np.empty(0, np.int64)])
     length = pile(joined)
     others = np.bincount(joined)[:length].max(initial=0)
     # Texts made by a pattern have few lengths, and many rows of each.
     if length is None or not others or (joined == length).sum() < 2 * others:
         return
-    full = offenders(context, {split: n == length for split, n in lengths.items()})
+    full = marked(context, {split: n == length for split, n in lengths.items()})
     yield Finding(
         "truncation",
         "warning" if full.share >= ERROR_SHARE else "note",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from luthier.check.columns import Offenders, batches, flat
+from luthier.check.columns import Offenders, batches, count, flat
 from luthier.check.context import CheckContext, Skip
 from luthier.models.forward import base_model
 from luthier.records import Finding, Severity
@@ -92,8 +92,7 @@ def _in_data(context: CheckContext, name: str, layer: Any, kinds: dict[int, str]
             used[offsets[1:][np.diff(offsets) > 0] - 1] = (
                 False  # nothing is predicted from the last token of a row
             )
-        counted = np.concatenate([[0], np.cumsum(used)])
-        holding.add(split, batch.column("id"), np.diff(counted[offsets]) > 0)
+        holding.add(split, batch.column("id"), count(used, offsets[:-1], offsets[1:]) > 0)
         total += np.bincount(np.searchsorted(ids_of, ids[used]), minlength=len(ids_of))
     present = ids_of[total > 0].tolist()
     if not present:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from luthier.check.columns import Offenders, batches, flat
+from luthier.check.columns import Offenders, batches, count, flat
 from luthier.check.context import CheckContext, RunContext
 from luthier.records import Finding, Severity
 from luthier.registry import check
@@ -37,9 +37,7 @@ def untrained_row(context: CheckContext) -> Iterator[Finding]:
     num_full = 0
     for split, batch in batches(context, "id", "loss_weights"):
         offsets, weights = flat(batch.column("loss_weights"))
-        counted = np.concatenate([[0], np.cumsum(weights != 0)])
-        behind_first = np.minimum(offsets[:-1] + 1, offsets[1:])
-        bad = counted[offsets[1:]] == counted[behind_first]
+        bad = count(weights != 0, np.minimum(offsets[:-1] + 1, offsets[1:]), offsets[1:]) == 0
         untrained.add(split, batch.column("id"), bad)
         num_full += int((bad & (np.diff(offsets) == longest)).sum())
     if not untrained.count:
@@ -52,17 +50,14 @@ def untrained_row(context: CheckContext) -> Iterator[Finding]:
         why = f"; {num_full:,} of them have {longest:,} tokens, the longest length there is: the prompt fills it"
     elif untrained.share == 1:
         why = ": the mask finds no answer in any row"
-    yield Finding(
+    yield untrained.finding(
         "untrained-row",
         severity,
         f"{untrained} have no trained token behind their first token{why}",
-        untrained.where,
         context.fix(
             "look at one of them with `luthier show`: the task gives no span a weight, or trimming took it",
             f"a max_length over {longest}, or cut the beginning of the prompt"
             if cut
             else "drop them, and see why: the answer was cut off, or the mask did not find it",
         ),
-        measured=untrained.count,
-        expected=0,
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luthier.check.as_before import unchanged
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import unchanged
-from luthier.check.steps import only_trained, restrict, said, set_gradients, step_rows
+from luthier.check.steps import only_trainable, only_trained, restrict, said, set_gradients, step_rows
 from luthier.records import Finding
 from luthier.registry import check
 
@@ -64,8 +64,7 @@ def update_size(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 72
     """
     model, training = context.model, context.training
-    if not any(p.requires_grad for p in model.parameters()):
-        raise Skip("nothing is trainable (see gradients)")
+    only_trainable(model)
     rows = step_rows(context, NUM_ROWS, MAX_TOKENS)
     with unchanged(model):
         step = training.step([[row.index for row in rows]], MAX_TOKENS)
@@ -74,8 +73,6 @@ def update_size(context: CheckContext) -> Iterator[Finding]:
             raise Skip("the gradients are not finite (see gradients)")
         optimizer = training.optimizer()
         chosen = restrict(optimizer, MOST_BYTES, model.parameters())
-        if not chosen:
-            raise Skip("the optimizer holds none of the model's parameters (see parameter-groups)")
         set_gradients(model, step, training.plan.max_gradient_norm)
         before = [p.detach().clone() for p in chosen]
         optimizer.step()

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from luthier.check.columns import Offenders, batches, flat
+from luthier.check.columns import Offenders, batches, count, flat
 from luthier.check.context import CheckContext, Skip
 from luthier.check.model_rows import embedding_rows
 from luthier.records import Finding
@@ -40,12 +38,11 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
             (outside, (ids < 0) | (ids >= size)),
             (unnamed, (ids >= tokens) & (ids < size) & (tokens > 0)),
         ):
-            counted = np.concatenate([[0], np.cumsum(bad)])
-            found.add(split, batch.column("id"), np.diff(counted[offsets]) > 0)
+            found.add(split, batch.column("id"), count(bad, offsets[:-1], offsets[1:]) > 0)
         smallest, largest = min(smallest, int(ids.min(initial=0))), max(largest, int(ids.max(initial=-1)))
     if outside.count:
         yield _outside(context, outside, smallest, largest, size)
-    if known > size:
+    if known > size > largest:
         yield Finding(
             "vocabulary",
             "error",
@@ -56,14 +53,11 @@ def vocabulary(context: CheckContext) -> Iterator[Finding]:
             expected=f"at most {size}",
         )
     if unnamed.count:
-        yield Finding(
+        yield unnamed.finding(
             "vocabulary",
             "warning",
             f"{unnamed} hold ids from {tokens} to {size - 1}, for which the model has an embedding and the tokenizer no token",
-            unnamed.where,
             "take the tokenizer that the rows were made with, or the one that belongs to the model",
-            measured=unnamed.count,
-            expected=0,
         )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from luthier.check.context import CheckContext, Skip
-from luthier.check.origin import is_added, plain_name, shown, unloaded
+from luthier.check.context import CheckContext, Skip, shown
+from luthier.check.origin import is_added, plain_name, unloaded
 from luthier.models.forward import base_model
 from luthier.records import Finding
 from luthier.registry import check
@@ -49,8 +49,16 @@ def weights(context: CheckContext) -> Iterator[Finding]:
     context.looked_at(f"{len(named):,} parameters of {sum(p.numel() for p in named.values()):,} numbers")
     faults: dict[str, list[str]] = {"broken": [], "huge": [], "constant": [], "zero": []}
     largest = 0.0
+    base = base_model(model)
+    rows = list(_rows(context))
+    # A head for classes is class-head's, and of an embedding its rows are named.
+    heads = [m for m in base.children() if context.objective != "tokens" and m is not base.base_model]
+    named_below = {id(p) for head in heads for p in head.parameters()}
+    named_below |= {id(matrix) for matrix, finding in rows if finding.severity == "error"}
     for name, parameter in named.items():
         kind, size = _fault(name, parameter)
+        if kind in ("broken", "huge") and id(parameter) in named_below:
+            continue
         if kind:
             faults[kind].append(name)
             largest = max(largest, size)
@@ -66,7 +74,7 @@ def weights(context: CheckContext) -> Iterator[Finding]:
                 measured=len(names),
                 expected=0,
             )
-    yield from _rows(context)
+    yield from (finding for _, finding in rows)
     yield from _unloaded(context)
 
 
@@ -109,8 +117,8 @@ def _fault(name: str, parameter: Tensor) -> tuple[str, float]:
 
 
 @torch.no_grad()
-def _rows(context: CheckContext) -> Iterator[Finding]:
-    """Rows of the embeddings that are much longer than the others; those that are not finite are named too."""
+def _rows(context: CheckContext) -> Iterator[tuple[Tensor, Finding]]:
+    """Embeddings of which rows are much longer than the others or not finite, unless most are."""
     base = base_model(context.model)
     layers = {"input": base.get_input_embeddings(), "output": base.get_output_embeddings()}
     known: list[Tensor] = []
@@ -132,23 +140,26 @@ def _rows(context: CheckContext) -> Iterator[Finding]:
             if worst < math.inf
             else "not finite"
         )
-        yield Finding(
-            "weights",
-            "warning" if worst < math.inf else "error",
-            f"{len(bad)} of {len(lengths):,} rows of the {side} embedding are {how}: ids {shown(list(map(str, bad.tolist())), 5)}{_used(context, bad)}",
-            f"model {context.model_name}",
-            context.fix(
-                "name added tokens in model.new_tokens, whose rows start as the mean of the others",
-                "model.resize_token_embeddings(len(tokenizer), mean_resizing=True), or copy the mean of the other rows",
+        yield (
+            matrix,
+            Finding(
+                "weights",
+                "warning" if worst < math.inf else "error",
+                f"{len(bad)} of {len(lengths):,} rows of the {side} embedding are {how}: ids {shown(list(map(str, bad.tolist())), 5)}{_used(context, bad)}",
+                f"model {context.model_name}",
+                context.fix(
+                    "name added tokens in model.new_tokens, whose rows start as the mean of the others",
+                    "model.resize_token_embeddings(len(tokenizer), mean_resizing=True), or copy the mean of the other rows",
+                ),
+                measured=len(bad),
+                expected=0,
             ),
-            measured=len(bad),
-            expected=0,
         )
 
 
 def _used(context: CheckContext, ids: Tensor) -> str:
     """In how many of a few training rows they occur."""
-    rows = list(context.spread("train", 200)) if "train" in context.rows else []
+    rows = list(context.spread("train", 200))
     wanted = set(ids.tolist())
     count = sum(not wanted.isdisjoint(map(int, row.input_ids)) for row in rows)
     return f", in {count} of {len(rows)} training rows" if rows else ""

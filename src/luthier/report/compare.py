@@ -254,7 +254,7 @@ def _facts(runs: Sequence[RunFolder], scores: Sequence[Mapping[str, Any]]) -> di
     facts: dict[str, list[str]] = {"test rows": [f"{score['num_rows']:,}" for score in scores]}
     for run in runs:
         past = history.read(run)
-        key = history.key_figures(past, history.smooth(past.series("loss"), 21))
+        key = history.key_figures(past)
         facts.setdefault("best validation loss", []).append(sections.number(key.eval_best, "nats"))
         facts.setdefault("steps", []).append("–" if key.last_step is None else f"{key.last_step:,}")
         facts.setdefault("tokens", []).append(sections.short(key.tokens))

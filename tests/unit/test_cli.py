@@ -563,6 +563,13 @@ def test_show_one_row_by_its_id(luthier, prepared):
     assert luthier("show", prepared.path, "--split", "dev").exit_code == 2
 
 
+@pytest.mark.parametrize("given", [("--prompt", "\udcff"), ("--prompt-file", "."), ()])
+def test_a_prompt_that_is_no_text_is_a_mistake(luthier, prepared, given):
+    done = luthier("generate", prepared.path, *given, input=b"\xff")
+    assert done.exit_code == 2 and "the prompt cannot be read" in done.stderr
+    assert luthier("generate", prepared.path, "--prompt", "a", "--prompt-file", "b").exit_code == 2
+
+
 def test_show_of_other_settings_prepares_anew(luthier, prepared, stage):
     seen = []
     stage("prepare", lambda read, place: seen.append(read.data.max_length))
@@ -695,11 +702,13 @@ def test_init_with_a_folder_of_code_writes_a_recipe_that_reads_it(luthier, tmp_p
     assert luthier("init", "repair", "--data", "code").exit_code == 0
     planted = recipe_file.load("repair.yaml").data.source
     assert planted["code"]["include"] == ["**/*.py"] and list(recipe.build("source", planted).records())
-    assert luthier("init", "instruction", "--data", "code/a.java").exit_code == 0
-    assert recipe_file.load("instruction.yaml").data.source["path"] == "code/a.java"
+    write_text(tmp_path / "rows.jsonl", "{}\n")
+    assert luthier("init", "instruction", "--data", "*.jsonl").exit_code == 0
+    assert recipe_file.load("instruction.yaml").data.source["path"] == "*.jsonl"
     (tmp_path / "empty").mkdir()
-    for nothing in ("nowhere", "empty"):
-        assert luthier("init", "line-completion", "other.yaml", "--data", nothing).exit_code == 2
+    for task, nothing in (("line-completion", "nowhere"), ("line-completion", "empty"), ("ontology", "code")):
+        done = luthier("init", task, "other.yaml", "--data", nothing)
+        assert done.exit_code == 2 and not Path("other.yaml").exists(), done.output
 
 
 def test_init_overwrites_nothing(luthier, tmp_path):

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from luthier import registry
 from luthier.errors import UserError, UserErrors
-from luthier.recipe import Data, Recipe, validate
+from luthier.recipe import Data, Recipe, build, validate
 from luthier.sources.code import LANGUAGES
 
 SCHEMA_FILE = "luthier-schema.json"
@@ -24,6 +24,7 @@ _WIDTH = 110
 # Where a newcomer gets something to run at once; other tasks begin with a file of rows.
 _SOURCES: dict[str, dict[str, Any]] = {"line-completion": {"type": "stdlib"}}
 _ROWS = {"type": "files", "path": "rows.jsonl"}
+_FROM_CODE = ("line-completion", "language-modelling", "repair")
 # What is no code, although it lies among it.
 _NO_CODE = {"css", "html", "json", "markdown", "restructuredtext", "tex", "toml", "xml", "yaml"}
 _NOT_ONES_OWN = ("node_modules", "site-packages")
@@ -72,15 +73,14 @@ def recipe_for(task: str, file: str, data: str | None = None) -> str:
 
 
 def _own(task: str, data: str) -> dict[str, Any]:
-    """The source of a task for somebody's own folder or file."""
+    """The source of a task for somebody's own folder of code, or files of rows."""
     place = Path(data).expanduser()
-    if not place.exists():
-        raise UserError(f"there is no {data}", "--data", "name a folder of code, or a file of rows")
-    if task == "repair" and place.is_dir():
-        return {"type": "mutations", "code": {"type": "code", "path": data, "include": _globs(place)}}
-    if task in ("line-completion", "language-modelling") and place.is_dir():
-        return {"type": "code", "path": data, "include": _globs(place)}
-    return {"type": "files", "path": data}
+    if place.is_dir() and task in _FROM_CODE:
+        code = {"type": "code", "path": data, "include": _globs(place)}
+        return {"type": "mutations", "code": code} if task == "repair" else code
+    rows = {"type": "files", "path": data}
+    build("source", rows, "--data").inputs()  # says what cannot be read
+    return rows
 
 
 def _globs(folder: Path) -> list[str]:

@@ -74,9 +74,9 @@ def test_other_rows_are_shown_but_not_tested(tmp_path: Path, changed: dict[str, 
 def test_one_run_or_one_without_scores_is_the_users_mistake(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     with pytest.raises(UserError, match="two or more"):
-        compare.compare([run])
+        compare.compare([run], paired)
     with pytest.raises(UserError, match=r"scores\.json is not there yet"):
-        compare.compare([run, write_run(tmp_path / "b", stage="train")])
+        compare.compare([run, write_run(tmp_path / "b", stage="train")], paired)
 
 
 def bootstrap(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

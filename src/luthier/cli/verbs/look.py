@@ -120,16 +120,16 @@ def _given(what: str, text: str | None, file: Path | None) -> str:
     """A prompt or suffix: an option's value, a file's content or standard input."""
     if text is not None and file is not None:
         raise UserError(f"{what} is given twice", f"--{what} and --{what}-file", "keep one")
-    if text is not None:
-        return text
-    if file is None and sys.stdin.isatty():
-        screen.err().print(Text(f"the {what}, then Ctrl-D:", "dim"))
+    where = f"--{what}" if text is not None else str(file or "standard input")
     try:
-        return (
-            file.read_text(encoding="utf-8") if file is not None else sys.stdin.buffer.read().decode("utf-8")
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        where = str(file) if file is not None else "standard input"
+        if text is not None:
+            return text.encode("utf-8").decode()  # an argument that is no UTF-8 comes with lone surrogates
+        if file is not None:
+            return file.read_text(encoding="utf-8")
+        if sys.stdin.isatty():
+            screen.err().print(Text(f"the {what}, then Ctrl-D:", "dim"))
+        return sys.stdin.buffer.read().decode("utf-8")
+    except (OSError, UnicodeError) as error:
         raise UserError(
             f"the {what} cannot be read: {error}", where, "give readable text in UTF-8"
         ) from error

@@ -104,7 +104,7 @@ def init(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Your own: a folder of code, for completion, language modelling and repair, or a file of rows.",
+            help="Your own: a folder of code, for line-completion, language-modelling and repair, or a file of rows.",
             show_default=False,
         ),
     ] = None,

@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-class UserError(Exception):
-    """A mistake of the user, with what is needed to mend it.
-
-    The arguments are positional, so that the error survives pickling between processes.
-
-    Args:
-        what: The problem, with the measured value.
-        where: Recipe key, ``file:line`` or row id.
-        fix: Something to copy or do.
-    """
+class _Said(Exception):
+    """Something to tell a person; the arguments are positional, so that it survives pickling between processes."""
 
     def __init__(self, what: str, where: str, fix: str) -> None:
         super().__init__(what, where, fix)
@@ -22,6 +14,16 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
+
+
+class UserError(_Said):
+    """A mistake of the user, with what is needed to mend it (exit code 2).
+
+    Args:
+        what: The problem, with the measured value.
+        where: Recipe key, ``file:line`` or row id.
+        fix: Something to copy or do.
+    """
 
 
 class UserErrors(UserError):
@@ -39,7 +41,7 @@ class UserErrors(UserError):
         return "\n\n".join(str(error) for error in self.errors)
 
 
-class Refused(Exception):
+class Refused(_Said):
     """A gate says no: the input is well-formed, but the run should not go on (exit code 1).
 
     Args:
@@ -47,13 +49,6 @@ class Refused(Exception):
         where: The check, or the file that holds the details.
         fix: How to go on.
     """
-
-    def __init__(self, what: str, where: str, fix: str) -> None:
-        super().__init__(what, where, fix)
-        self.what, self.where, self.fix = what, where, fix
-
-    def __str__(self) -> str:
-        return f"{self.what}\n  where: {self.where}\n  fix:   {self.fix}"
 
 
 class Interrupted(Refused):

@@ -6,68 +6,26 @@ modules are imported where they are used, so that naming a stage does not load t
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 from luthier import recipe as recipes
-from luthier import recipe_file, registry, stages
-from luthier.environment import environment
+from luthier import registry, stages
 from luthier.errors import Refused, UserError
-from luthier.recipe import Classifier, Recipe
-from luthier.run_folder import (
-    RunFolder,
-    hash_value,
-    logger,
-    read_json,
-    user_disk_errors,
-    write_json,
-    write_text,
-)
+from luthier.finished import is_done, key_of, keys_of, note_done, other_training, start_key, train_key
+from luthier.opening import AnyRecipe, Progress, open_run, read, writes
+from luthier.recipe import Recipe
+from luthier.run_folder import RunFolder, logger, read_json, user_disk_errors, write_json
+from luthier.staged import by_stage
+from luthier.stages import settled
 
 if TYPE_CHECKING:
     from luthier.check.context import RunContext
     from luthier.models.engine import Engine
     from luthier.rows import Rows
     from luthier.train.rehearsal import Rehearsal
-
-Progress = Callable[[str, int, int | None], None]
-# Settings of training that may differ when it goes on.
-_CHANGES_NO_STEP = ("stop_on", "sharding", "trackers")
-AnyRecipe = Recipe | str | Path | Mapping[str, Any]
-Verb = TypeVar("Verb", bound=Callable[..., RunFolder])
-
-
-def _by_stage(verb: Verb) -> Verb:
-    """A verb that does a recipe with ``stages`` stage by stage, in order, each in a run folder of its own."""
-
-    @functools.wraps(verb)
-    def each(
-        recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, **options: Any
-    ) -> RunFolder:
-        whole = read(recipe, *overrides)
-        if not whole.stages:
-            return verb(whole, folder=folder, **options)
-        place = RunFolder(folder or Path("runs") / whole.name)
-        _begin(whole, place)
-        for name, own in place.trainings().items():
-            logger.info("stage %s", name)
-            with _log_in(own):
-                verb(recipes.stage(whole, name), folder=own.path, **options)
-            if verb.__name__ == "evaluate" and writes():
-                _measure_forgetting(place, name, options.get("progress"))
-        if verb.__name__ == "report" and writes():
-            from luthier.report import stages as page
-
-            with user_disk_errors(place.path):
-                page.write(place, whole)
-        return place
-
-    return cast(Verb, each)
 
 
 def run(
@@ -95,7 +53,7 @@ def run(
     return report(recipe, *overrides, folder=folder, progress=progress)
 
 
-@_by_stage
+@by_stage
 def prepare(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
@@ -103,14 +61,14 @@ def prepare(
     from luthier.models.load import load_tokenizer
     from luthier.prepare.build import prepare as build
 
-    recipe, place = _open(recipe, overrides, folder)
+    recipe, place = open_run(recipe, overrides, folder)
     with user_disk_errors(place.path):
         if not build(recipe, place, load_tokenizer(recipe.model), progress=progress):
             logger.info("prepare: skipped, nothing has changed")
     return place
 
 
-@_by_stage
+@by_stage
 def check(
     recipe: AnyRecipe,
     *overrides: str,
@@ -130,20 +88,20 @@ def check(
     refuse_unavailable(recipe.train)
     place = prepare(recipe, folder=folder, progress=progress)
     recipe = settled(recipe, place)
-    key = _key(
+    key = key_of(
         place,
         recipe,
         *("task", "model", "data", "train", "check", "seed"),
         code=registry.registered("check"),
-        before=_start(recipe),
+        before=start_key(recipe),
     )
-    if _done(place, "check", key, place.findings):
+    if is_done(place, "check", key, place.findings):
         return place
     context = RunContext(recipe, place, _rehearsal, quick=quick)
     with user_disk_errors(place.path):
         report = run_checks(context, waived=recipe.check.waive, progress=progress)
         write_json(place.findings, report.to_dict())
-        _note_done(place, "check", "quick" if quick else key)
+        note_done(place, "check", "quick" if quick else key)
     logger.info("check: %d findings, %d passed", len(report.findings), len(report.passed))
     return place
 
@@ -154,7 +112,7 @@ def _rehearsal(context: RunContext) -> Rehearsal:
     return Rehearsal(context.recipe, context.run, lambda: context.model, lambda: context.tokenizer)
 
 
-@_by_stage
+@by_stage
 def train(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
@@ -166,8 +124,9 @@ def train(
     from luthier.train import loop as training
     from luthier.train.ranks import Ranks
 
-    place = RunFolder(folder or Path("runs") / read(recipe, *overrides).name)
-    if name := stages.waits_for(read(recipe, *overrides).model, place):
+    recipe = read(recipe, *overrides)
+    place = RunFolder(folder or Path("runs") / recipe.name)
+    if name := stages.waits_for(recipe.model, place):
         raise UserError(
             f"the stage {name!r} that this one goes on from is not trained",
             str(place.beside(name).path),
@@ -175,8 +134,8 @@ def train(
         )
     ranks = Ranks()
     with ranks.together(), ranks.one_after_the_first():
-        place = check(recipe, *overrides, folder=folder, progress=progress)
-    recipe = settled(read(recipe, *overrides), place)
+        place = check(recipe, folder=folder, progress=progress)
+    recipe = settled(recipe, place)
     findings = read_json(place.findings)
     if not findings["ok"]:
         errors = [
@@ -189,11 +148,11 @@ def train(
             str(place.findings),
             f"mend them ({errors[0]['fix']}), or waive one by name: check.waive=[{errors[0]['check']}]",
         )
-    key = _train_key(place, recipe)
-    if _done(place, "train", key, place.result()):
+    key = train_key(place, recipe)
+    if is_done(place, "train", key, place.result()):
         return place
-    if place.result() and _stages(place).get("train") is not None:  # a result without a note was cut off here
-        raise _other_training(place, "data or start")
+    if place.result() and keys_of(place).get("train") is not None:  # a result without a note was cut off here
+        raise other_training(place, "data or start")
     tokenizer = load_tokenizer(recipe.model)
     sharding = recipe.train.sharding if ranks.count > 1 else "none"
     model = load_model(
@@ -241,7 +200,7 @@ def train(
             save_trained(model, tokenizer, place, recipe.model, state)
             if form := recipes.build("task", recipe.task).identity(tokenizer):
                 write_json(place.form(), form)
-            _note_done(place, "train", key)
+            note_done(place, "train", key)
         ranks.wait()
     logger.info("train: %d steps, best at step %s", end.step, end.best_step)
     return place
@@ -288,7 +247,7 @@ def _engine(
     return found
 
 
-@_by_stage
+@by_stage
 def evaluate(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
@@ -303,11 +262,12 @@ def evaluate(
         return place
     recipe = settled(read(recipe, *overrides), place)
     task = recipes.build("task", recipe.task)
-    code, before = registry.registered("metric"), _train_key(place, recipe)
+    code, before = registry.registered("metric"), train_key(place, recipe)
     keys = {
-        j: _key(place, j.seen(recipe), "evaluate", "seed", code=code, before=before) for j in judges.of(task)
+        j: key_of(place, j.seen(recipe), "evaluate", "seed", code=code, before=before)
+        for j in judges.of(task)
     }
-    waiting = {j: key for j, key in keys.items() if not _done(place, j.name, key, j.result(place))}
+    waiting = {j: key for j, key in keys.items() if not is_done(place, j.name, key, j.result(place))}
     if not waiting:
         return place
     if not place.rows("test").is_file() or not len(Rows(place.rows("test"))):
@@ -321,11 +281,11 @@ def evaluate(
     with user_disk_errors(place.path):
         for judge, key in waiting.items():
             judge.judge(Judging(recipe, place, task, tokenizer, models, key, progress))
-            _note_done(place, judge.name, key)
+            note_done(place, judge.name, key)
     return place
 
 
-@_by_stage
+@by_stage
 def report(
     recipe: AnyRecipe, *overrides: str, folder: str | Path | None = None, progress: Progress | None = None
 ) -> RunFolder:
@@ -334,7 +294,7 @@ def report(
     from luthier.report import classes, curves, page
     from luthier.rows import Rows
 
-    recipe, place = _open(recipe, overrides, folder)
+    recipe, place = open_run(recipe, overrides, folder)
     if not writes():
         return place
     with user_disk_errors(place.path):
@@ -397,9 +357,7 @@ def _repair_by_checkpoint(recipe: Recipe, place: RunFolder, progress: Progress |
     from luthier.train import checkpoint
 
     recipe = settled(recipe, place)
-    losses = {
-        row["step"]: row["eval_loss"] for row in read_jsonl(place.history) if row.get("eval_loss") is not None
-    }
+    losses = {row["step"]: row["eval"]["loss"] for row in read_jsonl(place.history) if "eval" in row}
     entries = []
     for step in checkpoint.steps(place):
         path = place.checkpoints / f"step-{step}"
@@ -438,193 +396,3 @@ def _repair_by_checkpoint(recipe: Recipe, place: RunFolder, progress: Progress |
         place.repair / "checkpoints.json", {"by": last, "best_step": best["step"], "checkpoints": entries}
     )
     return place.repair
-
-
-def read(recipe: AnyRecipe, *overrides: str) -> Recipe:
-    """The validated recipe, whatever form it came in."""
-    if isinstance(recipe, Recipe) and not overrides:
-        return recipe
-    if isinstance(recipe, str | Path):
-        return recipe_file.load(recipe, overrides)
-    tree = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
-    return recipe_file.with_overrides(tree, overrides)
-
-
-def settled(recipe: Recipe, place: RunFolder) -> Recipe:
-    """The recipe of a run in its folder: that decides where its model lies, and which classes a head has."""
-    model = stages.in_run(recipe.model, place)
-    if place.labels.is_file():
-        head = recipes.build("task", recipe.task).head(read_json(place.labels)["names"])
-        if head is not None:
-            model = Classifier(**{**model.model_dump(), "head": head})
-    return recipe.model_copy(update={"model": model})
-
-
-def _make_start(recipe: Recipe, place: RunFolder) -> None:
-    """Writes the random model that a run starts from, unless it lies there already."""
-    from luthier.models import scratch
-    from luthier.prepare.raw import read_records
-    from luthier.records import Record
-
-    if recipe.model.scratch is None:
-        return
-    source = recipes.build("source", recipe.data.source, "recipe key data.source")
-    key = hash_value(
-        [recipe.model.scratch.model_dump(mode="json"), recipe.data.source, source.fingerprint(), recipe.seed]
-    )
-    if _done(place, "start", key, place.start):
-        return
-    task = recipes.build("task", recipe.task, "recipe key task")
-    records = read_records(recipe.data.source, "recipe key data.source")
-    texts = (task.duplicate_text(record) for record in records if isinstance(record, Record))
-    scratch.make(recipe.model.scratch, texts, place.start, recipe.seed)
-    _note_done(place, "start", key)
-
-
-def _open(recipe: AnyRecipe, overrides: Sequence[str], folder: str | Path | None) -> tuple[Recipe, RunFolder]:
-    """The recipe and its run folder, with the resolved recipe, environment and log in place."""
-    given = read(recipe, *overrides)
-    place = RunFolder(folder or Path("runs") / given.name)
-    recipe = settled(given, place)
-    place.create()
-    _refuse_other_recipe(place, recipe)
-    with user_disk_errors(place.path):
-        write_text(place.recipe, recipe_file.dump(given))
-        if not place.environment.is_file():
-            write_json(place.environment, environment(recipe.seed))
-        _log_to(place)
-        _make_start(recipe, place)
-    return recipe, place
-
-
-def _log_to(place: RunFolder) -> None:
-    if any(getattr(h, "baseFilename", "") == str(place.log.resolve()) for h in logger.handlers):
-        return
-    handler = logging.FileHandler(place.log.resolve(), encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    if writes():  # the others say only what is theirs
-        logger.setLevel(logging.INFO)
-
-
-@contextmanager
-def _log_in(place: RunFolder) -> Iterator[None]:
-    """A block after which nothing more is logged in a stage's folder."""
-    try:
-        yield
-    finally:
-        for handler in list(logger.handlers):
-            if getattr(handler, "baseFilename", "") == str(place.log.resolve()):
-                logger.removeHandler(handler)
-                handler.close()
-
-
-def _begin(whole: Recipe, place: RunFolder) -> None:
-    """Writes the recipe with its stages, and what changes from one to the next."""
-    place.create()
-    with user_disk_errors(place.path):
-        _log_to(place)
-        write_text(place.recipe, recipe_file.dump(whole))
-        write_json(place.changes, stages.changes(whole))
-
-
-def _measure_forgetting(place: RunFolder, name: str, progress: Progress | None) -> None:
-    """Adds to ``forgetting.json`` what a stage's model scores on the test rows of each stage before it."""
-    from luthier.evaluate import forgetting
-
-    folders = place.trainings()
-    later = folders[name]
-    known = read_json(place.forgetting) if place.forgetting.is_file() else []
-    for earlier in list(folders)[: list(folders).index(name)]:
-        own = folders[earlier]
-        key = hash_value([_stages(own)["evaluate"], _stages(later)["train"]])
-        pair = {"stage": earlier, "after": name}
-        if any(entry["key"] == key for entry in known if pair.items() <= entry.items()):
-            continue
-        sides = [(settled(recipe_file.load(one.recipe), one), one) for one in (own, later)]
-        with user_disk_errors(place.path):
-            found = forgetting.measure(*sides[0], *sides[1], progress)
-            known = [entry for entry in known if not pair.items() <= entry.items()]
-            known.append({**pair, "key": key, **found})
-            write_json(place.forgetting, known)
-
-
-def writes() -> bool:
-    """Whether this is the process, of several that torchrun started, that does what needs doing once."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _key(
-    place: RunFolder, recipe: Recipe, *parts: str, code: Mapping[str, Any] | None = None, before: str = ""
-) -> str:
-    tree = recipe.model_dump(mode="json")
-    for name in _CHANGES_NO_STEP:
-        tree["train"].pop(name)
-    if recipe.model.scratch is not None or _trained_by(recipe) is not None:
-        tree["model"].pop("name")  # wherever the run folder lies by now
-    if recipe.model.start_from:
-        tree["model"].pop("start_from")  # what is in it counts: `before`
-    sources = {name: registry.code_hash(entry) for name, entry in (code or {}).items()}
-    return hash_value(
-        [read_json(place.manifest)["key"], {part: tree[part] for part in parts}, sources, before]
-    )
-
-
-def _train_key(place: RunFolder, recipe: Recipe) -> str:
-    return _key(place, recipe, "task", "model", "train", "seed", before=_start(recipe))
-
-
-def _start(recipe: Recipe) -> str:
-    """Hash of the training that this one goes on from; nothing if it begins anew."""
-    if recipe.model.start_from:
-        from luthier.models.start import start_hash
-
-        return start_hash(recipe.model)
-    earlier = _trained_by(recipe)
-    return "" if earlier is None else _stages(earlier).get("train", "")
-
-
-def _trained_by(recipe: Recipe) -> RunFolder | None:
-    """The run that has trained, as a whole, the model that this one begins with; None for any other model."""
-    run = RunFolder(Path(recipe.model.name).parent)
-    return run if recipe.model.name == str(run.model) and run.stages.is_file() else None
-
-
-def _done(place: RunFolder, stage: str, key: str, result: Path | None) -> bool:
-    done = _stages(place).get(stage) == key and result is not None and result.exists()
-    if done:
-        logger.info("%s: skipped, nothing has changed", stage)
-    return done
-
-
-def _note_done(place: RunFolder, stage: str, key: str) -> None:
-    write_json(place.stages, _stages(place) | {stage: key})
-
-
-def _stages(place: RunFolder) -> dict[str, str]:
-    """The key with which each finished stage ran."""
-    stages: dict[str, str] = read_json(place.stages) if place.stages.is_file() else {}
-    return stages
-
-
-def _refuse_other_recipe(place: RunFolder, recipe: Recipe) -> None:
-    """A folder that holds training belongs to its recipe: nothing in it is replaced by what another one asks for."""
-    if not place.recipe.is_file() or not (place.result() or any(place.checkpoints.glob("step-*"))):
-        return
-    old = settled(recipe_file.load(place.recipe), place).model_dump(mode="json")
-    new = recipe.model_dump(mode="json")
-    for tree in (old, new):
-        tree["data"].pop("num_workers")  # changes no row
-        for name in _CHANGES_NO_STEP:
-            tree["train"].pop(name)
-    differing = [part for part in ("task", "model", "data", "train", "seed") if old[part] != new[part]]
-    if differing:
-        raise _other_training(place, ", ".join(differing))
-
-
-def _other_training(place: RunFolder, differing: str) -> UserError:
-    return UserError(
-        f"this run folder holds training with other settings or data ({differing})",
-        str(place.path),
-        f"name another folder with --run, or delete {place.checkpoints} and {place.result() or place.adapter}",
-    )

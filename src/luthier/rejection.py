@@ -5,18 +5,17 @@ Source: Zelikman et al. 2022, STaR, arXiv:2203.14465, with tests in the place of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier import pipeline, recipe_file
 from luthier.errors import UserError
+from luthier.opening import Progress
 from luthier.recipe import Recipe
 from luthier.records import Record
 from luthier.run_folder import RunFolder, logger, read_json, write_json
 from luthier.sources.repair_rounds import RepairRounds
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def learn(
@@ -41,10 +40,8 @@ def learn(
             "a server's model is not trained here", "recipe key repair.rounds.server", "leave the server out"
         )
     root = place.path / "rejection"
-    writer, folders = (
-        place,
-        [pipeline.repair(recipe, folder=place.path, base=base, rounds=True, progress=progress)],
-    )
+    writer = place
+    folders = [pipeline.repair(recipe, folder=place.path, base=base, rounds=True, progress=progress)]
     entries = [_entry(0, writer, folders)]
     for number in range(1, iterations + 1):
         if not entries[-1]["num_patches"]:

@@ -238,14 +238,27 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a half-written last line, as a crash leaves it, is left out."""
-    if not path.is_file():
-        return []
+    """The objects of a JSONL file; none where there is no file. A half-written last line, as a crash leaves it, is left out.
+
+    Raises:
+        UserError: Another line is no JSON object.
+    """
     rows = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        rows.append(json.loads(line))
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"no object, but {type(row).__name__}")
+        except ValueError as error:
+            if not line.endswith(b"\n"):
+                break
+            raise UserError(
+                f"{path.name} is damaged in line {number}: {error}",
+                f"{path}:{number}",
+                "mend or delete that line",
+            ) from error
+        rows.append(row)
     return rows
 
 

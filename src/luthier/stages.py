@@ -7,8 +7,18 @@ from typing import Any
 
 from luthier import recipe_file
 from luthier.errors import UserError
-from luthier.recipe import STAGE, Model, Recipe, stage
-from luthier.run_folder import RunFolder
+from luthier.recipe import STAGE, Classifier, Model, Recipe, build, stage
+from luthier.run_folder import RunFolder, read_json
+
+
+def settled(recipe: Recipe, place: RunFolder) -> Recipe:
+    """The recipe of a run in its folder: that decides where its model lies, and which classes a head has."""
+    model = in_run(recipe.model, place)
+    if place.labels.is_file():
+        head = build("task", recipe.task).head(read_json(place.labels)["names"])
+        if head is not None:
+            model = Classifier(**{**model.model_dump(), "head": head})
+    return recipe.model_copy(update={"model": model})
 
 
 def in_run(model: Model, run: RunFolder) -> Model:

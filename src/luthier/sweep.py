@@ -54,7 +54,7 @@ def axes(given: Sequence[str]) -> dict[str, list[str]]:
             continue
         try:
             parts = _split(values)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             errors.append(
                 UserError(f"the values of {text!r} are not valid YAML", "option --sweep", "quote them")
             )

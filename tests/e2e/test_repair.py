@@ -153,6 +153,7 @@ def test_checkpoints_are_told_apart_by_what_passes(run: RunFolder) -> None:
     assert result.exit_code == 0, result.output
     found = read_json(run.repair / "checkpoints.json")
     assert [entry["step"] for entry in found["checkpoints"]] == [3] and found["best_step"] == 3
+    assert found["checkpoints"][0]["eval_loss"] == read_jsonl(run.history)[-1]["eval"]["loss"]
     assert found["by"] == "plausible@3" and found["checkpoints"][0]["plausible@1"]["value"] is not None
 
 
@@ -201,9 +202,6 @@ def test_rounds_are_on_the_page_and_in_tables(run: RunFolder) -> None:
     page = run.report.read_text()
     for words in ("tuned-rounds", "round 1, prompt", "plausible by round 1", "found by output"):
         assert words in page, words
-    for wrong in (["--rounds", "2", "--checkpoints"], ["--iterations", "2"]):
-        refused = invoke("repair", str(run.path), *wrong)
-        assert refused.exit_code == 2 or isinstance(refused.exception, UserError), wrong
 
 
 def test_patches_that_pass_are_learned_and_the_loop_goes_on(

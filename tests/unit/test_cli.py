@@ -4,20 +4,23 @@ import errno
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from tests.fixtures import tiny_trainer
 from tests.fixtures.synthetic_run import write_run
 from tests.fixtures.tiny_model import make_tokenizer
+from tests.fixtures.tiny_run import write_code
 from typer.testing import CliRunner
 
-from luthier import cli, pipeline, recipe, recipe_file, registry
+from luthier import cli, opening, pipeline, recipe, recipe_file, registry
 from luthier.check.catalogue import ENTRIES
-from luthier.cli import explained, failures, screen, starter
+from luthier.cli import explained, failures, frame, launching, screen, starter
 from luthier.display.text import duration
 from luthier.encoding.encode import encode
 from luthier.encoding.text_tokenizer import TextTokenizer
@@ -90,6 +93,33 @@ def test_help_names_every_verb_and_the_exit_codes(luthier):
     assert "1 a finding or gate says no" in done.stdout
 
 
+def examples():
+    """The command lines that the help of all verbs and the greeting show, by verb."""
+    commands = typer.main.get_command(cli.app).commands
+    texts = [command.help for command in commands.values()] + [cli.app.info.help, frame._GREETING]
+    for text in texts:
+        for line in re.findall(r"(?<!`)\bluthier ([a-z]+ .*|[a-z]+)$", text, re.M):
+            words = shlex.split(re.split(r"(?<![' ]) {2,}| \| | > |, then", line)[0])
+            yield pytest.param(commands[words[0]], words[1:], id=line)
+
+
+@pytest.mark.parametrize(("command", "words"), list(examples()))
+def test_examples_of_the_help_are_taken(command, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text("name: mine\n")
+    given = command.make_context(command.name, list(words)).params
+    if str(given.get("recipe", "runs/")).startswith("runs/"):
+        return  # a run folder, whose verbs are tested on one
+    _, keys = launching.told_apart(given.get("slurm"), given["overrides"] or ())
+    recipe_file.load(given["recipe"], [*keys, *(text.partition(",")[0] for text in given.get("sweep") or ())])
+
+
+def test_luthier_alone_greets_and_points_on(luthier):
+    done = luthier()
+    assert done.exit_code == 0 and done.stderr == ""
+    assert re.match(r"Luthier \d+\.\d+\.\d+ fine-tunes code language models", done.stdout)
+
+
 def test_version(luthier):
     assert re.fullmatch(r"luthier \d+\.\d+\.\d+\n", luthier("--version").stdout)
 
@@ -149,7 +179,7 @@ def test_ctrl_c_is_1_and_says_what_is_saved(luthier, stage, recipe_yaml, tmp_pat
 
 def test_a_defect_is_3_and_its_traceback_is_in_the_log(luthier, stage, recipe_yaml, tmp_path):
     def defect(read, place):
-        pipeline._open(read, (), place.path)
+        opening.open_run(read, (), place.path)
         raise ZeroDivisionError("a bug of ours")
 
     stage("train", defect)
@@ -175,6 +205,16 @@ def test_limits_of_the_machine_are_no_defects(luthier, stage, recipe_yaml, tmp_p
     done = luthier("run", recipe_yaml, "--run", tmp_path / "out")
     assert done.exit_code == 2
     assert said in done.stderr and "  where: " in done.stderr and "  fix: " in done.stderr
+
+
+def test_a_folder_does_not_hide_the_shipped_recipe_of_its_name(luthier, stage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    stage("report", lambda read, place: seen.append(read.name))
+    (tmp_path / "demo").mkdir()
+    assert luthier("report", "demo").exit_code == 0 and seen == ["demo"]
+    (tmp_path / "other").mkdir()
+    assert luthier("report", "other").exit_code == 2
 
 
 def test_a_missing_file_that_nobody_named_is_a_defect():
@@ -203,7 +243,7 @@ def test_third_parties_warnings_go_to_the_log_only_and_ours_are_shown(luthier, s
     own = str(Path(cli.__file__))
 
     def warn(read, place):
-        pipeline._open(read, (), place.path)
+        opening.open_run(read, (), place.path)
         screen._log_warning("noise", UserWarning, "/usr/lib/other.py", 3)
         screen._log_warning("mind this", UserWarning, own, 3)
         write_run(place.path)
@@ -223,8 +263,8 @@ def write_prepared(run):
 
 def test_the_log_of_one_run_is_not_written_by_the_next(luthier, stage, recipe_yaml, tmp_path):
     def prepare(read, place):
-        pipeline._open(read, (), place.path)
-        pipeline.logger.info("in %s", place.path.name)
+        opening.open_run(read, (), place.path)
+        opening.logger.info("in %s", place.path.name)
         write_prepared(place)
 
     stage("prepare", prepare)
@@ -318,7 +358,7 @@ def test_check_json_is_one_object_and_decides_the_exit(luthier, stage, recipe_ya
     def found(read, place):
         run = write_run(place.path, stage="check")
         write_json(run.findings, read_json(run.findings) | {"ok": ok})
-        pipeline.logger.info("said besides")
+        opening.logger.info("said besides")
 
     stage("check", found)
     done = luthier("check", recipe_yaml, "--json", "--run", tmp_path / "out")
@@ -446,6 +486,18 @@ def test_status_of_a_finished_run_has_no_time_left(luthier, tmp_path):
     assert "time left" not in done.stdout and "trained in" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [("history.jsonl", '{"step": 1}\n{"step\n', "history.jsonl is damaged in line 2"), ("history.jsonl", "3\n", "no object, but int"),
+     ("recipe.yaml", "train: {epochz: 1}", "Extra inputs"), ("recipe.yaml", "train: [1]", "that this version does not take")],
+)  # fmt: skip
+def test_status_of_a_damaged_run_is_a_mistake(luthier, tmp_path, file, text, said):
+    run = write_run(tmp_path, stage="stopped")
+    write_text(run.path / file, text)
+    done = luthier("status", tmp_path)
+    assert done.exit_code == 2 and said in done.stderr and str(run.path / file) in done.stderr
+
+
 def test_status_of_no_run_is_a_mistake(luthier, tmp_path):
     done = luthier("status", tmp_path / "nowhere")
     assert done.exit_code == 2 and "holds no run" in done.stderr
@@ -509,6 +561,32 @@ def test_show_one_row_by_its_id(luthier, prepared):
     done = luthier("show", prepared.path, "--row", "nowhere")
     assert done.exit_code == 2 and "no row 'nowhere'" in done.stderr
     assert luthier("show", prepared.path, "--split", "dev").exit_code == 2
+
+
+@pytest.mark.parametrize("given", [("--prompt", "\udcff"), ("--prompt-file", "."), ()])
+def test_a_prompt_that_is_no_text_is_a_mistake(luthier, prepared, given):
+    done = luthier("generate", prepared.path, *given, input=b"\xff")
+    assert done.exit_code == 2 and "the prompt cannot be read" in done.stderr
+    assert luthier("generate", prepared.path, "--prompt", "a", "--prompt-file", "b").exit_code == 2
+
+
+def test_show_of_other_settings_prepares_anew(luthier, prepared, stage):
+    seen = []
+    stage("prepare", lambda read, place: seen.append(read.data.max_length))
+    assert luthier("show", prepared.path, "data.max_length=32").exit_code == 0
+    assert luthier("show", prepared.path).exit_code == 0
+    assert seen == [32]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--base", "--checkpoints"), ("--checkpoints", "--against", "x"), ("--base", "--candidates", "my.yaml"),
+     ("--candidates", "nowhere"), ("--rounds", "2", "--checkpoints"), ("--iterations", "2")],
+)  # fmt: skip
+def test_repair_refuses_options_that_it_would_leave_out(luthier, recipe_yaml, monkeypatch, tmp_path, options):
+    monkeypatch.chdir(tmp_path)
+    done = luthier("repair", recipe_yaml, *options)
+    assert done.exit_code == 2 and "  where: --" in done.stderr
 
 
 def test_compare_and_its_gate(luthier, tmp_path):
@@ -610,6 +688,27 @@ def test_init_writes_a_recipe_that_validates_and_has_every_key(luthier, tmp_path
         for name in path:
             place = place[name]
         assert set(place) == set(section.model_fields)
+
+
+def test_init_with_a_folder_of_code_writes_a_recipe_that_reads_it(luthier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_code(tmp_path / "code", num_files=3)
+    for name in ("a.java", "page.html", "node_modules/b.c", ".hidden/c.c"):
+        write_text(tmp_path / "code" / name, "int x = 1;\n" * (1 if name == "a.java" else 1000))
+    assert luthier("init", "--data", "code").exit_code == 0
+    options = recipe_file.load("line-completion.yaml").data.source
+    assert (options["type"], options["path"], options["include"]) == ("code", "code", ["**/*.py"])
+    assert len(list(recipe.build("source", options).records())) == 3
+    assert luthier("init", "repair", "--data", "code").exit_code == 0
+    planted = recipe_file.load("repair.yaml").data.source
+    assert planted["code"]["include"] == ["**/*.py"] and list(recipe.build("source", planted).records())
+    write_text(tmp_path / "rows.jsonl", "{}\n")
+    assert luthier("init", "instruction", "--data", "*.jsonl").exit_code == 0
+    assert recipe_file.load("instruction.yaml").data.source["path"] == "*.jsonl"
+    (tmp_path / "empty").mkdir()
+    for task, nothing in (("line-completion", "nowhere"), ("line-completion", "empty"), ("ontology", "code")):
+        done = luthier("init", task, "other.yaml", "--data", nothing)
+        assert done.exit_code == 2 and not Path("other.yaml").exists(), done.output
 
 
 def test_init_overwrites_nothing(luthier, tmp_path):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from luthier import recipe_file, stages
+from luthier import recipe_file, staged, stages
 from luthier.errors import UserError, UserErrors
+from luthier.opening import log_in, open_run
 from luthier.recipe import Recipe, stage, validate
 from luthier.run_folder import RunFolder
 
@@ -154,3 +155,18 @@ def test_a_stage_alone_is_refused(tmp_path: Path) -> None:
     model = stage(validate(TREE), "hard").model
     with pytest.raises(UserError, match="'plain' that this one goes on from has not begun"):
         stages.in_run(model, RunFolder(tmp_path / "stages" / "hard"))
+
+
+def test_a_folder_holds_one_training_or_stages(tmp_path: Path) -> None:
+    recipe = validate(TREE)
+    single, several = RunFolder(tmp_path / "single"), RunFolder(tmp_path / "several")
+    single.adapter.mkdir(parents=True)
+    with pytest.raises(UserError, match="one training, and the recipe has stages"):
+        staged._begin(recipe, single)
+    assert not single.recipe.exists()
+    with log_in(several):
+        staged._begin(recipe, several)
+        before = several.recipe.read_text()
+        with pytest.raises(UserError, match="training stages of another recipe"):
+            open_run(recipe.model_copy(update={"stages": {}}), (), several.path)
+    assert several.recipe.read_text() == before

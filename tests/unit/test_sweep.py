@@ -36,7 +36,7 @@ def test_values_are_cut_at_their_own_commas() -> None:
     ("given", "what"),
     [("train.epochs", "is not key=value,value"), ("=1,2", "is not key"), ("a b=1", "is not key"), ("seed=", "has no values"),
      ("seed=1,1", "the same value twice"), ("seed=[1,2", "not valid YAML"), ("seed=1],[2", "not valid YAML"),
-     ("seed=1 # 2", "not valid YAML")],
+     ("seed=1 # 2", "not valid YAML"), (f"seed={'[' * 5000}", "not valid YAML")],
 )  # fmt: skip
 def test_axes_that_cannot_be(given: str, what: str) -> None:
     with pytest.raises(UserError, match=what):

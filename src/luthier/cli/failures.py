@@ -39,9 +39,7 @@ def tell(error: BaseException, console: Console, *, debug: bool) -> int:
     else:
         code, log = 1 if isinstance(known, Refused) else 2, str(known)
         for one in known.errors if isinstance(known, UserErrors) else (known,):
-            console.print(Text(safe(one.what), "bold red"), soft_wrap=True)
-            console.print(Text.assemble(("  where: ", "bold"), safe(one.where)), soft_wrap=True)
-            console.print(Text.assemble(("  fix:   ", "bold"), safe(one.fix)), soft_wrap=True)
+            show(one.what, one.where, one.fix, console)
         if known is not error:
             log = f"{log}\n{trace}"  # it was not raised as a mistake: keep where it came from
     if debug:
@@ -51,6 +49,13 @@ def tell(error: BaseException, console: Console, *, debug: bool) -> int:
         console.print(Text(safe(note)), soft_wrap=True)
     logger.error("%s", safe(log), extra={"only_log": True})
     return code
+
+
+def show(what: str, where: str, fix: str, console: Console) -> None:
+    """Prints what went wrong, where, and what to do."""
+    console.print(Text(safe(what), "bold red"), soft_wrap=True)
+    console.print(Text.assemble(("  where: ", "bold"), safe(where)), soft_wrap=True)
+    console.print(Text.assemble(("  fix:   ", "bold"), safe(fix)), soft_wrap=True)
 
 
 def note(error: BaseException, run: RunFolder) -> None:

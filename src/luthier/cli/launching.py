@@ -10,7 +10,7 @@ from rich.text import Text
 from typer import Exit
 
 from luthier import sweep
-from luthier.cli import screen
+from luthier.cli import failures, screen
 from luthier.display.text import counted, safe
 from luthier.errors import UserError
 from luthier.launch import slurm, torchrun
@@ -62,10 +62,7 @@ def launch(
     stopped = torchrun.start(script, place)
     if stopped:
         # The process that failed may be one whose words nobody saw, and torchrun's own stand below those of the others.
-        console = screen.err()
-        console.print(Text(safe(stopped["what"]), "bold red"), soft_wrap=True)
-        console.print(Text.assemble(("  where: ", "bold"), safe(stopped["where"])), soft_wrap=True)
-        console.print(Text.assemble(("  fix:   ", "bold"), safe(stopped["fix"])), soft_wrap=True)
+        failures.show(stopped["what"], stopped["where"], stopped["fix"], screen.err())
         raise Exit(stopped["exit_code"])
 
 

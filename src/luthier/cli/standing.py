@@ -7,10 +7,12 @@ from statistics import median
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from luthier.display.text import counted, duration
 from luthier.errors import UserError
 from luthier.launch import slurm
+from luthier.recipe import Train
 from luthier.report import sweep
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 from luthier.schedule import total_steps
@@ -154,10 +156,15 @@ def _recipe(run: RunFolder) -> dict[str, Any]:
 
 
 def _total_steps(run: RunFolder, recipe: dict[str, Any]) -> int | None:
-    from luthier.recipe import Train
-
     if not run.ledger.is_file():
         return None
     train = read_json(run.ledger)["splits"].get("train", {})
     rows = train.get("rows", 0)
-    return total_steps(Train(**recipe.get("train", {})), rows, train["tokens"]) if rows else None
+    if not rows:
+        return None
+    try:
+        settings = Train.model_validate(recipe.get("train") or {})
+    except ValidationError as error:
+        what = f"recipe.yaml holds settings that this version does not take: {error.errors()[0]['msg']}"
+        raise UserError(what, str(run.recipe), f"see all of them: luthier check {run.path}") from error
+    return total_steps(settings, rows, train["tokens"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,28 +15,34 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from luthier import registry
-from luthier.errors import UserErrors
-from luthier.recipe import Data, Recipe, validate
+from luthier.errors import UserError, UserErrors
+from luthier.recipe import Data, Recipe, build, validate
+from luthier.sources.code import LANGUAGES
 
 SCHEMA_FILE = "luthier-schema.json"
 _WIDTH = 110
 # Where a newcomer gets something to run at once; other tasks begin with a file of rows.
 _SOURCES: dict[str, dict[str, Any]] = {"line-completion": {"type": "stdlib"}}
 _ROWS = {"type": "files", "path": "rows.jsonl"}
+_FROM_CODE = ("line-completion", "language-modelling", "repair")
+# What is no code, although it lies among it.
+_NO_CODE = {"css", "html", "json", "markdown", "restructuredtext", "tex", "toml", "xml", "yaml"}
+_NOT_ONES_OWN = ("node_modules", "site-packages")
 
 
-def recipe_for(task: str, file: str) -> str:
+def recipe_for(task: str, file: str, data: str | None = None) -> str:
     """The text of a recipe: every section and key with its documentation; what is commented out stands at its default.
 
     Args:
         task: A registered task, or ``path/to/file.py@name``.
         file: Name of the file that it is for, for its own hints.
+        data: A person's own data: a folder of code, or a file of rows.
 
     Raises:
-        UserError: No such task, or one with required options for which no example value is known.
+        UserError: No such task, or one with required options for which no example value is known; or no such data.
     """
     entry = registry.lookup("task", task, "luthier init")
-    source = _SOURCES.get(task, _ROWS)
+    source = _SOURCES.get(task, _ROWS) if data is None else _own(task, data)
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_FILE}",
         f"# {registry.summary(entry)}",
@@ -61,6 +70,34 @@ def recipe_for(task: str, file: str) -> str:
         )
         raise
     return text
+
+
+def _own(task: str, data: str) -> dict[str, Any]:
+    """The source of a task for somebody's own folder of code, or files of rows."""
+    place = Path(data).expanduser()
+    if place.is_dir() and task in _FROM_CODE:
+        code = {"type": "code", "path": data, "include": _globs(place)}
+        return {"type": "mutations", "code": code} if task == "repair" else code
+    rows = {"type": "files", "path": data}
+    build("source", rows, "--data").inputs()  # says what cannot be read
+    return rows
+
+
+def _globs(folder: Path) -> list[str]:
+    """Globs of the files of the language that a folder has most of, in bytes."""
+    sizes: Counter[str] = Counter()
+    for top, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".") and name not in _NOT_ONES_OWN]
+        for path in (Path(top, name) for name in names):
+            if LANGUAGES.get(path.suffix, "json") not in _NO_CODE and path.is_file():
+                sizes[path.suffix] += path.stat().st_size
+    languages: Counter[str] = Counter()
+    for suffix, size in sizes.items():
+        languages[LANGUAGES[suffix]] += size
+    if not languages:
+        raise UserError(f"no file in {folder} is known to be code", "--data", "name a folder of source files")
+    (most, _), *_ = languages.most_common(1)
+    return [f"**/*{suffix}" for suffix in sorted(sizes) if LANGUAGES[suffix] == most]
 
 
 def _data(source: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import importlib.metadata
 from pathlib import Path
@@ -30,6 +31,13 @@ def environment(*folders: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def picture(path: Path) -> Markup | None:
+    """A PNG as an address that needs no file beside the page; none where there is no picture."""
+    if not path.is_file():
+        return None
+    return Markup("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
 
 
 def look() -> Markup:

@@ -25,6 +25,7 @@ from luthier.schedule import total_steps
 UTILISATION = (0.213, 0.462)
 GIB = 2**30
 _MOST_TOKENS = 1 << 24
+_MOST_ROWS = 10**15  # more is a slip of the finger
 
 Range = tuple[float, float]
 
@@ -223,8 +224,10 @@ def _ways(recipe: Recipe, count: int) -> list[Way]:
 
 def row_counts(recipe: Recipe, run: Path, rows: int | None, tokens_per_row: float | None) -> RowCounts:
     """How many rows of which length: as told, as prepared, or as the recipe limits them."""
-    if any(number is not None and number < 1 for number in (rows, tokens_per_row)):
-        raise UserError("there must be a row with a token", "--rows, --tokens-per-row", "give 1 or more")
+    if any(number is not None and not 1 <= number <= _MOST_ROWS for number in (rows, tokens_per_row)):
+        raise UserError(
+            f"there are 1 to {_MOST_ROWS:,} rows and tokens", "--rows, --tokens-per-row", "give such a number"
+        )
     longest = recipe.data.max_length
     prepared = _prepared(recipe, RunFolder(run))
     if prepared is not None and rows is None and tokens_per_row is None:

@@ -56,6 +56,7 @@ _ALIVE = (
     "RESIZING",
 )
 _NEWEST = 5  # jobs of a run that are asked about
+_PATIENCE_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +168,12 @@ def script(
         'standing() { ls "$LUTHIER_RUN/data" "$LUTHIER_RUN/checkpoints"; cat "$LUTHIER_RUN/stages.json"; }',
         "before=$(standing 2>&1)",
         'rm -f "$LUTHIER_RUN/stopped.json"',
-        f'srun {command} "${{arguments[@]}}" &',
-        "running=$!",
         "# Near the time limit, or to give way to another job: the processes save a checkpoint after the step under way.",
         "notice=0 again=1",
         "trap 'notice=1 again=1; scancel --signal=TERM \"$job.0\"' USR1",
         "trap again=1 TERM  # what Slurm sends to all of a job is for the processes; here their end is waited for",
+        f'srun {command} "${{arguments[@]}}" &',
+        "running=$!",
         'while [ $again = 1 ]; do again=0; wait "$running"; code=$?; done  # a trapped signal ends wait early',
         "trap '' USR1",
         'said() { grep -qsE "\\"kind\\": \\"($1)\\"" "$LUTHIER_RUN/stopped.json"; }',
@@ -275,7 +276,12 @@ def jobs(place: RunFolder) -> list[Job]:
 def _ask(*command: str) -> list[tuple[str, str, str]]:
     if shutil.which(command[0]) is None:
         return []
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"{command[0]} has not answered within {_PATIENCE_S} s", " ".join(command), "try again later"
+        ) from error
     rows = [line.split("|") for line in done.stdout.splitlines()] if done.returncode == 0 else []
     return [
         (row[0].strip(), row[1], "" if row[2] in ("None", "") else row[2]) for row in rows if len(row) == 3

@@ -61,14 +61,12 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(
-    runs: Sequence[RunFolder], paired: Paired | None = None, by: Sequence[str] | None = None
-) -> Comparison:
+def compare(runs: Sequence[RunFolder], paired: Paired, by: Sequence[str] | None = None) -> Comparison:
     """The scores of several runs, and paired tests of each against the first.
 
     Args:
         runs: Two or more evaluated runs.
-        paired: Makes scores with intervals of predictions; without it nothing is tested between runs.
+        paired: Makes scores with intervals of predictions.
         by: Fields whose values part the rows into strata: names of ``meta``, of its ``strata``, ``group`` or ``length``.
             By default ``length`` and all that have a few values.
 
@@ -90,8 +88,6 @@ def compare(
         facts=_facts(runs, scores),
         metrics={name: [each.get(name) for each in entries] for name in names},
     )
-    if paired is None:
-        return result
     predictions = [_predictions(run) for run in runs]
     tests: list[dict[str, dict[str, Any]]] = []
     for run, others in zip(runs[1:], predictions[1:], strict=True):
@@ -254,7 +250,7 @@ def _facts(runs: Sequence[RunFolder], scores: Sequence[Mapping[str, Any]]) -> di
     facts: dict[str, list[str]] = {"test rows": [f"{score['num_rows']:,}" for score in scores]}
     for run in runs:
         past = history.read(run)
-        key = history.key_figures(past, history.smooth(past.series("loss"), 21))
+        key = history.key_figures(past)
         facts.setdefault("best validation loss", []).append(sections.number(key.eval_best, "nats"))
         facts.setdefault("steps", []).append("–" if key.last_step is None else f"{key.last_step:,}")
         facts.setdefault("tokens", []).append(sections.short(key.tokens))

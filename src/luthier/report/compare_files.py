@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +20,14 @@ from luthier.report.safe import code, differences
 from luthier.run_folder import RunFolder, user_disk_errors, write_json, write_text
 
 _HERE = Path(__file__).parent
-_MINUS = "\N{MINUS SIGN}"
+_TEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\N{MINUS SIGN}": "$-$",
+    "–": "--",
+}
 
 
 def write(folder: Path, comparison: Comparison) -> Path:
@@ -172,7 +177,7 @@ def _caption(comparison: Comparison) -> str:
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text).replace(_MINUS, "$-$").replace("–", "--")
+    return "".join(_TEX.get(character, character) for character in text)
 
 
 def _page(comparison: Comparison, names: Sequence[str], picture: Path | None) -> str:
@@ -193,7 +198,7 @@ def _page(comparison: Comparison, names: Sequence[str], picture: Path | None) ->
         comparison=comparison,
         names=names,
         examples=[[example(row) for row in rows] for rows in comparison.examples],
-        picture=picture and "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode(),
+        picture=picture and pages.picture(picture),
         label=sections.label,
         number=sections.number,
         look=pages.look(),

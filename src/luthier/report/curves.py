@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from luthier.errors import UserError
 from luthier.report.history import History, Smoothed, epoch_starts, finite, read, smooth, warmup_end
 from luthier.run_folder import RunFolder
 
@@ -52,7 +53,7 @@ def draw(run: RunFolder, window: int) -> list[Path]:
     """
     try:
         history = read(run)
-    except ValueError:  # not JSON
+    except UserError:
         return []
     if not history.steps and not history.evals:
         return []

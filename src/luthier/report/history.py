@@ -126,10 +126,15 @@ class KeyFigures:
     """Median over steps."""
 
 
-def key_figures(history: History, smoothed: Smoothed) -> KeyFigures:
-    """First, last and best losses, improvement, generalisation gap, duration and tokens of a run."""
+def key_figures(history: History, smoothed: Smoothed | None = None) -> KeyFigures:
+    """First, last and best losses, improvement, generalisation gap, duration and tokens of a run.
+
+    Args:
+        history: The run's.
+        smoothed: Its training loss, smoothed; without it training losses are those of single steps.
+    """
     raw = history.series("loss")
-    line = smoothed.values or raw
+    line = (smoothed.values if smoothed else []) or raw
     train = [loss for loss in line if loss is not None]
     evals = [(row, loss) for row in history.evals if (loss := finite(row["eval"].get("loss"))) is not None]
     best = min(evals, key=lambda pair: pair[1], default=None)

@@ -79,8 +79,8 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
     def load_lines(path: Path) -> list[dict[str, Any]]:
         try:
             return read_jsonl(path)
-        except ValueError as error:
-            problems.append(f"{path.name} is damaged: {error}")
+        except UserError as error:
+            problems.append(error.what)
             return []
 
     ledger, findings, scores, environment = map(load, (run.ledger, run.findings, run.scores, run.environment))
@@ -108,14 +108,14 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "observations": words.observations(past, smoothed),
         "base_name": "Baseline" if scores and scores.get("base_is") == "baseline" else "Base",
         "classes": classes.view(scores, past),
-        "pictures": {name: _data_address(run.figures / f"{name}.png") for name in classes.FIGURES},
+        "pictures": {name: pages.picture(run.figures / f"{name}.png") for name in classes.FIGURES},
         "key_figures": sections.figures(history.key_figures(past, smoothed), smoothed),
         "chart": json_for_script(chart) if chart else None,
         "thinned": chart is not None and chart["total"] > len(chart["steps"]),
         "smoothed": bool(smoothed.values),
         "warmup": history.warmup_end(past) > 1,
         "smoothing": smoothed.note,
-        "figure": _data_address(run.figures / "learning_curve.png"),
+        "figure": pages.picture(run.figures / "learning_curve.png"),
         "ledger": sections.ledger(ledger) if ledger else None,
         "findings": shown_findings.view(findings) if findings else None,
         "watched": [{**found, "waived": False} for found in past.findings],
@@ -194,12 +194,6 @@ def _state(
     return (
         "Prepared, but neither checked nor trained yet." if ledger else "Nothing has been prepared yet."
     ), go_on
-
-
-def _data_address(path: Path) -> Markup | None:
-    if not path.is_file():
-        return None
-    return Markup("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
 
 
 def _row(shown: ShownRow) -> dict[str, Any]:

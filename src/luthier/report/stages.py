@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,9 +33,7 @@ def write(place: RunFolder, recipe: Recipe) -> Path:
         recipe=recipe,
         stages=[_stage(name, run, told[name]) for name, run in folders.items()],
         forgetting=forgetting(place),
-        picture=Markup("data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode())
-        if drawn
-        else None,
+        picture=pages.picture(picture) if drawn else None,
         recipe_text=place.recipe.read_text(encoding="utf-8"),
         look=pages.look(),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -56,7 +53,7 @@ def forgetting(place: RunFolder) -> list[dict[str, Any]]:
 
 def _stage(name: str, run: RunFolder, told: Mapping[str, Any]) -> dict[str, Any]:
     past = history.read(run)
-    key = history.key_figures(past, history.smooth(past.series("loss"), 21))
+    key = history.key_figures(past)
     scores = read_json(run.scores) if run.scores.is_file() else None
     ledger = read_json(run.ledger) if run.ledger.is_file() else None
     sentence, verdict = sections.headline(scores) if scores else (None, "untested")

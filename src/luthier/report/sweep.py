@@ -90,7 +90,7 @@ def members(folder: Path) -> list[Member]:
 
 def _member(run: RunFolder, settings: dict[str, str]) -> Member:
     past = history.read(run)
-    loss = history.key_figures(past, history.smooth(past.series("loss"), 21)).eval_best
+    loss = history.key_figures(past).eval_best
     if run.stopped.is_file():
         said = read_json(run.stopped)
         return Member(run, settings, "failed", f"{said['kind']}: {said['what']}", loss)

@@ -144,8 +144,9 @@ def test_limits_of_the_recipe_stand_in_for_rows(tmp_path):
     limited = recipe(data={"max_rows": {"train": 800}})
     found = row_counts(limited, tmp_path, None, None)
     assert (found.train, found.tokens, found.longest) == (800, 512, 512)
-    with pytest.raises(UserError, match="a row with a token"):
-        row_counts(limited, tmp_path, 0, None)
+    for rows in (0, 10**400):
+        with pytest.raises(UserError, match="1 to 1,000,000,000,000,000 rows"):
+            row_counts(limited, tmp_path, rows, None)
 
 
 def test_json_holds_all_of_it(tmp_path):

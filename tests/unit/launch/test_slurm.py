@@ -254,7 +254,9 @@ def test_what_slurm_refuses_is_said_in_its_words(place: RunFolder, cluster: Call
     assert not (place.launch / "jobs.txt").exists()
 
 
-def test_jobs_of_a_run(place: RunFolder, cluster: Callable[..., None]) -> None:
+def test_jobs_of_a_run(
+    place: RunFolder, cluster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster("sbatch", "echo '17;cluster'")
     cluster("squeue", "exit 1")
     assert slurm.submit(place, "text") == 17
@@ -265,3 +267,7 @@ def test_jobs_of_a_run(place: RunFolder, cluster: Callable[..., None]) -> None:
     assert slurm.jobs(place) == [slurm.Job("17_0", "RUNNING", ""), slurm.Job("17_1", "PENDING", "Resources")]
     with pytest.raises(UserError, match="is RUNNING, and two would write"):
         slurm.submit(place, "text")
+    monkeypatch.setattr(slurm, "_PATIENCE_S", 0.05)
+    cluster("squeue", "exec sleep 5")
+    with pytest.raises(UserError, match="squeue has not answered"):
+        slurm.jobs(place)

@@ -74,9 +74,9 @@ def test_other_rows_are_shown_but_not_tested(tmp_path: Path, changed: dict[str, 
 def test_one_run_or_one_without_scores_is_the_users_mistake(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     with pytest.raises(UserError, match="two or more"):
-        compare.compare([run])
+        compare.compare([run], paired)
     with pytest.raises(UserError, match=r"scores\.json is not there yet"):
-        compare.compare([run, write_run(tmp_path / "b", stage="train")])
+        compare.compare([run, write_run(tmp_path / "b", stage="train")], paired)
 
 
 def bootstrap(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def test_classifiers_are_compared_by_their_answers(tmp_path: Path) -> None:
 
 
 def test_files_hold_the_same_figures(tmp_path: Path) -> None:
-    first, second = write_run(tmp_path / "x_1" / "run"), write_run(tmp_path / "y&2" / "run", hostile=True)
+    first, second = write_run(tmp_path / "x_1" / "run"), write_run(tmp_path / "y&^2" / "run", hostile=True)
     change(second, id=lambda row: row["id"], target=lambda row: row["target"])
     rows = read_jsonl(first.predictions)
     own = {row["id"]: row for row in rows}
@@ -205,12 +205,12 @@ def test_files_hold_the_same_figures(tmp_path: Path) -> None:
                for id_, row in zip(own, read_jsonl(second.predictions), strict=True)))  # fmt: skip
     result = compare.compare([first, second], bootstrap)
     page = compare_files.write(tmp_path / "out", result)
-    assert compare_files.short_names(result.names) == ["x_1/run", "y&2/run"]
+    assert compare_files.short_names(result.names) == ["x_1/run", "y&^2/run"]
     table = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
     [line] = [
         line
         for line in table
-        if line["run"].endswith("y&2/run") and line["metric"] == "bits_per_byte" and not line["field"]
+        if line["run"].endswith("y&^2/run") and line["metric"] == "bits_per_byte" and not line["field"]
     ]
     [entry] = result.against_first["bits_per_byte"]
     assert entry is not None and float(line["difference"]) == entry["figures"]["difference"]
@@ -218,13 +218,13 @@ def test_files_hold_the_same_figures(tmp_path: Path) -> None:
     latex, markdown = ((tmp_path / "out" / name).read_text() for name in ("table.tex", "table.md"))
     assert (
         r"x\_1/run &" in latex
-        and r"y\&2/run &" in latex
+        and r"y\&\textasciicircum{}2/run &" in latex
         and latex.count(r"\\") == 3
         and entry["difference"] in markdown
     )
     html = page.read_text()
     assert (
-        "<script>" not in html and "y&amp;2/run" in html and "data:image/png" in html and "By length" in html
+        "<script>" not in html and "y&amp;^2/run" in html and "data:image/png" in html and "By length" in html
     )
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["names"] == result.names
     with pytest.raises(UserError, match="is a run folder"):

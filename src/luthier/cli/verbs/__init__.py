@@ -1,0 +1,1 @@
+"""The verbs, a file for each panel of ``luthier --help``: parsing and printing only."""

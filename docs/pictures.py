@@ -28,8 +28,12 @@ def take(run: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images", help="the folder of the pictures")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "images", help="the folder of the pictures"
+    )
     options = parser.parse_args()
     take(options.run, options.out)

@@ -131,7 +131,9 @@ def with_tables(text: str) -> str:
 def as_index(text: str) -> str:
     """README.md as the first page of the documentation: links as they are from there."""
     text = re.sub(r"\]\(studies/([\w-]+)/results\.json\)", r"](studies/\1.md)", text)
-    text = re.sub(r"\]\((CHANGELOG|CONTRIBUTING|SECURITY)\.md\)", lambda name: f"]({name[1].lower()}.md)", text)
+    text = re.sub(
+        r"\]\((CHANGELOG|CONTRIBUTING|SECURITY)\.md\)", lambda name: f"]({name[1].lower()}.md)", text
+    )
     return text.replace("](docs/", "](")
 
 

@@ -57,7 +57,10 @@ def rounds(figures: dict[str, Any]) -> list[str]:
 
 def leaks(figures: dict[str, Any]) -> list[str]:
     """How often names alone tell vulnerable from fixed code, before and after cleaning."""
-    lines = ["| % told apart by names alone | as it is | own names numbered | all names numbered |", "|---|--:|--:|--:|"]
+    lines = [
+        "| % told apart by names alone | as it is | own names numbered | all names numbered |",
+        "|---|--:|--:|--:|",
+    ]
     for data, title in DATA.items():
         for rows in ("fixes", "functions"):
             names = (
@@ -82,7 +85,10 @@ def stages(figures: dict[str, Any]) -> list[str]:
     for name in figures:
         if name.startswith("stages/") and name.endswith("/after"):
             _, stage, metric, _ = name.split("/")
-            cells = (number(figures[f"stages/{stage}/{metric}/{what}"]) for what in ("before", "after", "difference"))
+            cells = (
+                number(figures[f"stages/{stage}/{metric}/{what}"])
+                for what in ("before", "after", "difference")
+            )
             lines.append(f"| {stage} | {metric} | {' | '.join(cells)} |")
     if len(lines) == 2:
         return []

@@ -26,7 +26,17 @@ ROOT = Path(__file__).parents[3]
 TABLES = sorted([*ROOT.glob("studies/*/table.py"), *ROOT.glob("benchmarks/*/table.py")])
 VERBS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 # Programs of others, whose arguments are not ours to judge.
-FOREIGN = {"axolotl", "cd", "git", "llamafactory-cli", "mlflow", "scancel", "scontrol", "tensorboard", "wandb"}
+FOREIGN = {
+    "axolotl",
+    "cd",
+    "git",
+    "llamafactory-cli",
+    "mlflow",
+    "scancel",
+    "scontrol",
+    "tensorboard",
+    "wandb",
+}
 # Pages that docs/hooks.py makes, by what is in them.
 GENERATED = {
     *("index.md", "changelog.md", "contributing.md", "security.md"),
@@ -57,7 +67,9 @@ each_page = pytest.mark.parametrize("page", PAGES)
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
     """Language and text of each fenced block."""
-    for found in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", PAGES.get(page, ""), flags=re.MULTILINE | re.DOTALL):
+    for found in re.finditer(
+        r"^( *)```(\w*)\n(.*?)^\1```$", PAGES.get(page, ""), flags=re.MULTILINE | re.DOTALL
+    ):
         yield found[2], textwrap.dedent(found[3])
 
 
@@ -194,7 +206,11 @@ def test_commands_in_the_help_can_be_given(tmp_path: Path) -> None:
 
 def merged(base: Any, own: Any) -> Any:
     """A part of a recipe laid over a whole one; a task or source of another type replaces."""
-    if not isinstance(base, dict) or not isinstance(own, dict) or own.get("type", base.get("type")) != base.get("type"):
+    if (
+        not isinstance(base, dict)
+        or not isinstance(own, dict)
+        or own.get("type", base.get("type")) != base.get("type")
+    ):
         return own
     return {**base, **{key: merged(base.get(key), value) for key, value in own.items()}}
 
@@ -202,7 +218,10 @@ def merged(base: Any, own: Any) -> Any:
 @each_page
 def test_recipes_validate(page: str) -> None:
     """A block of YAML is a recipe, or goes into one of the page's: the one that the page shows whole, or any task's."""
-    whole = [yaml.safe_load((ROOT / path).read_text()) for path in re.findall(r'"(recipes/[\w./-]+\.yaml)"', PAGES[page])]
+    whole = [
+        yaml.safe_load((ROOT / path).read_text())
+        for path in re.findall(r'"(recipes/[\w./-]+\.yaml)"', PAGES[page])
+    ]
     tasks = [{"task": {"type": name}} for name in registry.registered("task")]
     for language, text in blocks(page):
         if language != "yaml" or "tests/plugin_example" in text:  # which its own test installs and runs
@@ -271,7 +290,11 @@ def is_key(path: str) -> bool:
 
 
 SECTIONS = "task|model|data|train|evaluate|check|repair"
-OTHERS = ("model.config.", "model.accepts_loss_kwargs", "train.txt")  # attributes of transformers' models, files
+OTHERS = (
+    "model.config.",
+    "model.accepts_loss_kwargs",
+    "train.txt",
+)  # attributes of transformers' models, files
 
 
 @each_page
@@ -308,7 +331,11 @@ def exists(dotted: str) -> bool:
         file = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
         if file.is_file():
             name = "" if place.name == parts[-1] else parts[-1]
-            return not name or re.search(rf"^(def|class) {name}\b|^{name}\b.*=", file.read_text(), re.MULTILINE) is not None
+            return (
+                not name
+                or re.search(rf"^(def|class) {name}\b|^{name}\b.*=", file.read_text(), re.MULTILINE)
+                is not None
+            )
     return False
 
 
@@ -362,7 +389,10 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_the_tables_of_the_readme_are_of_the_results() -> None:
     readme = module_of(ROOT / "docs/readme.py")
     assert readme.with_tables(PAGES["README.md"]) == PAGES["README.md"], "run: make readme"
-    tasks = (re.findall(r'^@task\("([\w-]+)"', path.read_text(), re.MULTILINE) for path in ROOT.glob("src/luthier/tasks/*.py"))
+    tasks = (
+        re.findall(r'^@task\("([\w-]+)"', path.read_text(), re.MULTILINE)
+        for path in ROOT.glob("src/luthier/tasks/*.py")
+    )
     assert set(readme.TASKS) == {name for names in tasks for name in names}
     named = {recipe for _, _, recipe, _, _ in readme.TASKS.values()}
     assert named <= set(recipe_file.shipped_recipes())

@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # Task -> what is learned, page, recipe, study, and the figure of it that the table shows (see ``measured``).
 TASKS: dict[str, tuple[str, str, str, str, str]] = {
-    "line-completion": ("the next line of code, or the rest of one", "line-completion", "line-completion", "", ""),
+    "line-completion": ("the next line of code, or the rest of one", "line-completion", "line-completion", "", "the report above"),
     "project-completion": (
         "the next line, with the project's other files before it",
         "project-completion",
@@ -98,10 +98,10 @@ def tasks() -> list[str]:
         "|---|---|---|---|",
     ]
     for name, (learned, page, recipe, study, form) in TASKS.items():
-        said = measured(form, figures(f"studies/{study}")) if study else ""
-        if said:
+        said = measured(form, figures(f"studies/{study}") if study else {})
+        if said and study:
             said += f" ([figures](studies/{study}/results.json))"
-        rows.append(f"| [`{name}`](docs/how-to/{page}.md) | {learned} | {said or 'not yet'} | `{recipe}` |")
+        rows.append(f"| [`{name}`](docs/how-to/{page}.md) | {learned} | {said or 'not measured yet'} | `{recipe}` |")
     return rows
 
 

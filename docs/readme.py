@@ -101,7 +101,9 @@ def tasks() -> list[str]:
         said = measured(form, figures(f"studies/{study}") if study else {})
         if said and study:
             said += f" ([figures](studies/{study}/results.json))"
-        rows.append(f"| [`{name}`](docs/how-to/{page}.md) | {learned} | {said or 'not measured yet'} | `{recipe}` |")
+        rows.append(
+            f"| [`{name}`](docs/how-to/{page}.md) | {learned} | {said or 'not measured yet'} | `{recipe}` |"
+        )
     return rows
 
 

@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 SETUP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel test-launch test-kill test-slurm test-hostile check format schema lock golden faults bench docs clean
+.PHONY: demo test test-wheel test-launch test-kill test-slurm test-hostile check format schema lock golden faults bench readme docs clean
 .DEFAULT_GOAL := demo
 
 # Where it is set, every process that a test starts would compile all of torch and transformers anew.
@@ -80,6 +80,9 @@ golden: $(SETUP)  ## the golden loss curves anew; read the diff before you commi
 
 faults: $(SETUP)  ## the fault suite, and the table of it that the docs show
 	$(BIN)/python -m tests.faults.write_results
+
+readme: $(SETUP)  ## the tables of README.md, from what was measured
+	$(BIN)/python docs/readme.py
 
 # Not among them: scale, which wants 20 GB of disk, and humaneval-infilling and judge, which are given files.
 bench: $(SETUP)  ## the benchmarks, one after the other

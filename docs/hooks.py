@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -33,6 +34,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     results = fault_results()
     config.nav = with_checks(config.nav, known)
     pages = {
+        "index.md": loaded("docs/readme.py").as_index(Path("README.md").read_text(encoding="utf-8")),
+        **{
+            f"{name.lower()}.md": Path(f"{name}.md").read_text(encoding="utf-8")
+            for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")
+        },
         "reference/recipe.md": recipe_page(schema),
         "reference/registered.md": registered_page(schema),
         "reference/commands.md": commands_page(),
@@ -54,15 +60,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def measured_page(folder: str) -> str:
-    """What a benchmark or study came to, as its own script lays it out."""
-    path = f"{folder}/table.py"
-    spec = importlib.util.spec_from_file_location("table", path)
+def loaded(path: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise FileNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page: str = module.page()
+    return module
+
+
+def measured_page(folder: str) -> str:
+    """What a benchmark or study came to, as its own script lays it out."""
+    page: str = loaded(f"{folder}/table.py").page()
     return page
 
 

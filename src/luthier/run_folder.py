@@ -56,7 +56,7 @@ class RunFolder:
         self.forgetting = self.path / "forgetting.json"
 
     def rows(self, split: str) -> Path:
-        """The Arrow file (IPC stream) of a split's encoded rows."""
+        """The Arrow file (IPC file format) of a split's encoded rows."""
         return self.data / f"{split}.arrow"
 
     def training(self, name: str) -> RunFolder:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import luthier as api
-from luthier import cli
+from luthier import cli, rows
+
+FILES = Path(__file__).parents[2] / "docs/reference/files.md"
 
 
 def process(folder, *arguments):
@@ -110,6 +113,64 @@ def test_a_failed_stage_says_how_to_go_on(luthier):
     # ... and leaves the folder as it was: the recipe in it is still that of the training in it.
     assert "learning_rate: 0.5" not in Path("run/recipe.yaml").read_text()
     assert luthier("evaluate", "run").exit_code == 0
+
+
+def keys(value):
+    """Names of all keys of a JSON value, those of values below it too."""
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {name for part in below for name in keys(part)} | set(value if isinstance(value, dict) else ())
+
+
+@pytest.mark.slow
+def test_files_hold_what_the_reference_says(finished):
+    """Each key of each file stands in its section of docs/reference/files.md, and each file in the first table."""
+    run = finished[0] / "run"
+    sections = {part.partition("\n")[0].strip("# "): part for part in FILES.read_text().split("\n## ")}
+    named = {title: set(re.findall(r"`([\w.]+)`|\"(\w+)\":", text)) for title, text in sections.items()}
+    known = {title: {one or other for one, other in pairs} for title, pairs in named.items()}
+
+    def read(name):
+        text = (run / name).read_text()
+        return [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)
+
+    scores, manifest, ledger, environment = map(
+        read, ("scores.json", "data/manifest.json", "data/ledger.json", "environment.json")
+    )
+    tasks_own = {"metrics", "macro", "mcnemar"}  # by metric
+    assert set(scores) | keys(list(scores["metrics"].values())) <= known["scores.json"]
+    assert tasks_own <= known["scores.json"] and set(manifest) <= known["data/manifest.json"]
+    assert set(environment) <= known["environment.json"]
+    for part in ("records", "rows"):
+        ledger[part]["dropped"] = list(ledger[part]["dropped"].values())  # by reason
+    ledger["splits"] = list(ledger["splits"].values())
+    for split in ledger["splits"]:
+        split["trimmed"] = list(split["trimmed"].values())  # by span
+    assert keys(ledger) <= known["data/ledger.json"]
+    findings = read("findings.json")
+    findings |= {
+        "seen": None,
+        "seconds": None,
+        "findings": [{**one, "measured": 0, "expected": 0} for one in findings["findings"]],
+    }
+    assert keys(findings) - keys(findings["subject"]) <= known["findings.json"]
+    assert keys(read("history.jsonl")) <= known["history.jsonl"] | known["findings.json"]
+    predictions = [{**one, "meta": None} for one in read("predictions.jsonl")]
+    for one in predictions:
+        one["base"]["scores"] = one["tuned"]["scores"] = None  # by metric
+    assert keys(predictions) <= known["predictions.jsonl"]
+    assert keys(read("data/dropped.jsonl")) <= known["data/dropped.jsonl"]
+    assert set(rows.SCHEMA.names) <= known["data/train.arrow, data/eval.arrow, data/test.arrow"]
+    first = re.findall(r"^\| (`.*?) \|", sections["Files of a run folder"], re.MULTILINE)
+    told = {name.partition("/")[0] for cell in first for name in re.findall(r"`([^`]+)`", cell)}
+    assert {path.name for path in run.iterdir()} <= told
+
+
+@pytest.mark.slow
+def test_the_reference_reads_rows_as_it_shows(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished[0])
+    (code,) = re.findall(r"^```python\n(.*?)^```$", FILES.read_text(), re.MULTILINE | re.DOTALL)
+    exec(compile(code.replace("runs/demo", "run"), str(FILES), "exec"), {})
+    assert re.match(r"\d+ ", capsys.readouterr().out)
 
 
 @pytest.mark.slow

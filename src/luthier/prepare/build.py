@@ -26,7 +26,7 @@ from luthier.prepare.ledger import Ledger, describe, hash_names
 from luthier.prepare.raw import RawWriter, column, read_records, reading
 from luthier.prepare.split import assign, stable_hash
 from luthier.recipe import Options, Recipe, build
-from luthier.records import SPLITS, Dropped, Record
+from luthier.records import SPLITS, Dropped, Record, Split
 from luthier.registry import code_hash
 from luthier.rows import RowWriter, read_batches, token_hashes
 from luthier.run_folder import (
@@ -327,14 +327,15 @@ class _Preparation:
             "row",
             f"task {self.recipe.task['type']}",
         )
-        elsewhere: dict[str, np.ndarray] = {}
-        for split in ("test", "eval", "train"):
+        elsewhere: dict[Split, np.ndarray] = {}
+        order: tuple[Split, ...] = ("test", "eval", "train")
+        for split in order:
             own = np.concatenate(tokens[split])
             kept = self._select(split, whole[split], own, elsewhere)
             elsewhere[split] = own[kept]
 
     def _select(
-        self, split: str, names: np.ndarray, tokens: np.ndarray, elsewhere: dict[str, np.ndarray]
+        self, split: Split, names: np.ndarray, tokens: np.ndarray, elsewhere: dict[Split, np.ndarray]
     ) -> np.ndarray:
         """Puts a split's rows in their place, without those that have become equal to rows of another split by being cut.
 
@@ -349,33 +350,33 @@ class _Preparation:
         Returns:
             Which rows are kept, bool, shape (num_rows,).
         """
-        reasons = [("", "")]
-        why = np.zeros(len(names), np.uint8)  # index of the reason; 0: kept
+        reasons: list[tuple[str, str]] = []
+        why = np.zeros(len(names), np.uint8)  # number of the reason; 0: kept
         for other, taken in elsewhere.items():
-            why[(why == 0) & np.isin(tokens, taken)] = len(reasons)
             reasons.append((f"row-in-{other}", f"a row of {other} has the same tokens"))
+            why[(why == 0) & np.isin(tokens, taken)] = len(reasons)
         limit = self.recipe.data.max_rows.get(split)
         if limit is not None:
             seeded = names ^ np.uint64(stable_hash(str(self.recipe.rows_seed)))  # another seed, other rows
             order = np.argsort(seeded, kind="stable")
-            why[order[why[order] == 0][limit:]] = len(reasons)
             reasons.append(("over-max-rows", f"data.max_rows.{split} is {limit}"))
+            why[order[why[order] == 0][limit:]] = len(reasons)
         written, place = self.work / f"{split}.arrow", self.folder / f"{split}.arrow"
-        if not why.any():
+        keep: np.ndarray = why == 0
+        if keep.all():
             written.replace(place)
-            return why == 0
+            return keep
         start = 0
         with RowWriter(place) as writer:
             for batch in read_batches(written):
                 part = why[start : start + batch.num_rows]
                 start += batch.num_rows
                 writer.write(batch.filter(pa.array(part == 0)))
-                gone = pa.array(part != 0)
-                for name, code in zip(
-                    batch.column("id").filter(gone).to_pylist(), part[part != 0], strict=True
-                ):
-                    self.ledger.drop("rows", Dropped(name, *reasons[code], budgeted=False))
-        return why == 0
+                ids = batch.column("id").filter(pa.array(part != 0)).to_pylist()
+                for name, number in zip(ids, part[part != 0].tolist(), strict=True):
+                    reason, detail = reasons[number - 1]
+                    self.ledger.drop("rows", Dropped(name, reason, detail, budgeted=False))
+        return keep
 
     def _refuse_twice(self, hashes: np.ndarray, files: list[Path], what: str, where: str) -> None:
         """Raises a UserError that names both places of an id that stands twice."""

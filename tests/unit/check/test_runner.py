@@ -204,7 +204,7 @@ def short_labels(items):
         ),
         ({"data_collator": short_labels}, "a batch cannot be read: ValueError: .* input_ids, but .* labels"),
     ],
-    ids=str,
+    ids=["no data", "data that raise", "no ids", "too few labels"],
 )
 def test_trainer_that_could_not_train_is_a_mistake(spoiled, said):
     trainer = tiny_trainer.trainer()

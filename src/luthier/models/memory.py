@@ -26,6 +26,9 @@ from luthier.run_folder import logger
 
 # Share of free memory that is planned with; the rest is for what a try does not see.
 MARGIN = 0.8
+# Tokens that go through a processor at once at most, if no row has more: with 23,814 of them a model of 135 million parameters
+# trained no faster than with 6,144 (250 and 278 tokens/s), and took 17.5 GiB in place of 7.9.
+MOST_ON_CPU = 8192
 # Tokens of the first try, from which the others are estimated.
 TRIED_TOKENS = 1024
 # A gradient in fp32 and the two averages of AdamW, for each trained parameter.
@@ -43,8 +46,8 @@ def fit(
 ) -> Engine:
     """The engine with micro-batches that fit, and with gradient checkpointing switched on if only that makes them fit.
 
-    A micro-batch is never larger than a step's rows at their longest, so that where memory is plenty the result does not
-    depend on how much of it was free.
+    A micro-batch is never larger than a step's rows at their longest, nor on a processor than ``MOST_ON_CPU`` tokens, so that
+    where memory is plenty the result does not depend on how much of it was free.
 
     Args:
         model: In training form.
@@ -67,8 +70,10 @@ def fit(
     order = np.argsort(-lengths, kind="stable")
     most = int(lengths[order[:rows_at_once]].sum())
     longest = int(lengths[order[0]])
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     device = base_model(model).device
+    if device.type == "cpu":
+        most = min(most, max(longest, MOST_ON_CPU))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     free = MARGIN * available(device) - BYTES_PER_TRAINED * trained
     tried = _longest(rows, order, min(most, TRIED_TOKENS))
     per_token = _bytes_per_token(model, engine, tried)

@@ -34,7 +34,7 @@ class Train(Options):
     batch_size: int = Field(8, ge=1)
     """Rows of one optimizer step, over all micro-batches and ranks."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Auto = "auto"
-    """Tokens, padding included, that go through the model at once; a single longer row goes alone. ``auto`` is what memory holds, tried before the first step. Changes memory and speed, never the result."""
+    """Tokens, padding included, that go through the model at once; a single longer row goes alone. ``auto`` is what memory holds, tried before the first step, on a processor 8,192 at most. Changes memory and speed, never the result."""
     gradient_checkpointing: bool | Auto = "auto"
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time. ``auto`` is where the longest row does not fit without."""
     packing: bool | Auto = "auto"

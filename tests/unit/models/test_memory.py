@@ -50,6 +50,12 @@ def test_where_memory_is_plenty_a_step_goes_through_at_once_whatever_is_free():
     assert found.micro_batch_tokens == sum(LENGTHS[:4]) and not found.gradient_checkpointing
 
 
+@pytest.mark.parametrize("most", [LENGTHS[0] - 1, LENGTHS[0] + 1])
+def test_a_processor_takes_no_more_than_makes_it_faster_but_always_a_whole_row(monkeypatch, most):
+    monkeypatch.setattr(memory, "MOST_ON_CPU", most)
+    assert fit().micro_batch_tokens == max(most, LENGTHS[0])
+
+
 def test_what_is_told_is_taken():
     model = make_model().train()
     found = fit(model, micro_batch_tokens=77, gradient_checkpointing=True)

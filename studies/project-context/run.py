@@ -123,7 +123,7 @@ def evaluate(options: argparse.Namespace, arm: str) -> None:
     from luthier.evaluate import runner
     from luthier.models.load import load_tokenizer, load_trained
     from luthier.recipe import build
-    from luthier.run_folder import RunFolder
+    from luthier.run_folder import RunFolder, hash_file, hash_folder, hash_value
 
     recipe = recipe_of(options, arm)
     place = pipeline.prepare(recipe, folder=options.work / arm, progress=say)
@@ -136,7 +136,8 @@ def evaluate(options: argparse.Namespace, arm: str) -> None:
         "tuned": lambda: nullcontext(tuned),
     }
     task = build("task", recipe.task)
-    runner.evaluate(runner.Judging(recipe, place, task, tokenizer, models, progress=say))
+    key = hash_value([hash_folder(RunFolder(options.work / "own").adapter), hash_file(place.rows("test"))])
+    runner.evaluate(runner.Judging(recipe, place, task, tokenizer, models, key, progress=say))
 
 
 def categories(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Our losses against transformers' own, and generation in batches against one at a time and transformers' generate."""
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -155,6 +156,18 @@ def test_what_prompts_share_is_computed_once_and_changes_nothing(
     for index, expected in losses.items():
         torch.testing.assert_close(shared_losses[index], expected, rtol=1e-4, atol=1e-4)
     assert num_shared < 0.5 * num_alone
+
+    def batches(finished: Collection[int]) -> list[list[int]]:
+        num_tokens.clear()
+        found = score_and_generate(
+            model, tokenizer, rows, max_new_tokens=12, batch_size=batch_size, finished=finished
+        )
+        return [indices for indices, *_ in found]
+
+    first, *others = batches(())
+    half = next(batch for batch in others if len(batch) > 1)[1:]
+    assert batches({*first, *half}) == others and sum(num_tokens) < num_shared
+    assert batches(range(len(rows))) == [] and sum(num_tokens) <= 4  # of the tries that look at the head
 
 
 STATEFUL = {

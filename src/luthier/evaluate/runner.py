@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from luthier.models.generate import Output, score_and_generate
 from luthier.recipe import Recipe
 from luthier.records import Row
 from luthier.rows import Rows
-from luthier.run_folder import RunFolder, write_json, write_jsonl
+from luthier.run_folder import RunFolder, json_line, read_jsonl, write_json, write_jsonl
 from luthier.tasks import Task
 
 Progress = Callable[[str, int, int | None], None]
@@ -39,7 +41,7 @@ class Judging:
         task: The recipe's.
         tokenizer: The models'.
         models: ``base`` (which may be lacking) and ``tuned``, each a context that lends the model.
-        key: Hash of all that the result depends on.
+        key: Hash of all that the result depends on; without one nothing is kept of an evaluation that was stopped.
         progress: Called with a label, what is done and how much there is.
     """
 
@@ -65,9 +67,7 @@ def evaluate(judging: Judging) -> dict[str, Any]:
         began = time.perf_counter()
         with lend() as model:
             model.eval()
-            results[which] = _judge(
-                recipe, task, examples, tokenizer, model, metrics, which, judging.progress
-            )
+            results[which] = _judge(judging, examples, model, metrics, which)
         seconds[which] = round(time.perf_counter() - began, 2)
     prompts = [tokenizer.decode(row.input_ids[: row.num_prompt_tokens], first=True) for row in examples]
     predictions = [
@@ -90,6 +90,7 @@ def evaluate(judging: Judging) -> dict[str, Any]:
         ):
             prediction["baseline"] = {"output": text, "scores": scored}
     write_jsonl(run.predictions, predictions)
+    shutil.rmtree(_part(judging, "").parent, ignore_errors=True)
     if "base" not in results:
         return {}
     scores = {
@@ -108,48 +109,61 @@ def without_adapter(model: PreTrainedModel | PeftModel) -> Iterator[PreTrainedMo
         yield model
 
 
+def _part(judging: Judging, which: str) -> Path:
+    """Where the results of one model are kept until all are there, a line for each batch."""
+    return judging.run.path / "evaluated" / f"{which}-{judging.key[:16]}.jsonl"
+
+
 def _judge(
-    recipe: Recipe,
-    task: Task,
+    judging: Judging,
     rows: Sequence[Row],
-    tokenizer: TextTokenizer,
     model: PreTrainedModel | PeftModel,
     metrics: Mapping[str, Callable[..., list[float]]],
-    label: str,
-    progress: Progress | None,
+    which: str,
 ) -> list[dict[str, Any]]:
-    """One result a row: its losses, and with ``evaluate.generate`` its output and scores."""
-    results: list[dict[str, Any]] = [{} for _ in rows]
-    texts = [""] * len(rows)
-    done = 0
+    """One result a row: its losses, and with ``evaluate.generate`` its output and scores.
+
+    What a batch came to is on disk before the next begins, so that an evaluation that was stopped goes on.
+    """
+    recipe, task, part = judging.recipe, judging.task, _part(judging, which)
+    known = read_jsonl(part) if judging.key else []
+    results: dict[int, dict[str, Any]] = {int(i): result for line in known for i, result in line.items()}
     passes: Iterable[tuple[list[int], TokenScores, list[Output]]]
     if recipe.evaluate.generate:
         passes = score_and_generate(
             model,
-            tokenizer,
+            judging.tokenizer,
             rows,
             max_new_tokens=recipe.evaluate.max_new_tokens,
             stop_pattern=task.stop_pattern,
             batch_size=recipe.evaluate.batch_size,
+            finished=results.keys(),
         )
     else:
         passes = (
             (indices, scores, [])
-            for indices, scores in scored_batches(model, rows, recipe.train.tokens_at_once)
+            for indices, scores in scored_batches(
+                model, rows, recipe.train.tokens_at_once, finished=results.keys()
+            )
         )
-    for indices, scores, outputs in passes:
-        for index, sums in zip(indices, row_sums(scores, len(indices)), strict=True):
-            results[index] |= sums
-        for index, output in zip(indices, outputs, strict=False):
-            texts[index] = output.text
-            results[index] |= {"output": output.text, "ended": output.ended}
-        done += len(indices)
-        if progress:
-            progress(label, done, len(rows))
+    part.parent.mkdir(exist_ok=True)
+    write_jsonl(part, known)  # without a line that was cut off
+    with open(part, "a", encoding="utf-8") as file:
+        for indices, scores, outputs in passes:
+            found = dict(zip(indices, row_sums(scores, len(indices)), strict=True))
+            for index, output in zip(indices, outputs, strict=False):
+                found[index] |= {"output": output.text, "ended": output.ended}
+            file.write(json_line(found))
+            file.flush()
+            results |= found
+            if judging.progress:
+                judging.progress(which, len(results), len(rows))
+    ordered = [results[i] for i in range(len(rows))]
     if recipe.evaluate.generate:
-        for result, scored in zip(results, _scored(task, rows, texts, metrics), strict=True):
+        texts = [result["output"] for result in ordered]
+        for result, scored in zip(ordered, _scored(task, rows, texts, metrics), strict=True):
             result["scores"] = scored
-    return results
+    return ordered
 
 
 def _scored(
@@ -173,11 +187,18 @@ def _values(
 
 @torch.no_grad()
 def scored_batches(
-    model: PreTrainedModel | PeftModel, rows: Sequence[Row], max_tokens: int
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[Row],
+    max_tokens: int,
+    *,
+    finished: Collection[int] = (),
 ) -> Iterator[tuple[list[int], TokenScores]]:
-    """Scores without generating, in batches of similar length."""
+    """Scores without generating, in batches of similar length; a batch is passed over if all of it is ``finished``."""
     plain: bool | None = None
+    gone = set(finished)
     for indices in micro_batches([len(row.input_ids) for row in rows], max_tokens):
+        if gone.issuperset(indices):
+            continue
         batch = collate([rows[i] for i in indices], pad_id=0).to(model.device)
         if plain is None:
             plain = not head_is_plain(model, collate([rows[indices[0]]], pad_id=0).to(model.device))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,6 +89,7 @@ def score_and_generate(
     stop_pattern: str | None = None,
     batch_size: int = 32,
     share_prefixes: bool = True,
+    finished: Collection[int] = (),
 ) -> Iterator[tuple[list[int], TokenScores, list[Output]]]:
     """Scores of each row's target, and what the model itself writes in its place, from one pass over the prompt.
 
@@ -113,6 +114,8 @@ def score_and_generate(
         stop_pattern: A row ends once this matches its text (the text keeps the match).
         batch_size: Rows at once.
         share_prefixes: Whether to compute shared beginnings once; changes speed, never the result.
+        finished: Indices of rows that need not go through the model again. Batches stay those of all rows: one is passed over
+            if all of it is finished.
 
     Yields:
         Indices of some rows, the scores of their trained tokens, and their outputs.
@@ -136,11 +139,10 @@ def score_and_generate(
                 families, alone = _families(rows, batch_size, max_new_tokens)
                 for family in families:
                     yield from _from_one_prefix(
-                        model, tokenizer, rows, family, plain, max_new_tokens, stop, batch_size
+                        model, tokenizer, rows, family, plain, max_new_tokens, stop, batch_size, finished
                     )
             order = sorted(alone, key=lambda i: -rows[i].num_prompt_tokens)
-            for start in range(0, len(order), batch_size):
-                indices = order[start : start + batch_size]
+            for indices in _unfinished(order, batch_size, finished):
                 batch = collate([rows[i] for i in indices], pad_id=0).to(base_model(model).device)
                 cache = DynamicCache(config=base_model(model).config)
                 lengths_B = torch.tensor(
@@ -168,6 +170,15 @@ def score_and_generate(
                 yield indices, scores, outputs
     finally:
         model.train(was_training)
+
+
+def _unfinished(order: Sequence[int], batch_size: int, finished: Collection[int]) -> list[list[int]]:
+    """The rows in batches, without those batches that are finished as a whole."""
+    batches, gone = (
+        [order[start : start + batch_size] for start in range(0, len(order), batch_size)],
+        set(finished),
+    )
+    return [list(batch) for batch in batches if not gone.issuperset(batch)]
 
 
 def _families(rows: Sequence[Row], batch_size: int, max_new_tokens: int) -> tuple[list[list[int]], list[int]]:
@@ -225,17 +236,20 @@ def _from_one_prefix(
     max_new_tokens: int,
     stop: re.Pattern[str] | None,
     batch_size: int,
+    finished: Collection[int],
 ) -> Iterator[tuple[list[int], TokenScores, list[Output]]]:
     """``score_and_generate`` of rows that begin alike: the longest goes through the model, of the others only what is their own."""
     base = base_model(model)
     trunk, shared = _with_longest(rows, family)
+    order = sorted(family, key=lambda i: shared[i] - len(rows[i].input_ids))
+    batches = _unfinished(order, batch_size, finished)
+    if not batches:
+        return
     size = max(shared.values())
     prefix = DynamicCache(config=base.config)
     batch = collate([prompt_row(trunk[:size].tolist())], pad_id=0).to(base.device)
     base.base_model(**forward_inputs(base.base_model, batch, prefix))
-    order = sorted(family, key=lambda i: shared[i] - len(rows[i].input_ids))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
+    for indices in batches:
         own = [
             replace(
                 rows[i],

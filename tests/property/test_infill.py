@@ -17,8 +17,11 @@ from luthier.encoding.encode import encode, encode_prompt
 from luthier.encoding.infill import (
     MIN_OVERLAP,
     SENTINELS,
+    Gap,
     Infill,
+    before_line_break,
     draw_gap,
+    filled,
     gap_spans,
     infill_prompt,
     infilled,
@@ -82,9 +85,7 @@ def test_prefix_middle_and_suffix_are_the_text(name: str) -> None:
         if options.order != "mixed":
             assert after.meta["infill"] == options.order
         if options.max_lines:
-            assert len(middle.removesuffix("\n").split("\n")) <= options.max_lines + (
-                options.spans == "characters"
-            )
+            assert len(middle.strip().split("\n")) <= options.max_lines + (options.spans == "characters")
 
     check()
     assert made > 10
@@ -97,19 +98,26 @@ def test_the_prompt_of_inference_is_what_training_had_before_the_middle(name: st
     @QUICK
     @given(TEXT, TEXT, TEXT.filter(str.strip), st.sampled_from(["psm", "spm"]), st.integers(12, 80))
     def check(prefix: str, suffix: str, middle: str, order: str, max_length: int) -> None:
-        options = Infill(order=order, sentinels=name)
-        spans = gap_spans(
-            prefix, suffix, middle, order=order, marks=marks, tokenizer=tokenizer, max_length=max_length
+        options = Infill(rate=1, order=order, sentinels=name)
+        plain = Example("row", [Span(prefix + middle + suffix, "text", weight=1.0)], "group")
+        made = infilled(
+            plain,
+            options,
+            tokenizer,
+            max_length=max_length,
+            seed=0,
+            gap=lambda _: Gap(prefix, suffix, middle),
         )
-        row = encode(Example("row", spans, "group"), tokenizer, max_length)
-        if isinstance(row, Dropped):
+        row = encode(made, tokenizer, max_length)
+        if isinstance(row, Dropped) or "infill" not in made.meta:
             return
         room = max_length - (len(row.input_ids) - row.num_prompt_tokens)
         asked = Example("row", infill_prompt(prefix, suffix, options, tokenizer, max_length), "group")
         assert encode_prompt(asked, tokenizer, room) == row.input_ids[: row.num_prompt_tokens].tolist()
         assert row.input_ids[-1] == tokenizer.hf.convert_tokens_to_ids(marks.end)
         assert row.loss_weights[-1] == 1 and int(row.input_ids[-1]) in tokenizer.stop_ids
-        assert row.target == middle
+        assert row.target == before_line_break(prefix, marks)[1] + middle
+        assert filled(row.target, prefix, "", options, tokenizer) == middle
 
     check()
 

@@ -143,13 +143,17 @@ def infilled(
     found = gap(draw) if gap else _anywhere(example, options, draw)
     # A row that fits whole may be too long once the sentinels are in it and nothing but its middle is left.
     most = max_length - len(marks.tokens) - len(tokenizer.prefix_ids) - len(marks.lead)
-    if found is None or len(tokenizer.encode(found.middle)) > most:
+    if found is None:
+        return example
+    before, line_break = before_line_break(found.prefix, marks)
+    middle = line_break + found.middle
+    if len(tokenizer.encode(middle)) > most:
         return example
     order: Order = draw.choice(("psm", "spm")) if options.order == "mixed" else options.order
     spans = gap_spans(
-        found.prefix,
+        before,
         found.suffix,
-        found.middle,
+        middle,
         order=order,
         marks=marks,
         tokenizer=tokenizer,
@@ -173,10 +177,30 @@ def infill_prompt(
     """The spans of a prompt whose gap the model is to fill; ``mixed`` asks in the order PSM."""
     marks = sentinels(tokenizer, options.sentinels)
     order: Order = "spm" if options.order == "spm" else "psm"
+    before, _ = before_line_break(prefix, marks)
     spans = gap_spans(
-        prefix, suffix, "", order=order, marks=marks, tokenizer=tokenizer, max_length=max_length
+        before, suffix, "", order=order, marks=marks, tokenizer=tokenizer, max_length=max_length
     )
     return [span for span in spans if not span.weight]
+
+
+def before_line_break(prefix: str, marks: Sentinels) -> tuple[str, str]:
+    """A prefix without line ends and indentation at its end, and these, with which the middle begins in their place.
+
+    Tokenizers of code have line ends and the indentation behind them as one token, so that a model has hardly ever gone on
+    from a line end alone: a line behind it, encoded apart, costs SmolLM2-135M 1.15 bits a byte, and with it 0.68. Known
+    families learned from gaps at any character, and keep the prefix as it is.
+    """
+    before = prefix.rstrip()
+    if marks is not SENTINELS["new"] or "\n" not in prefix[len(before) :]:
+        return prefix, ""
+    return before, prefix[len(before) :]
+
+
+def filled(output: str, prefix: str, suffix: str, options: Gaps, tokenizer: TextTokenizer) -> str:
+    """What stands between prefix and suffix, from what a model wrote for ``infill_prompt``."""
+    _, line_break = before_line_break(prefix, sentinels(tokenizer, options.sentinels))
+    return without_overlap(output, suffix).removeprefix(line_break)
 
 
 def gap_spans(

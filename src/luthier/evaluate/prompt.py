@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from luthier import recipe as recipes
 from luthier.encoding.encode import encode_prompt
-from luthier.encoding.infill import Gaps, infill_prompt, without_overlap
+from luthier.encoding.infill import Gaps, filled, infill_prompt
 from luthier.errors import UserError
 from luthier.evaluate import classify
 from luthier.evaluate.runner import without_adapter
@@ -97,7 +97,9 @@ def complete(
             max_new_tokens=max_new_tokens or recipe.evaluate.max_new_tokens,
             stop_pattern=task.stop_pattern if suffix is None else None,
         )
-    return output if suffix is None else replace(output, text=without_overlap(output.text, suffix))
+    if suffix is None:
+        return output
+    return replace(output, text=filled(output.text, text, suffix, _infill(task), tokenizer))
 
 
 def _infill(task: Task) -> Gaps:

@@ -7,7 +7,15 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from luthier.encoding.infill import Infill, Order, gap_spans, infilled, sentinels, without_overlap
+from luthier.encoding.infill import (
+    Infill,
+    Order,
+    before_line_break,
+    gap_spans,
+    infilled,
+    sentinels,
+    without_overlap,
+)
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.encoding.windows import windows
 from luthier.errors import UserError
@@ -89,17 +97,21 @@ class LanguageModelling(Task):
                 f"recipe key task.infill (record {record.id})",
                 "set task.infill={rate: 0.5}",
             )
-        fields = record.fields
+        prefix, suffix, middle = (record.fields[name] for name in _GAP)
+        marks = sentinels(tokenizer, self.infill.sentinels)
         order: Order = "spm" if self.infill.order == "spm" else "psm"
+        before, line_break = before_line_break(prefix, marks)
         spans = gap_spans(
-            *(fields[name] for name in _GAP),
+            before,
+            suffix,
+            line_break + middle,
             order=order,
-            marks=sentinels(tokenizer, self.infill.sentinels),
+            marks=marks,
             tokenizer=tokenizer,
             max_length=max_length,
         )
-        meta: dict[str, Any] = {"infill": order, "suffix": fields["suffix"]}
-        if isinstance(fields.get("test"), str):
-            check = f"\n{fields['test']}\ncheck({fields.get('entry_point')})\n"
-            meta |= {"before": fields["prefix"], "behind": fields["suffix"] + check}
+        meta: dict[str, Any] = {"infill": order, "suffix": suffix}
+        if isinstance(record.fields.get("test"), str):
+            check = f"\n{record.fields['test']}\ncheck({record.fields.get('entry_point')})\n"
+            meta |= {"before": before, "behind": suffix + check}
         return Example(record.id, spans, record.group, meta)

@@ -12,7 +12,9 @@ from luthier.encoding.infill import (
     Gap,
     Gaps,
     Infill,
+    before_line_break,
     draw_gap,
+    filled,
     gap_spans,
     infill_prompt,
     infilled,
@@ -93,6 +95,48 @@ def test_a_prompt_is_all_before_the_middle() -> None:
         assert infill_prompt("abc", "defgh", options, PLAIN, 8) == gap(order=asked)[:-2]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "before", "line_break"),
+    [
+        ("a\n", "a", "\n"),
+        ("a\n \t", "a", "\n \t"),
+        ("a\r\n ", "a", "\r\n "),
+        ("a \n\n", "a", " \n\n"),
+        ("a ", "a ", ""),
+        ("", "", ""),
+    ],
+)
+def test_a_line_break_before_a_gap_goes_to_the_middle(prefix: str, before: str, line_break: str) -> None:
+    assert before_line_break(prefix, NEW) == (before, line_break)
+    assert before_line_break(prefix, SENTINELS["starcoder"]) == (prefix, "")
+    options = Infill(sentinels="new")
+    asked = infill_prompt(prefix, "s", options, PLAIN, 30)
+    assert asked == infill_prompt(before, "s", options, PLAIN, 30)
+    assert filled(line_break + "bc", prefix, "s", options, PLAIN) == "bc"
+    example = Example("r", [Span("unused", "text", 1.0)], "g")
+    row = infilled(
+        example,
+        Infill(rate=1, sentinels="new"),
+        PLAIN,
+        max_length=30,
+        seed=0,
+        gap=lambda _: Gap(prefix, "s", "bc"),
+    )
+    assert [span for span in row.spans if not span.weight] == asked
+    assert [span.text for span in row.spans if span.weight] == [line_break + "bc", NEW.end]
+    least = len(line_break + "bc") + len(NEW.tokens)  # all else may give way
+    for length, has_gap in ((least - 1, False), (least, True)):
+        made = infilled(
+            example,
+            Infill(rate=1, sentinels="new"),
+            PLAIN,
+            max_length=length,
+            seed=0,
+            gap=lambda _: Gap(prefix, "s", "bc"),
+        )
+        assert (made is not example) == has_gap
+
+
 def test_a_gap_is_made_where_its_middle_has_room() -> None:
     example = Example(
         "r", [Span("abcd", "text", 1.0), Span("</s>", "end", 1.0, control=True)], "g", {"line": 1}
@@ -144,7 +188,7 @@ def test_the_text_of_a_row_gets_its_gap_without_its_control_tokens() -> None:
     middle = next(s.text for s in found.spans if s.name == "middle")
     front, back = ("".join(s.text for s in found.spans if s.name == name) for name in ("prefix", "suffix"))
     assert (
-        middle in ("ab\n", "cd\n")
+        middle in ("ab\n", "\ncd\n")
         and front + middle + back == "ab\ncd\n"
         and "</s>" not in "".join(s.text for s in found.spans)
     )

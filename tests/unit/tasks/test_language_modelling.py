@@ -81,13 +81,14 @@ def test_records_with_a_gap_of_their_own() -> None:
     }
     [example] = made(LanguageModelling(infill=Infill()), fields, tokenizer, 200, "test")
     row = encode(example, tokenizer, 200)
-    assert row.target == fields["middle"] and row.meta["before"] == fields["prefix"]
+    # The line end before the gap belongs to the middle, and the program that is judged is the same.
+    assert row.target == "\n    y = x\n" and row.meta["before"] == "def f(x):"
     assert row.meta["behind"] == "    return y + y\n\nT\ncheck(f)\n"
     marks = SENTINELS["new"]
     prompt = tokenizer.decode(row.input_ids[: row.num_prompt_tokens])
-    assert prompt == f"{marks.prefix}{fields['prefix']}{marks.suffix}{fields['suffix']}{marks.middle}"
+    assert prompt == f"{marks.prefix}def f(x):{marks.suffix}{fields['suffix']}{marks.middle}"
     task = LanguageModelling(infill=Infill())
-    assert task.answer_to(row, "    y = x\n    return y + y\n") == "    y = x\n"
+    assert task.answer_to(row, "\n    y = x\n    return y + y\n") == row.target
     with pytest.raises(UserError, match="knows no sentinel tokens"):
         made(LanguageModelling(), fields, tokenizer)
 

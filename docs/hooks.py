@@ -48,6 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/peers-faults.md": measured_page("benchmarks/faults"),
         "reference/training-speed.md": measured_page("benchmarks/training"),
         "reference/state-space-speed.md": measured_page("benchmarks/ssm"),
+        "reference/infilling.md": measured_page("benchmarks/humaneval-infilling"),
         "reference/figures.md": figures_page(),
         **{
             f"{path.parent}.md": measured_page(str(path.parent))

@@ -25,7 +25,7 @@ import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from luthier import pipeline, recipe_file
+from luthier import recipe_file
 from luthier.encoding.encode import encode, encode_prompt
 from luthier.encoding.infill import Infill, sentinels, without_overlap
 from luthier.encoding.text_tokenizer import TextTokenizer
@@ -37,6 +37,7 @@ from luthier.recipe import Model
 from luthier.records import Dropped, Example, Record, Row, Span
 from luthier.run_folder import RunFolder, hash_folder, hash_value, read_jsonl
 from luthier.sources.humaneval_infilling import HumanEvalInfilling
+from luthier.stages import settled
 from luthier.tasks.language_modelling import LanguageModelling
 
 HERE = Path(__file__).resolve().parent
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--name", help="of the figures; by default made of the model's and the file's")
     parser.add_argument("--base", action="store_true", help="the run's model as it was before training")
     parser.add_argument("--left", action="store_true", help="prefix only, up to the end of the first line")
-    parser.add_argument("--order", choices=["psm", "spm"], default="psm")
+    parser.add_argument("--order", choices=["psm", "spm"], help="by default a run's own, and psm otherwise")
     parser.add_argument("--rows", type=int, help="so many, spread over the file; then nothing is written")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--max-length", type=int, default=1024)
@@ -76,18 +77,16 @@ def main() -> None:
 
     place = RunFolder(options.model)
     is_run = place.recipe.is_file()
-    settings = (
-        pipeline.settled(recipe_file.load(place.recipe), place).model if is_run else Model(name=options.model)
-    )
+    recipe = settled(recipe_file.load(place.recipe), place) if is_run else None
+    settings = recipe.model if recipe else Model(name=options.model)
+    order = options.order or ((recipe.task.get("infill") or {}).get("order") if recipe else None) or "psm"
     tokenizer = load_tokenizer(settings)
     if not options.left:
         refuse_new_sentinels(settings, tokenizer, trained=is_run and not options.base)
     records = list(HumanEvalInfilling(path=str(options.file)).records())
     if options.rows:
         records = records[:: max(1, len(records) // options.rows)][: options.rows]
-    asked = [
-        question(record, tokenizer, options.order, options.max_length, options.left) for record in records
-    ]
+    asked = [question(record, tokenizer, order, options.max_length, options.left) for record in records]
 
     is_tuned = is_run and not options.base
 

@@ -41,7 +41,7 @@ FOREIGN = {
 GENERATED = {
     *("index.md", "changelog.md", "contributing.md", "security.md"),
     *(f"reference/{name}.md" for name in ("recipe", "commands", "registered", "faults", "peers-faults", "python", "figures")),
-    *("reference/training-speed.md", "reference/state-space-speed.md", "reference/checks/index.md"),
+    *("reference/training-speed.md", "reference/state-space-speed.md", "reference/infilling.md", "reference/checks/index.md"),
     *(f"studies/{path.parent.name}.md" for path in ROOT.glob("studies/*/table.py")),
 }  # fmt: skip
 

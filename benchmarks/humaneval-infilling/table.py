@@ -1,0 +1,47 @@
+"""The documentation's page about HumanEval-Infilling, from ``results.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results.json")
+INTRODUCTION = """\
+# Gaps in programs
+
+[HumanEval-Infilling](https://github.com/openai/human-eval-infilling) takes one line out of a program that works, and runs the program's tests with what a model writes in its place. A model that
+knows no sentinel tokens is asked from the left: it sees what stands before the gap alone, and its first line counts.
+
+```
+luthier run infill --run runs/infill 'data.source={type: stdlib}'
+python benchmarks/humaneval-infilling/run.py embedded:smollm2-135m FILE --left --name embedded-left
+python benchmarks/humaneval-infilling/run.py runs/infill FILE --left --name tuned-left
+python benchmarks/humaneval-infilling/run.py runs/infill FILE --name tuned
+```
+"""
+ASKED = {
+    "embedded-left": "embedded model, from the left",
+    "tuned-left": "after the recipe `infill`, from the left",
+    "tuned": "after the recipe `infill`, both sides",
+}
+
+
+def page(path: Path = RESULTS) -> str:
+    """The whole page as Markdown."""
+    if not path.is_file():
+        return INTRODUCTION + "\nNot measured yet.\n"
+    results = json.loads(path.read_text())
+    figures = results["figures"]
+    lines = [INTRODUCTION, f"Made on {results['date']}. {results['notes']}", ""]
+    lines += ["| | gaps | pass@1 | ended by itself |", "|---|--:|--:|--:|"]
+    for name, title in ASKED.items():
+        if f"{name}/gaps" in figures:
+            passed, low, high = figures[f"{name}/pass_at_1"]
+            lines.append(
+                f"| {title} | {figures[f'{name}/gaps']:,} | {passed:.1%} [{low:.1%}, {high:.1%}] | {figures[f'{name}/ended']:.1%} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    print(page())

@@ -146,7 +146,7 @@ def _judge(
                 model, rows, recipe.train.tokens_at_once, finished=results.keys()
             )
         )
-    part.parent.mkdir(exist_ok=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(part, known)  # without a line that was cut off
     with open(part, "a", encoding="utf-8") as file:
         for indices, scores, outputs in passes:

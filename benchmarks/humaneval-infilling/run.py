@@ -35,7 +35,7 @@ from luthier.models.generate import prompt_row, score_and_generate
 from luthier.models.load import load_tokenizer, load_trained, load_untrained, resolve
 from luthier.recipe import Model
 from luthier.records import Dropped, Example, Record, Row, Span
-from luthier.run_folder import RunFolder, hash_folder, hash_value, read_jsonl
+from luthier.run_folder import RunFolder, hash_folder, hash_value, json_line, read_jsonl, write_jsonl
 from luthier.sources.humaneval_infilling import HumanEvalInfilling
 from luthier.stages import settled
 from luthier.tasks.language_modelling import LanguageModelling
@@ -193,8 +193,7 @@ def completions(
     kept = {row["id"]: row for row in read_jsonl(path) if prompts.get(row["id"]) == row["prompt"]}
     todo = [q for q in asked if q.id not in kept]
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = [json.dumps(row) + "\n" for row in read_jsonl(path)]
-    path.write_text("".join(whole), encoding="utf-8")  # a line may have been cut off
+    write_jsonl(path, read_jsonl(path))  # without a line that was cut off
     if not todo:
         return kept
     print(f"{len(kept)} of {len(asked)} gaps are filled already: {path}", flush=True)
@@ -211,7 +210,7 @@ def completions(
             for index, output in zip(indices, found, strict=True):
                 q = todo[index]
                 kept[q.id] = {"id": q.id, "prompt": prompts[q.id], "text": output.text, "ended": output.ended}
-                file.write(json.dumps(kept[q.id]) + "\n")
+                file.write(json_line(kept[q.id]))
             file.flush()
             print(f"{len(kept)} of {len(asked)}", flush=True)
     return kept

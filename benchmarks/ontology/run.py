@@ -202,7 +202,7 @@ def killed_once(part: str, options: argparse.Namespace) -> None:
     while len(lines_of(file)) < options.documents // 2:
         if process.poll() is not None:
             raise SystemExit(f"{part} ended with {process.returncode} before it could be killed")
-        time.sleep(0.2)
+        time.sleep(0.2)  # until the file is looked at again
     process.kill()
     process.wait()
     aside.write_text(json.dumps(lines_of(file)))

@@ -97,7 +97,7 @@ def killed_in(stage: RunFolder, command: list[str]) -> int:
         while not any(stage.path.glob("checkpoints/step-*/manifest.json")):
             if process.poll() is not None:
                 raise SystemExit(f"luthier ended with {process.returncode} before it had a checkpoint")
-            time.sleep(0.05)
+            time.sleep(0.05)  # until the folder is looked at again
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -291,7 +291,7 @@ def _foreign(what: str, where: str) -> Iterator[None]:
         yield
     except (Skip, UserError):
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a foreign data set or collator raises
         raise UserError(
             f"{what}: {one_line(error)}", where, "training would fail too: see the message"
         ) from error

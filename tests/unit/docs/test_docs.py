@@ -24,7 +24,7 @@ from luthier.errors import UserErrors
 
 ROOT = Path(__file__).parents[3]
 TABLES = sorted([*ROOT.glob("studies/*/table.py"), *ROOT.glob("benchmarks/*/table.py")])
-VERBS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+VERBS = typer.main.get_command(cli.app).commands
 # Programs of others, whose arguments are not ours to judge.
 FOREIGN = {
     "axolotl",

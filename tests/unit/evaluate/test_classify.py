@@ -142,7 +142,7 @@ def test_rows_are_judged_by_length_and_answered_in_their_order(tmp_path: Path) -
 def test_metrics_of_generated_text_are_refused() -> None:
     recipe = Recipe.model_validate({"evaluate": {"metrics": ["exact_match"]}})
     with pytest.raises(UserError, match="say nothing about classes"):
-        classify.evaluate(Judging(recipe, RunFolder("none"), Classification(), None, {}))  # type: ignore[arg-type]
+        classify.evaluate(Judging(recipe, RunFolder("none"), Classification(), None, {}))
 
 
 def test_rows_of_no_class_have_figures_that_are_json() -> None:
@@ -169,7 +169,7 @@ def test_the_tuned_models_calibration_is_not_the_base_models(
     monkeypatch.setattr(classify, "_scores", lambda *_: np.array([[2.0, -2.0]]))
     model: Any = torch.nn.Linear(1, 1)
     said = [
-        classify.label_text(Recipe(), run, Classification(several=several), None, model, [1, 2], base=base)  # type: ignore[arg-type]
+        classify.label_text(Recipe(), run, Classification(several=several), None, model, [1, 2], base=base)
         for base in (False, True)
     ]
     if several:

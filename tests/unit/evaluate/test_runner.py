@@ -36,7 +36,7 @@ def test_a_stopped_evaluation_repeats_no_finished_batch(
         place = pipeline.prepare(recipe, folder=tmp_path / name)
 
         @contextmanager
-        def lend():  # type: ignore[no-untyped-def]
+        def lend():
             yield model
 
         batches.clear()
@@ -47,7 +47,7 @@ def test_a_stopped_evaluation_repeats_no_finished_batch(
 
     scored = runner.row_sums
 
-    def counted(scores, num_rows):  # type: ignore[no-untyped-def]
+    def counted(scores, num_rows):
         if len(batches) == stop[0]:
             raise Stopped
         batches.append(num_rows)

@@ -88,7 +88,7 @@ def test_all_texts_are_numbered_where_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({**sides, "cwe": "CWE-89"}))
     options = {"path": str(tmp_path / "a.jsonl"), "before": "before", "after": "after", "language": "python"}
     for texts, count in (("telling", 0), ("all", 1)):
-        [found] = records(CwePairs(**options, group_column=None, texts=texts))  # type: ignore[arg-type]
+        [found] = records(CwePairs(**options, group_column=None, texts=texts))
         assert found.fields["before"].count("text_") == found.fields["after"].count("text_") == count
         assert found.fields["before"] != found.fields["after"]
 
@@ -117,8 +117,8 @@ def test_functions_alone_are_numbered_alone(tree: Path) -> None:
 
 @pytest.mark.parametrize("rows", ["fixes", "functions"])
 def test_names_tell_all_before_cleaning_and_nothing_after(tree: Path, rows: str) -> None:
-    before = probe(Juliet(path=str(tree), rows=rows, clean=False))  # type: ignore[arg-type]
-    after = probe(Juliet(path=str(tree), rows=rows))  # type: ignore[arg-type]
+    before = probe(Juliet(path=str(tree), rows=rows, clean=False))
+    after = probe(Juliet(path=str(tree), rows=rows))
     assert before is not None and after is not None
     assert before.accuracy > 0.99 and not before.is_chance
     assert after.is_chance and abs(after.accuracy - 0.5) < 0.1
@@ -159,7 +159,7 @@ def test_the_probe_judges_on_groups_that_it_has_not_seen() -> None:
 
 @pytest.mark.parametrize("rows", ["fixes", "functions"])
 def test_the_probe_sees_both_sides_of_each_fix(tree: Path, rows: str) -> None:
-    texts, labels, groups = functions_of(Juliet(path=str(tree), rows=rows))  # type: ignore[arg-type]
+    texts, labels, groups = functions_of(Juliet(path=str(tree), rows=rows))
     assert len(texts) == len(groups) == 2 * sum(labels)
 
 
@@ -198,7 +198,7 @@ def test_functions_of_a_benchmark_are_known_before_they_are_cleaned(tmp_path: Pa
     raw = {"type": "repair-pairs", "path": str(bench), "language": "python"}
     cleaned = {"type": "cwe-pairs", "path": str(path)}
     for benchmark, left in ((raw, {"CWE-79"}), (cleaned, set())):
-        found = list(CwePairs(path=str(path), rows=rows, benchmarks=[benchmark]).records())  # type: ignore[arg-type]
+        found = list(CwePairs(path=str(path), rows=rows, benchmarks=[benchmark]).records())
         assert {r.fields["cwe"] for r in found if isinstance(r, Record)} - {"none"} == left
         inside = [item.id for item in found if isinstance(item, Dropped) and item.reason == "in-benchmark"]
         assert len(inside) == 2 - len(left)

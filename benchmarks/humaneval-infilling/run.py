@@ -114,15 +114,18 @@ def main() -> None:
         batch_size=options.batch_size,
         left=options.left,
     )
-    texts = [middle(written[q.id]["text"], q.meta["suffix"], options.left) for q in asked]
-    passed = pass_at_1(texts, [""] * len(texts), metas=[q.meta for q in asked])
-    pair = Pair(Ratio.mean([0.0] * len(passed)), Ratio.mean(passed))
-    [interval] = paired_bootstrap([pair], [q.group for q in asked])
-    figures = {
-        f"{name}/pass_at_1": results.with_interval(float(np.mean(passed)), interval.interval),
+    figures: dict[str, Any] = {
         f"{name}/ended": round(float(np.mean([written[q.id]["ended"] for q in asked])), 4),
-        f"{name}/gaps": len(passed),
+        f"{name}/gaps": len(asked),
     }
+    # One that is asked with both sides may fill the gap and write on: what its first line alone comes to is told apart.
+    for first_line in (True,) if options.left else (False, True):
+        texts = [middle(written[q.id]["text"], q.meta["suffix"], first_line) for q in asked]
+        passed = pass_at_1(texts, [""] * len(texts), metas=[q.meta for q in asked])
+        pair = Pair(Ratio.mean([0.0] * len(passed)), Ratio.mean(passed))
+        [interval] = paired_bootstrap([pair], [q.group for q in asked])
+        counted = "first_line_pass_at_1" if first_line and not options.left else "pass_at_1"
+        figures[f"{name}/{counted}"] = results.with_interval(float(np.mean(passed)), interval.interval)
     known = json.loads(RESULTS.read_text())["figures"] if RESULTS.is_file() and not options.rows else {}
     results.write(
         RESULTS if not options.rows else Path(tempfile.gettempdir()) / "humaneval-infilling.json",
@@ -216,9 +219,9 @@ def completions(
     return kept
 
 
-def middle(text: str, suffix: str, left: bool) -> str:
-    """What of a completion fills the gap: from the left its first line, otherwise what does not begin the suffix again."""
-    if not left:
+def middle(text: str, suffix: str, first_line: bool) -> str:
+    """What of a completion fills the gap: its first line, or what does not begin the suffix again."""
+    if not first_line:
         return without_overlap(text, suffix)
     match = re.match(r"\s*[^\n]*\n?", text)
     return match.group() if match else text

@@ -136,11 +136,10 @@ def main() -> None:
         # Words have no eval F1 while training; their loss chooses the checkpoint.
         own = ["train.best_metric=loss", "train.best_direction=min"] if way == "words" else []
         overrides = [f"task.way={way}", *own, *arguments.overrides]
-        began = time.perf_counter()
         place = pipeline.run(
             recipe_file.shipped_recipes()["classification"], *overrides, folder=arguments.work / way
         )
-        ways[way] = {**figures(place), "seconds": round(time.perf_counter() - began, 1)}
+        ways[way] = figures(place)
         if way == "words":
             settings = pipeline.settled(recipe_file.load(place.recipe), place)
             ways[way]["cost_of_words"] = cost_of_words(place, settings)

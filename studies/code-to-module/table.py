@@ -33,7 +33,7 @@ def page(path: Path = RESULTS) -> str:
         f"Made on {results['date']}: {figures[f'{first}/num_classes']} classes, {figures[f'{first}/num_train_rows']:,} functions to learn from, "
         f"{figures[f'{first}/num_test_rows']:,} to be told.",
         "",
-        "| | macro F1 | n-grams | difference | accuracy | n-grams | loss at step 0 (ln C) | minutes |",
+        "| | macro F1 | n-grams | difference | accuracy | n-grams | loss at step 0 (ln C) | minutes of training |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [row(figures, way) for way in ways]
@@ -94,6 +94,6 @@ def row(figures: dict[str, Any], way: str) -> str:
         f"{own['accuracy_model']:.3f}",
         f"{own['accuracy_baseline']:.3f}",
         f"{own['loss_at_step_0']:.2f} ({own['uniform_loss']:.2f})",
-        f"{own['seconds'] / 60:.0f}",
+        f"{own['train_seconds'] / 60:.0f}",
     ]
     return f"| {' | '.join(cells)} |"

@@ -36,8 +36,8 @@ def gap(number: int) -> Record:
 def test_the_first_line_counts_from_the_left_even_where_the_suffix_begins_with_it(run: ModuleType) -> None:
     suffix = "    return total + first\n    x\n"
     written = "\n    return total + first\n"
-    assert run.middle(written + "    more\n", suffix, left=True) == written
-    assert run.middle("a = 1\n" + suffix, suffix, left=False) == "a = 1\n"
+    assert run.middle(written + "    more\n", suffix, first_line=True) == written
+    assert run.middle("a = 1\n" + suffix, suffix, first_line=False) == "a = 1\n"
 
 
 def test_new_sentinels_are_asked_of_no_base_model(run: ModuleType) -> None:

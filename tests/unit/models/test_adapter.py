@@ -11,13 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tests.fixtures import tiny_trainer
+from tests.fixtures.tiny_adapter import IDS, load, logits, train
 from tests.fixtures.tiny_model import make_model, save_model
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import UserError
 from luthier.models import fused
 from luthier.models.adapter import add_adapter
-from luthier.models.load import load_model, load_tokenizer, load_trained, load_untrained, save_trained
+from luthier.models.load import load_tokenizer, load_trained, load_untrained, save_trained
 from luthier.recipe import Adapter, Model
 from luthier.run_folder import RunFolder
 
@@ -25,7 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
     pytest.mark.filterwarnings("ignore:Using Rank-Stabilized LoRA with rank_pattern"),
 ]
-IDS = torch.tensor([[5, 60, 7, 200, 31, 99, 4, 17, 250, 8, 61, 12]])
 SMALL = {"rank": 4, "alpha": 8}
 KINDS = [
     {},
@@ -58,28 +58,6 @@ def _settings(folder: Path, kind: dict[str, Any] | None = None, **changes: Any) 
     )
 
 
-def _load(settings: Model, *, training: bool = True) -> Any:
-    return load_model(settings, len(load_tokenizer(settings)), training=training, seed=0)
-
-
-def _logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model.eval()(input_ids=IDS).logits
-    return logits
-
-
-def _train(model: Any, steps: int = 3) -> list[float]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(steps):
-        loss = model.train()(input_ids=IDS, labels=IDS).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
-
-
 def _run(place: Path, settings: Model, model: Any) -> RunFolder:
     run = RunFolder(place)
     run.create()
@@ -97,23 +75,23 @@ def test_what_is_saved_is_what_was_trained_in_plain_peft_on_the_original_base(
     folder: Path, tmp_path: Path, kind: dict[str, Any]
 ) -> None:
     settings = _settings(folder, kind)
-    base = _logits(AutoModelForCausalLM.from_pretrained(folder))
-    model = _load(settings)
-    assert torch.allclose(_logits(model), base, atol=1e-4)  # it starts as the base model
+    base = logits(AutoModelForCausalLM.from_pretrained(folder))
+    model = load(settings)
+    assert torch.allclose(logits(model), base, atol=1e-4)  # it starts as the base model
     with model.disable_adapter():
-        assert torch.equal(_logits(model), base)  # whose own weights are as they were
+        assert torch.equal(logits(model), base)  # whose own weights are as they were
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trainable and all(".default" in name for name in trainable)
-    losses = _train(model)
+    losses = train(model)
     assert losses[-1] < losses[0] - 0.05
     run = _run(tmp_path / "run", settings, model)
-    tuned = _logits(model)
+    tuned = logits(model)
     assert (tuned - base).abs().max() > 0.1
-    assert torch.allclose(_logits(_plain(folder, run.adapter)), tuned, atol=1e-4)
+    assert torch.allclose(logits(_plain(folder, run.adapter)), tuned, atol=1e-4)
     loaded = load_trained(settings, run, len(load_tokenizer(settings)))
-    assert torch.allclose(_logits(loaded), tuned, atol=1e-4)
+    assert torch.allclose(logits(loaded), tuned, atol=1e-4)
     merged = _plain(folder, run.adapter).merge_and_unload()
-    assert torch.allclose(_logits(merged), tuned, atol=1e-3)
+    assert torch.allclose(logits(merged), tuned, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -131,17 +109,17 @@ def test_what_is_saved_is_what_was_trained_in_plain_peft_on_the_original_base(
 )
 def test_training_is_that_of_peft_s_own(folder: Path, kind: dict[str, Any], theirs: dict[str, Any]) -> None:
     """peft takes PiSSA's part out of the base weights, luthier keeps it beside them: the same losses."""
-    ours = _train(_load(_settings(folder, kind)), 4)
+    ours = train(load(_settings(folder, kind)), 4)
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **theirs)
-    assert ours == pytest.approx(_train(get_peft_model(base, config), 4), rel=1e-4)
-    assert kind == {} or ours != pytest.approx(_train(_load(_settings(folder)), 4), rel=1e-4)
+    assert ours == pytest.approx(train(get_peft_model(base, config), 4), rel=1e-4)
+    assert kind == {} or ours != pytest.approx(train(load(_settings(folder)), 4), rel=1e-4)
 
 
 def test_pissa_takes_the_leading_singular_vectors(folder: Path) -> None:
-    model = _load(_settings(folder, {"init": "pissa", "alpha": 12}))
+    model = load(_settings(folder, {"init": "pissa", "alpha": 12}))
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     u, s, v = torch.linalg.svd(layer.base_layer.weight.detach())
     leading = u[:, :4] @ s[:4].diag() @ v[:4]
@@ -150,11 +128,11 @@ def test_pissa_takes_the_leading_singular_vectors(folder: Path) -> None:
 
 
 def test_the_held_part_stays_when_adapters_are_switched_off_and_on(folder: Path) -> None:
-    model = _load(_settings(folder, {"init": "pissa"}))
+    model = load(_settings(folder, {"init": "pissa"}))
     before = {n: p.detach().clone() for n, p in model.named_parameters() if ".held" in n}
     with model.disable_adapter():
         pass
-    _train(model)
+    train(model)
     assert before and all(torch.equal(before[n], dict(model.named_parameters())[n]) for n in before)
 
 
@@ -171,22 +149,22 @@ def test_the_held_part_stays_when_adapters_are_switched_off_and_on(folder: Path)
 def test_the_fused_product_is_right_for_each_kind_or_leaves_it(
     folder: Path, kind: dict[str, Any], fast: int
 ) -> None:
-    slow, quick = _load(_settings(folder, kind)), _load(_settings(folder, kind))
+    slow, quick = load(_settings(folder, kind)), load(_settings(folder, kind))
     assert fused.fuse_lora(quick) == fast
-    assert _train(quick, 4) == pytest.approx(_train(slow, 4), rel=1e-5)
+    assert train(quick, 4) == pytest.approx(train(slow, 4), rel=1e-5)
 
 
 def test_freezing_takes_parts_of_an_adapter(folder: Path) -> None:
     for kind in ({"init": "pissa"}, {"variant": "dora"}):
-        model = _load(
+        model = load(
             _settings(folder, kind, freeze=["lora_A", "magnitude"] if "variant" in kind else ["lora_A"])
         )
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        _train(model)
+        train(model)
         changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
         assert changed and all("lora_B.default" in name for name in changed)
     with pytest.raises(UserError, match="matches no parameter that would be trained"):
-        _load(_settings(folder, freeze=["embed_tokens"]))
+        load(_settings(folder, freeze=["embed_tokens"]))
 
 
 # What cannot be.
@@ -233,7 +211,7 @@ def test_model_settings_that_exclude_each_other(settings: dict[str, Any], said: 
 )
 def test_patterns_and_ranks_that_do_not_fit(folder: Path, kind: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        _load(_settings(folder, kind))
+        load(_settings(folder, kind))
 
 
 def test_transposed_layers_have_pissa_but_no_olora() -> None:
@@ -253,11 +231,11 @@ def test_transposed_layers_have_pissa_but_no_olora() -> None:
 def earlier(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, torch.Tensor]:
     """A run with an adapter, and what its model says."""
     settings = _settings(folder)
-    model = _load(settings)
-    _train(model)
+    model = load(settings)
+    train(model)
     run = _run(tmp_path_factory.mktemp("runs") / "run", settings, model)
     run.recipe.write_text(json.dumps({"model": settings.model_dump(mode="json")}))
-    return run, _logits(model)
+    return run, logits(model)
 
 
 @pytest.mark.parametrize(
@@ -290,15 +268,15 @@ def test_training_goes_on_from_an_adapter_and_saves_what_plain_peft_loads(
         settings = settings.model_copy(update={"adapter": None})
     tokenizer = load_tokenizer(settings)
     untrained = load_untrained(settings, len(tokenizer))
-    assert torch.allclose(_logits(untrained), before, atol=1e-4)  # what base figures are of
-    model = _load(settings)
-    assert torch.allclose(_logits(model), before, atol=1e-4)
-    losses = _train(model)
+    assert torch.allclose(logits(untrained), before, atol=1e-4)  # what base figures are of
+    model = load(settings)
+    assert torch.allclose(logits(model), before, atol=1e-4)
+    losses = train(model)
     assert losses[-1] < losses[0]
     after = _run(tmp_path / "after", settings, model)
-    tuned = _logits(model)
+    tuned = logits(model)
     assert not torch.allclose(tuned, before, atol=1e-2)
-    assert torch.allclose(_logits(load_trained(settings, after, len(tokenizer))), tuned, atol=1e-4)
+    assert torch.allclose(logits(load_trained(settings, after, len(tokenizer))), tuned, atol=1e-4)
     if kind is None:
         plain: Any = AutoModelForCausalLM.from_pretrained(after.model)
     else:
@@ -306,7 +284,7 @@ def test_training_goes_on_from_an_adapter_and_saves_what_plain_peft_loads(
         base = config["base_model_name_or_path"]
         assert (base == str(folder)) == (mode != "merge")
         plain = _plain(Path(base), after.adapter)
-    assert torch.allclose(_logits(plain), tuned, atol=1e-4)
+    assert torch.allclose(logits(plain), tuned, atol=1e-4)
     now = load_file(run.adapter / "adapter_model.safetensors")
     assert all(torch.equal(files[name], now[name]) for name in files)
 
@@ -318,15 +296,15 @@ def test_a_stack_can_be_stacked_on_and_a_merged_start_merged_again(
     place = earlier[0].path
     for number, mode in enumerate(("stack", "stack", "merge", "merge")):
         settings = _settings(folder, {"rank": 2}, start_from=str(place), start_mode=mode)
-        model = _load(settings)
-        _train(model, 2)
+        model = load(settings)
+        train(model, 2)
         run = _run(tmp_path / f"{number}", settings, model)
         run.recipe.write_text(json.dumps({"model": settings.model_dump(mode="json")}))
         config = json.loads((run.adapter / "adapter_config.json").read_text())
         assert config["r"] == {0: 6, 1: 8, 2: 2, 3: 2}[number]
-        tuned, place = _logits(model), run.path
+        tuned, place = logits(model), run.path
         assert torch.allclose(
-            _logits(load_untrained(_settings(folder, start_from=str(place), start_mode="merge"), 300)),
+            logits(load_untrained(_settings(folder, start_from=str(place), start_mode="merge"), 300)),
             tuned,
             atol=1e-3,
         )
@@ -375,7 +353,7 @@ def test_an_adapter_that_does_not_belong_is_refused(
     run = Path(shutil.copytree(earlier[0].path, tmp_path / "run"))
     spoil(run / "adapter")
     with pytest.raises(UserError, match=said):
-        _load(_settings(folder, **{"start_from": str(run), **changes}))
+        load(_settings(folder, **{"start_from": str(run), **changes}))
 
 
 def test_a_copy_of_the_base_is_the_base_and_other_weights_are_not(
@@ -383,15 +361,15 @@ def test_a_copy_of_the_base_is_the_base_and_other_weights_are_not(
 ) -> None:
     twin = Path(shutil.copytree(folder, tmp_path / "twin"))
     for mode in ("continue", "stack"):
-        model = _load(_settings(twin, start_from=str(earlier[0].adapter), start_mode=mode))
-        assert torch.allclose(_logits(model), earlier[1], atol=1e-4)
+        model = load(_settings(twin, start_from=str(earlier[0].adapter), start_mode=mode))
+        assert torch.allclose(logits(model), earlier[1], atol=1e-4)
     make_model(seed=1).save_pretrained(twin)
     with pytest.raises(UserError, match=r"trained on .*, not on .*twin"):
-        _load(_settings(twin, start_from=str(earlier[0].adapter)))
+        load(_settings(twin, start_from=str(earlier[0].adapter)))
 
 
 def test_only_plain_lora_is_stacked_on(folder: Path, tmp_path: Path) -> None:
     settings = _settings(folder, {"variant": "dora"})
-    run = _run(tmp_path / "run", settings, _load(settings))
+    run = _run(tmp_path / "run", settings, load(settings))
     with pytest.raises(UserError, match="lora_magnitude_vector"):
-        _load(_settings(folder, start_from=str(run.path), start_mode="stack"))
+        load(_settings(folder, start_from=str(run.path), start_mode="stack"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tests.fixtures import tiny_trainer
+from tests.fixtures.tiny_adapter import IDS, load, logits, train
 from tests.fixtures.tiny_model import save_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -17,7 +18,6 @@ from luthier.models import merge as merging
 from luthier.models import pretrained
 from luthier.models.coverage import coverage
 from luthier.models.load import (
-    load_model,
     load_tokenizer,
     load_trained,
     load_untrained,
@@ -29,7 +29,6 @@ from luthier.run_folder import RunFolder
 
 bnb = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
-IDS = torch.tensor([[5, 60, 7, 200, 31, 99, 4, 17, 250, 8, 61, 12]])
 
 
 @pytest.fixture(scope="module")
@@ -42,28 +41,6 @@ def _settings(folder: Path, kind: dict[str, Any] | None = None, **changes: Any) 
     return Model(
         **{"name": str(folder), "precision": "fp32", "adapter": adapter, "quantisation": "nf4", **changes}
     )
-
-
-def _load(settings: Model, *, training: bool = True) -> Any:
-    return load_model(settings, len(load_tokenizer(settings)), training=training, seed=0)
-
-
-def _logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model.eval()(input_ids=IDS).logits.float()
-    return logits
-
-
-def _train(model: Any, steps: int = 3) -> list[float]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(steps):
-        loss = model.train()(input_ids=IDS, labels=IDS).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def _run(place: Path, settings: Model, model: Any) -> RunFolder:
@@ -97,23 +74,23 @@ def test_it_trains_and_the_adapter_loads_in_plain_transformers_and_peft(
     folder: Path, tmp_path: Path, kind: dict[str, Any]
 ) -> None:
     settings = _settings(folder, kind)
-    model = _load(settings)
+    model = load(settings)
     quantised = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert len(quantised) == 14
     assert all(m.weight.quant_type == "nf4" and m.weight.quant_state.nested for m in quantised)
-    before = _logits(model)
-    assert torch.allclose(before, _logits(_plain_base(folder)), atol=1e-4)
-    full = _logits(AutoModelForCausalLM.from_pretrained(folder))
+    before = logits(model)
+    assert torch.allclose(before, logits(_plain_base(folder)), atol=1e-4)
+    full = logits(AutoModelForCausalLM.from_pretrained(folder))
     assert (before - full).abs().max() > 0.1  # four bits are four bits
-    losses = _train(model)
+    losses = train(model)
     assert losses[-1] < losses[0] - 0.05
     run = _run(tmp_path / "run", settings, model)
-    tuned = _logits(model)
+    tuned = logits(model)
     assert torch.allclose(
-        _logits(load_trained(settings, run, len(load_tokenizer(settings)))), tuned, atol=1e-4
+        logits(load_trained(settings, run, len(load_tokenizer(settings)))), tuned, atol=1e-4
     )
     plain = PeftModel.from_pretrained(_plain_base(folder), str(run.adapter))
-    assert torch.allclose(_logits(plain), tuned, atol=1e-4)
+    assert torch.allclose(logits(plain), tuned, atol=1e-4)
 
 
 def test_evaluation_leaves_the_gradients_of_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,16 +101,16 @@ def test_evaluation_leaves_the_gradients_of_training(folder: Path, monkeypatch: 
 
     for precision in ("fp32", "bf16"):
         settings = _settings(folder, {"init": "pissa"}, precision=precision)
-        model = _load(settings)
+        model = load(settings)
         before = gradients(model)
-        _logits(model)
+        logits(model)
         after = gradients(model)
         assert all(torch.equal(before[name], after[name]) for name in before)
     if bnb.functional.has_avx512bf16():  # the defect that is guarded against is still there
         monkeypatch.setattr(pretrained, "_settle_quantised", lambda model, dtype: None)
-        model = _load(settings)
+        model = load(settings)
         before = gradients(model)
-        _logits(model)
+        logits(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, that gradients may be wrong
             after = gradients(model)
@@ -141,7 +118,7 @@ def test_evaluation_leaves_the_gradients_of_training(folder: Path, monkeypatch: 
 
 
 def test_precision_changes_no_quantised_weight(folder: Path) -> None:
-    exact, rough = (_load(_settings(folder, precision=p), training=False) for p in ("fp32", "bf16"))
+    exact, rough = (load(_settings(folder, precision=p), training=False) for p in ("fp32", "bf16"))
     for (name, a), (_, b) in zip(exact.named_parameters(), rough.named_parameters(), strict=True):
         if a.dtype == torch.uint8:
             assert torch.equal(a, b), name
@@ -157,8 +134,8 @@ def test_the_merged_model_is_what_was_trained(
     folder: Path, tmp_path: Path, kind: dict[str, Any], precision: Any
 ) -> None:
     settings = _settings(folder, kind, precision=precision)
-    model = _load(settings)
-    _train(model)
+    model = load(settings)
+    train(model)
     run = _run(tmp_path / "run", settings, model)
     proof = merge(settings, run, tmp_path / "out")
     assert proof.kl_nats < 1e-6 < 1e-3 < proof.adapter_kl_nats
@@ -166,15 +143,15 @@ def test_the_merged_model_is_what_was_trained(
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert merged.dtype == torch.float32
     exact = settings.model_copy(update={"precision": "fp32"})
-    assert torch.allclose(_logits(merged), _logits(load_trained(exact, run, 300)), atol=1e-3)
+    assert torch.allclose(logits(merged), logits(load_trained(exact, run, 300)), atol=1e-3)
 
 
 def test_a_merge_that_rounds_to_four_bits_again_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = _settings(folder)
-    model = _load(settings)
-    _train(model)
+    model = load(settings)
+    train(model)
     run = _run(tmp_path / "run", settings, model)
     usual = merging._dequantised
     original = AutoModelForCausalLM.from_pretrained(folder)
@@ -191,21 +168,21 @@ def test_training_goes_on_from_a_quantised_run(
 ) -> None:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     settings = _settings(folder)
-    model = _load(settings)
-    _train(model)
-    run, before = _run(tmp_path / "run", settings, model), _logits(model)
+    model = load(settings)
+    train(model)
+    run, before = _run(tmp_path / "run", settings, model), logits(model)
     on = _settings(
         folder,
         start_from=str(run.path),
         start_mode=mode,
         **({"quantisation": None} if mode == "merge" else {}),
     )
-    assert torch.allclose(_logits(load_untrained(on, 300)), before, atol=1e-3)
-    again = _load(on)
-    assert torch.allclose(_logits(again), before, atol=1e-3)
-    assert _train(again)[-1] < float("inf")
+    assert torch.allclose(logits(load_untrained(on, 300)), before, atol=1e-3)
+    again = load(on)
+    assert torch.allclose(logits(again), before, atol=1e-3)
+    assert train(again)[-1] < float("inf")
     after = _run(tmp_path / "after", on, again)
-    assert torch.allclose(_logits(load_trained(on, after, 300)), _logits(again), atol=1e-4)
+    assert torch.allclose(logits(load_trained(on, after, 300)), logits(again), atol=1e-4)
 
 
 def test_without_bitsandbytes_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,13 +193,13 @@ def test_without_bitsandbytes_it_says_what_to_install(folder: Path, monkeypatch:
         lambda name, *a: None if name == "bitsandbytes" else usual(name, *a),
     )
     with pytest.raises(UserError, match=r"luthier\[quantised\]"):
-        _load(_settings(folder))
+        load(_settings(folder))
 
 
 def test_a_state_space_model_trains_in_4_bits(tmp_path: Path) -> None:
     settings = _settings(tiny_trainer.save_folder(tmp_path / "mamba", tiny_trainer.model("mamba")))
-    model = _load(settings)
+    model = load(settings)
     kinds = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
     assert kinds == {"base_layer", "out_proj"}
-    losses = _train(model)
+    losses = train(model)
     assert losses[-1] < losses[0]

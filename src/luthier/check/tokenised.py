@@ -320,9 +320,11 @@ class RowsContext(CheckContext):
         from luthier.records import Dropped
         from luthier.sources.files import Files
 
+        source = Files(path=path, split=split_name)
+        source.inputs()  # a path that leads nowhere is said before a model is fetched
         tokenizer, pad_id = self.tokenizer, self.tokenizer.hf.pad_token_id
         num_tokens = num_stored = 0
-        for record in Files(path=path, split=split_name).records():
+        for record in source.records():
             if isinstance(record, Dropped):
                 raise UserError(
                     f"a row cannot be read: {record.reason} ({record.detail})", record.id, "mend or remove it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.display.text import plain
-from luthier.errors import UserError
+from luthier.errors import UserError, UserErrors
 from luthier.report import history, sections
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
@@ -79,6 +80,8 @@ def compare(runs: Sequence[RunFolder], paired: Paired, by: Sequence[str] | None 
             "command line",
             "name another run folder",
         )
+    if missing := [_missing(run) for run in runs if not run.scores.is_file()]:
+        raise UserErrors(missing)
     scores = [read_json(run.scores) for run in runs]
     entries = [_shown(score) for score in scores]
     names = list(dict.fromkeys(name for each in entries for name in each))
@@ -105,6 +108,19 @@ def compare(runs: Sequence[RunFolder], paired: Paired, by: Sequence[str] | None 
         result.examples.append(_examples(rows))
     result.against_first.update({name: [test.get(name) for test in tests] for name in names})
     return result
+
+
+def _missing(run: RunFolder) -> UserError:
+    """Why a folder cannot be compared: it is no run, or not evaluated."""
+    if not run.recipe.is_file():
+        return UserError(
+            "there is no run in this folder", str(run.path), "name the folder of an evaluated run"
+        )
+    return UserError(
+        "this run is not evaluated yet, so there is nothing to compare",
+        str(run.scores),
+        f"luthier evaluate {shlex.quote(str(run.path))}",
+    )
 
 
 def paired_scores(first: RunFolder, run: RunFolder, paired: Paired) -> tuple[Mapping[str, Any], str | None]:

@@ -212,6 +212,11 @@ def test_data_set_without_training_rows_is_refused(tmp_path: Path) -> None:
         luthier.audit(model=tmp_path / "model", rows=tmp_path / "rows", quick=True)
 
 
+def test_a_path_that_leads_nowhere_is_said_before_the_model_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no file"):
+        _ = RowsContext("no-such/model", tmp_path / "none.jsonl", tmp_path).rows
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     items = tiny_trainer.items(20)

@@ -75,8 +75,11 @@ def test_one_run_or_one_without_scores_is_the_users_mistake(tmp_path: Path) -> N
     run = write_run(tmp_path / "a")
     with pytest.raises(UserError, match="two or more"):
         compare.compare([run], paired)
-    with pytest.raises(UserError, match=r"scores\.json is not there yet"):
-        compare.compare([run, write_run(tmp_path / "b", stage="train")], paired)
+    trained = write_run(tmp_path / "b", stage="train")
+    with pytest.raises(
+        UserError, match=r"(?s)not evaluated yet.*luthier evaluate \S+/b.*no run in this folder.*/none"
+    ):
+        compare.compare([run, trained, RunFolder(tmp_path / "none")], paired)
 
 
 def bootstrap(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _python_lines(text: str, found: list[Token]) -> str:
                 depths.append(width)
             lines.append(f"\n{len(depths)}")
         piece = text[token.start : token.end]
-        level += (piece in "([{") - (piece in ")]}") if token.kind == "sign" else 0
+        level += (piece in "([{") - (piece in ")]}")
         lines.append(piece)
         end = token.end
     return " ".join(lines).strip()

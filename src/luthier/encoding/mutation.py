@@ -48,6 +48,7 @@ _REMOVABLE = {
     "break_statement",
     "raise_statement",
 }
+_TEXTS = {"string", "concatenated_string"}
 _NOT_VALUES = {"function_definition", "parameters", "keyword_argument", "method_declaration",
                "variable_declarator", "attribute", "field_access", "method_invocation", "call", "type_identifier",
                "class_definition", "constructor_declaration", "default_parameter", "typed_default_parameter", "typed_parameter",
@@ -141,13 +142,11 @@ def _of_node(source: bytes, language: Parsed, node: tree_sitter.Node) -> Iterato
             yield Mutation("wrong-constant", node.start_byte, node.end_byte, b"0")
     elif text.decode("utf-8", "replace") in _CONSTANTS and word in ("true", "false", "none", "null_literal"):
         yield Mutation("wrong-constant", node.start_byte, node.end_byte, _CONSTANTS[text.decode()])
-    elif (
-        word == "if_statement"
-        and node.child_by_field_name("alternative") is None
-        and parent != "if_statement"
-    ):
+    elif word == "if_statement" and node.child_by_field_name("alternative") is None:
         yield from _removed(source, language, node, "missing-branch")
-    elif word in _REMOVABLE and b'"""' not in text[:3] and b"'''" not in text[:3]:
+    elif word in _REMOVABLE and not (
+        word == "expression_statement" and node.named_children[0].type in _TEXTS  # a docstring does nothing
+    ):
         yield from _removed(source, language, node, "removed-statement")
 
 

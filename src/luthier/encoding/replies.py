@@ -125,7 +125,7 @@ def _blocks(reply: str) -> tuple[list[_Block], str]:
     inside: list[str] = []
     mark = ""
     for line in split_lines(reply.replace("\r\n", "\n")):
-        match = _FENCE.match(line.rstrip("\n"))
+        match = _FENCE.match(line)
         if not mark:
             if match:
                 mark, inside = match["mark"], []
@@ -272,10 +272,11 @@ def _by_diff(diff: str, function: str) -> str | None:
 
 def _fitted(code: str, function: str, language: Language) -> str:
     """Code with the indent of a function, its decorators where the code has none, and its end."""
-    lines = split_lines(code.strip("\n"))
+    code = code.strip("\n")
+    lines = split_lines(code)
     first = next((line for line in lines if line.strip()), "")
     own = _indent(first)
-    inner = _inside_strings(code.strip("\n"), language)
+    inner = _inside_strings(code, language)
     bare = [line if i in inner else line.removeprefix(own) for i, line in enumerate(lines)]
     wanted = _indent(function)
     text = "".join(

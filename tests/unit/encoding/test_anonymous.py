@@ -136,12 +136,16 @@ def test_names_that_differ_only_in_what_tells_become_one() -> None:
     before, after = (identifiers(side, "python") for side in anonymous(sides, "python"))
     assert before[:5] == after[:5] and len(set(before[1:3])) == 2, "two names of one version stay two"
     assert before[5] != after[5]
+    sides = ["def f(data_bad):\n    return data_bad\n", "def f(goodData):\n    return -goodData\n"]
+    before, after = (identifiers(side, "python") for side in anonymous(sides, "python"))
+    assert before == after and before[1] == before[2], "underscores and case do not tell them apart"
 
 
 def test_new_names_are_not_those_that_are_there() -> None:
     assert (
         one("def f(a):\n    return var_1 + a\n", "python") == "def func_1(var_2):\n    return var_1 + var_2\n"
     )
+    assert one("var_1(lambda a: a)\n", "python") == "var_1(lambda var_2: var_2)\n"
 
 
 def test_broken_code_is_renamed_as_far_as_it_goes_and_no_code_is_refused() -> None:
@@ -171,6 +175,8 @@ def test_all_names_can_go(text: str, language: str) -> None:
          "async def func_1(var_1: int, *, var_2: T = 1):\n    (var_3, [var_4, *var_5]), g.h = var_1\n    for var_6, var_7 in var_3: var_3 += var_6\n    return [var_8 for var_8 in var_4 if (var_9 := var_8)]\n"),
         ("def f(self, cls, __x__, main):\n    return g(f=f, x=self.f)\n", "python",
          "def func_1(self, cls, __x__, main):\n    return g(f=func_1, x=self.f)\n"),
+        ("def f(__a, b__): return __a + b__\n", "python", "def func_1(var_1, var_2): return var_1 + var_2\n"),
+        ("int f(char *const p) { return *p; }", "c", "int func_1(char *const var_1) { return *var_1; }"),
         ("class A:\n    def g(self): return A.g(A)\n", "python", "class type_1:\n    def func_1(self): return type_1.g(type_1)\n"),
         ("int f(int a) { Runnable r = x -> y(x); return r.f(a).a; }", "java",
          "int func_1(int var_1) { Runnable var_2 = var_3 -> y(var_3); return var_2.func_1(var_1).a; }"),

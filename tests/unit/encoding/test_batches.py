@@ -56,6 +56,7 @@ def test_packed_rows_do_not_predict_each_other() -> None:
         [1] * 6
     ]
     assert batch.loss_weights_BT.tolist() == [[0, 0.5, 0, 0, 0.5, 0.5]] and not batch.left_padded
+    assert (batch.input_ids_BT.dtype, batch.loss_weights_BT.dtype) == (torch.int64, torch.float32)
     labelled = pack([row(1, label=0), row(1, label=1)])
     assert labelled.loss_weights_BT.tolist() == [[0.5, 0.5]] and labelled.labels == (0, 1)
 

@@ -79,6 +79,7 @@ def test_code_is_the_same_whatever_its_white_space_but_for_pythons_indents() -> 
         (r"""'\u0041' '\177' '\n' 'x' "a\"b" $a1 \u0062c é""", "java",
          r"""s:'\u0041' s:'\177' s:'\n' s:'x' s:"a\"b" w:$a1 w:\u0062c w:é"""),
         ("1'000u 0x1p-3 0xFFu L'ab' u8\"a\"", "c", "n:1'000u n:0x1p-3 n:0xFFu s:L'ab' s:u8\"a\""),
+        ('R"x(a)")x" b', "c", 's:R"x(a)")x" w:b'),
         ("a<=>b->*c##d#e\\f", "c", "w:a s:<=> w:b s:->* w:c s:## w:d s:# w:e s:\\ w:f"),
         ("f'a{b!r:>{w}}c'+0x1f**2@y->z:=1.5e3j#c", "python",
          "s:f'a{b!r:>{w}}c' s:+ n:0x1f s:** n:2 s:@ w:y s:-> w:z s::= n:1.5e3j c:#c"),
@@ -110,6 +111,7 @@ def test_what_a_comment_kept_apart_stays_apart() -> None:
         ("/* a */ b", "java", "b"),
         ("a\n\n\n// b\n  // c\nd\n", "java", "a\nd\n"),
         ("x = 1  # a\n# b\ny\n", "python", "x = 1\ny\n"),
+        ("x = '''a\n\n'''\n\n# b\n", "python", "x = '''a\n\n'''\n"),
     ):
         assert without_comments(code, language) == plain
 

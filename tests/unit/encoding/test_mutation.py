@@ -132,9 +132,11 @@ def test_java_operators_one_by_one() -> None:
 def test_only_the_function_is_changed() -> None:
     source = b"a = 1\ndef f():\n    return 2\nb = 3\n"
     assert changes(source, "python", "off-by-one") == {("2", "3")}
-    assert changes(b"def f():\n    '''Doc'''\n    return 2", "python", "removed-statement") == {
-        ("    return 2", "")
-    }
+    for text in ("'''Doc'''", 'r"""Doc"""', "'Doc'", "'Doc' 'more'"):
+        documented = f"def f():\n    {text}\n    return 2".encode()
+        assert changes(documented, "python", "removed-statement") == {("    return 2", "")}, text
+    java = b"class A {\n  void f() {\n    if (a) {\n      g();\n    } else\n      if (b)\n        g();\n    h();\n  }\n}\n"
+    assert changes(java, "java", "missing-branch") == set(), "an else goes with its if"
     nested = b"def f():\n    if a:\n        if b:\n            c()\n    elif d:\n        e()\n"
     assert changes(nested, "python", "missing-branch") == {
         ("        if b:\n            c()\n", "        pass\n")

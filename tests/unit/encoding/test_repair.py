@@ -138,6 +138,7 @@ def test_the_parts_of_an_input_are_what_may_be_cut() -> None:
         assert (parts.before, parts.core, parts.behind) == ("a\n", core, "c")
     last = Place(("a\n", "  b\r"), 1, 2)
     assert input_parts(last, "IR2", "c").core == "// buggy lines start:\n  b\r\n// buggy lines end:\n"
+    assert input_parts(Place(("a  \r\n",), 0, 1), "IR4", "c").core == "// buggy code\n// a  \n<FILL_ME>\n"
     assert input_parts(last, "IR4", "c").core == "// buggy code\n//   b\n  <FILL_ME>\n"
     assert (
         input_parts(Place(("a\n",), 1, 1), "IR2", "c").core == "// buggy lines start:\n// buggy lines end:\n"
@@ -179,6 +180,8 @@ def test_hunks_end_by_their_numbers() -> None:
     assert hunks(lines) == ([], 0)
     assert hunks(["@@ -0,0 +1 @@\n", "+x\n", "\\ No newline\n", "\\ again\n"]) == ([Hunk(0, [], ["x"])], 3)
     assert hunks(["@@ -5,0 +6 @@\n", "+x\n"]) == ([Hunk(5, [], ["x\n"])], 2)
+    for behind in ("-- \n", "+x\n", " \n"):
+        assert hunks(["@@ -1 +1 @@\n", "-a\n", "+b\n", behind]) == ([Hunk(0, ["a\n"], ["b\n"])], 3)
     # An editor took the space of an empty line of context, with either line end; both sides lose their newline together.
     taken = ["@@ -1,3 +1,3 @@\n", "\n", "\r\n", " a\r\n", "\\ No newline\n"]
     assert hunks(taken) == ([Hunk(0, ["\n", "\r\n", "a"], ["\n", "\r\n", "a"])], 5)

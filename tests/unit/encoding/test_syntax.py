@@ -38,6 +38,8 @@ def test_trees_are_equal_whatever_the_white_space() -> None:
     assert shape(one, "java") == shape(same, "java") is not None
     assert shape(one, "java") != shape("int f() { return a - b; }", "java")
     assert shape("def f():\n    return 1\n", "python") == shape("  def f():\n      return (1)\n", "python")
+    text = "def f():\n{0}  '''a\n{0}  b'''\n"
+    assert shape(text.format(""), "python") == shape("  " + text.format("  "), "python")
     assert not parses("int f( {", "java") and shape("int f( {", "java") is None
     assert parses("    def f():\n        return 1\n", "python")
 
@@ -77,6 +79,8 @@ def test_whole_lines_are_taken_where_a_function_has_them_for_itself() -> None:
     assert MORE[third.start : third.end] == b"void f() { }", "a comment shares its line"
     (last,) = functions(b"x = 1\ndef f(): pass", "python")
     assert (last.start, last.end) == (6, 19)
+    (only,) = functions(b"\ndef f(): pass\n", "python")
+    assert (only.start, only.end) == (1, 15)
 
 
 def test_the_innermost_function_of_several() -> None:

@@ -161,6 +161,7 @@ def test_the_innermost_place_in_the_function_is_shown() -> None:
         ("assert f(1) == 2 == x", "AssertionError", "2 == x"),
         ("assert f('\\'') == 2", "AssertionError", "2"),
         ("assert f(1) == 2 and x", "AssertionError", None),
+        ("assert f(1) == 2 or x", "AssertionError", None),
         ("assert g([1 == 2])", "AssertionError", None),
         ("assert 1 / 0 == 2", "ZeroDivisionError: division by zero", None),
     ],
@@ -179,15 +180,35 @@ def test_what_java_says() -> None:
     assert said("test", f"1) works(ATest)\n{native}")["test"] == "works(ATest)"
 
 
+def test_of_what_took_too_long_only_that_is_said() -> None:
+    assert said("timeout", f"{TRACE}ValueError: x\n", limit="no end", test="t") == {
+        "error": "no end",
+        "test": "t",
+    }
+
+
 def test_reports_of_tests_go_before_their_output() -> None:
     assert said("test", "talk", files=[f"{TRACE}ValueError: x\n"])["error"] == "ValueError: x"
     assert said("test", "talk", files=["<testsuite/>"]) == {"said": "talk"}
+
+
+VALUES = ("assertion", "expected", "actual")
 
 
 def test_what_is_too_long_is_cut() -> None:
     assert clean("x" * 300) == "x" * 300 and len(clean("x" * 301)) == 300
     assert clean("ab" * 200, 9) == "aba...bab"
     assert len(said("test", "", test="x" * 400)["test"]) == 200
+    long = "x" * 250
+    frame = 'Traceback (most recent call last):\n  File "t.py", line 1\n'
+    for output in (
+        f"{frame}    assert {long} == {long}\nAssertionError\n",
+        f"{frame}    self.assertEqual(a, {long})\nAssertionError: {long} != {long}\n",
+        f"t.py:1: in f\n    assert f({long}) == a\nE   assert {long} == {long}\n",
+        f"java.lang.AssertionError: expected:<{long}> but was:<{long}>\n\tat A.f(A.java:5)\n",
+    ):
+        values = {name: len(found) for name, found in said("test", output).items() if name in VALUES}
+        assert values and set(values.values()) == {200}, output
     assert len(Where(("a.py",), 1, "y" * 400).code(1)) == 160
     lines = [f"line {n}" for n in range(20)]
     assert said("compile", "\n".join(lines)) == {"said": "\n".join(lines[:8])}

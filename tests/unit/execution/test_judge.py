@@ -1,16 +1,18 @@
 """Proof of bugs, verdicts by adapter, and a judge that nothing makes judge twice."""
 
 import itertools
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from luthier.errors import UserError
+from luthier.execution import adapters, sandbox
 from luthier.execution import judge as judging
-from luthier.execution import sandbox
 from luthier.execution.adapters import JUNIT, Adapter, Judgement, adapter, junit_cases
 from luthier.execution.bugs import Bug, bug_of
 from luthier.execution.feedback import failed_case
@@ -62,7 +64,7 @@ def test_a_function_is_put_in_by_bytes_and_not_by_its_text() -> None:
         tree = {"before": WRONG, "after": RIGHT, "language": "python", "path": "a.py", "files": {"a.py": WRONG},
                 "tests": {"type": "asserts", "code": ""}, **fields}  # fmt: skip
         dropped = bug_of(Record("b", tree, "g"))
-        assert isinstance(dropped, Dropped) and dropped.reason == reason
+        assert isinstance(dropped, Dropped) and (dropped.id, dropped.reason) == ("b", reason)
 
 
 def test_each_verdict_of_a_python_program(tmp_path: Path) -> None:
@@ -89,6 +91,7 @@ def test_a_bug_is_proven_before_anything_is_judged_on_it(tmp_path: Path) -> None
         "good": "", "fixed-fails": "fixed-test-failed", "fixed-broken": "fixed-compile-error",
         "buggy-passes": "buggy-passed", "buggy-broken": "buggy-compile-error",
     }  # fmt: skip
+    assert proofs["good"].detail.startswith("test-failed: ") and "AssertionError" in proofs["good"].detail
 
 
 def test_a_bug_whose_runs_differ_is_flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +119,11 @@ def test_what_ran_is_not_run_again_and_a_half_line_is(
     memory = tmp_path / "memory"
     first = Judge(memory, QUICK)
     wanted = [(bug(), RIGHT), (bug(), RIGHT), (bug(), "def f(x):\n    return 0\n")]
-    found = first.judge(wanted)
-    assert first.num_run == 2
+    steps: list[tuple[str, int, int]] = []
+    found = first.judge(wanted, lambda *step: steps.append(step))
+    assert first.num_run == 2 and steps == [("judging candidates", 1, 2), ("judging candidates", 2, 2)]
+    (same,) = first.judge([(bug(), WRONG)])
+    assert first.num_run == 2 and same.feedback is not None and same.feedback.unchanged
     whole = memory.read_bytes()
     second = Judge(memory, QUICK)
     assert second.judge(wanted) == found and second.num_run == 0 and memory.read_bytes() == whole
@@ -347,6 +353,56 @@ def test_a_wrong_way_to_test_is_said() -> None:
                          ({"type": "pytest"}, "paths"), ({"type": "asserts", "code": "", "x": 1}, "x")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             adapter(bug(tests=tests))
+
+
+def test_the_same_function_in_another_tree_is_another_program(tmp_path: Path) -> None:
+    keys = set()
+    for name in ("one", "other", "same"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text(WRONG)
+        (tmp_path / name / "b.py").write_text(name.replace("same", "one"))
+        keys.add(Judge(tmp_path / "memory", QUICK)._key(bug(tree=str(tmp_path / name)), RIGHT, 0))
+    assert len(keys) == 2
+
+
+def test_java_without_junit_needs_none_and_guards_the_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "JUNIT", ("/nowhere/junit4.jar",))
+    monkeypatch.setattr(adapters, "_java_tool", str)
+    files = {"A.java": JAVA_WRONG, "B.java": "", "a.txt": ""}
+    for tests, path in (({"main": "B"}, "out:c"), ({"junit": ["B"]}, "")):
+        target = bug(before=JAVA_WRONG, after="", language="java", path="A.java", files=files,
+                     tests={"type": "java", "class_path": ["c"], "guard": ["a.txt"], **tests})  # fmt: skip
+        kind = adapter(target)
+        assert sorted(kind.guarded(target)) == ["B.java", "a.txt"]
+        if not path:
+            with pytest.raises(UserError, match=r"there is no /nowhere/junit4\.jar"):
+                kind.steps(target)
+            continue
+        for step in kind.steps(target):
+            assert step.command[step.command.index("-cp") + 1] == path.replace(":", os.pathsep)
+        assert list(kind.steps(target)[0].command[-3:]) == ["A.java", "B.java", "LuthierRun.java"]
+
+
+def test_another_java_judges_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(command: Sequence[str], **_: Any) -> Any:
+        return SimpleNamespace(stderr=" ".join(command))
+
+    monkeypatch.setattr(judging, "strongest", lambda: "limits")
+    monkeypatch.setattr(judging.subprocess, "run", asked)
+    assert "java -version" in judging._surroundings.__wrapped__()
+
+
+def test_pytest_guards_its_tests_and_reads_no_settings_of_the_project() -> None:
+    target = bug(tests={"type": "pytest", "paths": ["t/a.py::test_f", "u"], "guard": ["c.txt", "a.py"]})
+    kind = adapter(target)
+    assert sorted(kind.guarded(target)) == ["c.txt", "t/a.py", "u"]
+    compiled, test = kind.steps(target)
+    assert (compiled.name, test.name) == ("compile", "test") and compiled.command[-1] == "a.py"
+    assert test.command[-2:] == ["t/a.py::test_f", "u"] and "/dev/null" in test.command
+    own = bug(tests={"type": "pytest", "paths": ["u"], "config": True, "python": "p", "options": ["-x"]})
+    for step in adapter(own).steps(own):
+        assert step.command[0] == "p" and "/dev/null" not in step.command
+    assert adapter(own).steps(own)[1].command[-2:] == ["-x", "u"]
 
 
 def test_limits_of_a_bug_and_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:

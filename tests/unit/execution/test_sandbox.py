@@ -1,7 +1,11 @@
 """The sandbox, with programs that do what must not be done."""
 
+import contextlib
+import functools
+import re
 import shutil
 import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +24,16 @@ def python(source: str, limits: Limits = QUICK):
     return run([sys.executable, "-I", "-c", source], {}, limits)
 
 
+def python_reads(text: str) -> str:
+    return run([sys.executable, "-I", "-c", "print(open('b', 'rb').read())"], {"b": text}).output.strip()
+
+
 def test_output_exit_code_and_files() -> None:
     outcome = run(
         [sys.executable, "-I", "a.py"],
         {"a.py": "print(open('b.txt').read()); raise SystemExit(3)", "b.txt": "hé"},
     )
+    assert python_reads("\udce9") == "b'\\xe9'", "undecodable bytes are written as they were"
     assert (outcome.status, outcome.exit_code, outcome.output.strip()) == ("exited", 3, "hé")
     for name in ("../x", "/x", "a/../../x"):
         with pytest.raises(ValueError, match="not inside"):
@@ -81,21 +90,62 @@ def test_memory_of_all_processes_is_limited_together() -> None:
         "import os, time\nfor _ in range(4):\n    if not os.fork():\n"
         "        x = bytearray(60 << 20); x[::4096] = b'x' * len(x[::4096]); time.sleep(60)\ntime.sleep(60)"
     )
-    outcome = python(code, Limits(timeout_s=20, memory_mib=150))
-    assert outcome.status == "out-of-memory" and outcome.seconds < 15
+    steps = [Step("one", ["true"]), Step("two", [sys.executable, "-I", "-c", code])]
+    one, two = run_steps(steps, {}, Limits(timeout_s=20, memory_mib=150))
+    assert (two.status, two.name, two.disk_read_only) == ("out-of-memory", "two", one.disk_read_only)
+
+
+def test_what_cannot_be_started_is_said() -> None:
+    outcome = run(["no-such-command"], {}, QUICK)
+    assert (outcome.exit_code, outcome.output) == (127, "no-such-command: No such file or directory\n")
+    outcome = run(["true"], {"a": "", "a/b": ""}, QUICK)
+    assert (outcome.status, outcome.exit_code, outcome.name) == ("killed", -9, "run")
+    assert "FileExistsError" in outcome.output
+
+
+def test_the_system_holds_the_limits() -> None:
+    code = "import resource as r; print([r.getrlimit(getattr(r, f'RLIMIT_{name}'))[0] for name in ('CPU', 'FSIZE', 'NPROC', 'NOFILE', 'CORE', 'AS')])"
+    limits = Limits(timeout_s=5, memory_mib=512, disk_mib=8, processes=32)
+    assert python(code, limits).output == f"[5, {8 << 20}, 32, 1024, 0, {512 << 20}]\n"
+
+
+# What works here is found out without the code under test: a fence that it breaks is no reason to skip.
+ALONE = {
+    "bubblewrap": ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--", "true"],
+    "namespaces": ["unshare", "--user", "--map-root-user", "--mount", "--net", "--pid", "--ipc", "--fork", "true"],
+}  # fmt: skip
+
+
+@functools.cache
+def works_here(fence: str) -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run(ALONE[fence], capture_output=True).returncode == 0
+    return False
 
 
 @pytest.mark.parametrize("fence", ["bubblewrap", "namespaces"])
 def test_both_fences_hold(fence: Fence) -> None:
-    if fence == "bubblewrap" and shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
+    if not works_here(fence):
+        pytest.skip(f"no {fence} here")
     tries = "echo > /etc/luthier-x; echo > /proc/sys/kernel/hostname; mount -o remount,rw /; ls /dev/vda /dev/sda /dev/mem; id -u"
     (outcome,) = run_steps([Step("try", ["sh", "-c", tries])], {}, QUICK, fence=fence)
-    if outcome.fence != fence or not outcome.disk_read_only:
-        pytest.skip(f"no {fence} here")
+    assert outcome.fence == fence and outcome.disk_read_only
     assert not Path("/etc/luthier-x").exists() and outcome.output.count("No such file or directory") == 3
     (outcome,) = run_steps([Step("caps", ["cat", "/proc/self/status"])], {}, QUICK, fence=fence)
+    places = """ls -A /run; ls -A . ; awk -v here="$PWD" '$2 == here { print $3, $4 }' /proc/mounts"""
+    (mounts,) = run_steps([Step("mounts", ["sh", "-c", places])], {}, QUICK, fence=fence)
+    assert mounts.output.startswith("tmpfs ") and {"nosuid", "nodev"} <= set(re.split("[ ,]", mounts.output))
     assert "CapBnd:\t0000000000000000" in outcome.output and "CapEff:\t0000000000000000" in outcome.output
+
+
+def test_the_strongest_fence_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    working = [fence for fence in ALONE if works_here(fence)] + ["limits"]
+    found = sandbox.strongest.__wrapped__
+    assert found() == working[0]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert found() == next(fence for fence in working if fence != "bubblewrap")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert found() == "limits"
 
 
 def test_without_a_fence_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,8 +169,7 @@ def test_nothing_of_this_process_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_there_is_no_network_and_nothing_else_can_be_written(tmp_path: Path) -> None:
-    probe = python("")
-    if not (probe.network_cut and probe.disk_read_only):
+    if not any(map(works_here, ALONE)):
         pytest.skip("this kernel or container allows no namespaces")
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = f"import socket; socket.create_connection({server.getsockname()!r}, 1); print('connected')"
@@ -177,6 +226,12 @@ def test_a_family_of_processes_is_counted_together(
     )
     monkeypatch.setattr(sandbox.psutil, "Process", lambda pid: family)
     assert sandbox._too_much(1, Limits(memory_mib=2, processes=3)) == broken
+
+    def gone(*_: object, **__: object) -> None:
+        raise sandbox.psutil.NoSuchProcess(1)
+
+    family.children = gone
+    assert sandbox._too_much(1, Limits()) is None, "it ended meanwhile"
 
 
 def test_what_is_guarded_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,8 @@ def test_equal_probabilities_are_given_together() -> None:
     logits = np.array([[2.0], [0], [0], [0], [0]])  # the second row alone would make a better F1
     (threshold,) = classes.fit_thresholds(logits, np.array([[1], [1], [0], [0], [0]]))
     assert threshold == pytest.approx((1 / (1 + np.exp(-2)) + 0.5) / 2)
+    (threshold,) = classes.fit_thresholds(np.array([[2.0], [0]]), np.array([[1], [0]]))
+    assert threshold == pytest.approx((1 / (1 + np.exp(-2)) + 0.5) / 2), "the last one below counts too"
 
 
 def test_thresholds_have_the_best_f1_of_all() -> None:
@@ -122,3 +124,12 @@ def test_thresholds_have_the_best_f1_of_all() -> None:
         )
         assert sk.f1_score(labels[:, c], probabilities[:, c] >= found[c]) == pytest.approx(best)
     assert found[3] == 0.5
+    eighths = np.round(logits * 8) / 8
+    assert np.array_equal(
+        classes.fit_thresholds(eighths.astype(np.float32), labels), classes.fit_thresholds(eighths, labels)
+    )
+
+
+def test_of_equal_scores_the_higher_class_is_the_better() -> None:
+    scores = np.zeros((3, 200))
+    assert classes.top_k_accuracy(scores, np.array([199, 198, 197]), 2) == pytest.approx(2 / 3)

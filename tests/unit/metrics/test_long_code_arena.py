@@ -21,4 +21,5 @@ def test_edit_similarity_is_a_whole_per_cent_of_the_lines_as_they_are() -> None:
     assert long_code_arena_edit_similarity(outputs, targets) == [
         fuzz.ratio(output, target) / 100 for output, target in zip(outputs, targets, strict=True)
     ]
+    assert long_code_arena_edit_similarity(["\nX\n"], ["X"]) == [1.0]
     assert edit_similarity(["abc"], ["axx"]) == [pytest.approx(1 / 3)]

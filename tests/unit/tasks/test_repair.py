@@ -65,6 +65,16 @@ def test_the_target_gives_the_fixed_function_back(form: Any, output: Any, tokeni
     assert ast_match([found.target, "x"], [found.target] * 2, metas=[found.meta] * 2) == [1, 0]
 
 
+def test_trees_are_compared_with_the_output_in_its_place() -> None:
+    text = "def f(a):\n    if a:\n        b()\n    else:\n        d()\n"
+    meta = {"before": text, "start": 3, "end": 4, "output": "OR2", "language": "python"}
+    fixed = "    elif a:\n"
+    outputs = [fixed, "    elif (a):  # x\n", "    elif b:\n", "    else:\n", fixed]
+    metas = [meta] * 4 + [meta | {"language": "cobol"}]
+    assert ast_match(outputs, [fixed] * 5, metas=metas) == [1, 1, 0, 0, 0]
+    assert ast_match([text], [text + "\n"], metas=[{"language": "python"}]) == [1], "a whole function"
+
+
 def test_inference_has_the_ids_of_training(tokenizer: TextTokenizer) -> None:
     for task in (Repair(), Repair(input="IR3", sentinels="new"), Repair(outside=True)):
         found = row(task, tokenizer, context="import os\n")

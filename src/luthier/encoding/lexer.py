@@ -165,9 +165,8 @@ def _by_rules(text: str, language: Language) -> Iterator[Token]:
         match = rules.match(text, place)
         if match is None:
             raise NotCode(f"no {language} at {text[place : place + 20]!r}")
-        kind = match.lastgroup if match.lastgroup != "delimiter" else "string"
-        if kind != "space":
-            yield Token(kind, match.start(), match.end())  # type: ignore[arg-type] # one of the groups' names
+        if match.lastgroup != "space":
+            yield Token(match.lastgroup, match.start(), match.end())  # type: ignore[arg-type] # one of the groups' names
         place = match.end()
 
 

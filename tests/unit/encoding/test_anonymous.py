@@ -157,6 +157,7 @@ def test_broken_code_is_renamed_as_far_as_it_goes_and_no_code_is_refused() -> No
 def test_indents_and_line_ends_stay() -> None:
     text = "\tdef f(a):\r\n\t\treturn a\r\n"
     assert one(text, "python") == "\tdef func_1(var_1):\r\n\t\treturn var_1\r\n"
+    assert one("int f(int a) { g('\ud800'); }", "c") == "int func_1(int var_1) { g('\ud800'); }"
 
 
 @pytest.mark.parametrize(("text", "language"), [(PYTHON, "python"), (JAVA, "java"), (C, "c")])

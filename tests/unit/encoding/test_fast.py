@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from tests.fixtures.plain_tokenizer import plain_tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from luthier.encoding import fast
 from luthier.encoding.text_tokenizer import TextTokenizer
@@ -99,3 +100,24 @@ def test_it_is_made_for_much_text_alone_and_not_asked_for_control_tokens(
         tokenizer.eos_id
     ]
     assert [ids.tolist() for ids in tokenizer.encode_all(["a", "b"])] == [[7], [7]]
+
+
+def test_each_place_has_its_own_reader_where_they_read_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tokenizer] = []
+
+    class Reader:
+        def __init__(self, slow: Tokenizer) -> None:
+            made.append(slow)
+            self.number = len(made)
+
+        def read(self, texts: list[str], *, offsets: bool) -> list[fast.Read]:
+            return [fast.Read(np.array([self.number], np.int32), np.zeros((1, 2), np.int64)) for _ in texts]
+
+    monkeypatch.setattr("luthier.encoding.text_tokenizer.MANY", 0)
+    monkeypatch.setattr("luthier.encoding.text_tokenizer.fast_reader", Reader)
+    hf = plain_tokenizer().hf
+    hf.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = TextTokenizer(hf)
+    assert (tokenizer.encode("a", first=True), tokenizer.encode("a")) == ([1], [2])
+    assert [len(slow.encode("a").ids) for slow in made] == [2, 1]
+    assert [ids.tolist() for ids in tokenizer.encode_all(["a"], first=True)] == [[1]]

@@ -65,6 +65,7 @@ def test_of_c_the_fence_alone_counts() -> None:
     found = extract("```c\nint f() {\n  return 2;\n}\n```\n```\n\n```\n", asked, "c")
     assert (found.step, found.code) == ("fence", "  int f() {\n    return 2;\n  }\n")
     assert extract("int f() { return 2; }", asked, "c").step == "no-code"
+    assert extract("```\nint f() { return '\ud800'; }\n```", asked, "java").step == "fence"
     assert (
         extract("```c\nint f() {", asked, "c").step == "no-code"
         and extract(" \n", asked, "c").step == "empty"

@@ -76,6 +76,7 @@ def test_what_is_lost_is_said() -> None:
         assert tokenizer.is_lossy(np.array(tokenizer.encode(text)), text) == lossy
     assert PLAIN.is_lossy(np.array(PLAIN.encode("ab")), "a") and PLAIN.is_lossy(np.array([PLAIN.eos_id]), "")
     assert not PLAIN.is_lossy(np.array([PLAIN.eos_id]), "</s>")
+    assert PLAIN.is_lossy(np.array(PLAIN.encode("a")), "\ud800"), "half a surrogate pair has no bytes"
 
 
 def test_a_vocabulary_that_spells_control_tokens_is_refused_with_the_token() -> None:

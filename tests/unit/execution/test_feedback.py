@@ -150,6 +150,7 @@ def test_each_error_of_a_compiler_has_its_own_details() -> None:
 
 def test_the_innermost_place_in_the_function_is_shown() -> None:
     assert said("test", "a.py:4: in f\n    g()\na.py:5: in f\nE   ValueError: x\n")["frame"]["line"] == 2
+    assert said("test", "a.py:4: in f\n    g()\nb.py:5: in g\nE   ValueError: x\n")["frame"]["line"] == 1
     inner = '  File "a.py", line 5, in f\n  File "b.py", line 1, in g\nValueError: x\n'
     assert said("test", TRACE + inner)["frame"]["line"] == 2
 
@@ -162,6 +163,7 @@ def test_the_innermost_place_in_the_function_is_shown() -> None:
         ("assert f('\\'') == 2", "AssertionError", "2"),
         ("assert f(1) == 2 and x", "AssertionError", None),
         ("assert f(1) == 2 or x", "AssertionError", None),
+        ("assert f(1) is None", "AssertionError", "None"),
         ("assert g([1 == 2])", "AssertionError", None),
         ("assert 1 / 0 == 2", "ZeroDivisionError: division by zero", None),
     ],

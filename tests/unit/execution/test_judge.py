@@ -49,6 +49,7 @@ def test_a_function_is_put_in_by_bytes_and_not_by_its_text() -> None:
     found = bug(files={"a.py": twice}, start=start)
     assert found.patched(RIGHT) == f"é = 1\n{WRONG}class A:\n    pass\n{RIGHT}"
     assert found.buggy == WRONG
+    assert bug(files={"a.py": f"# \udce9\n{WRONG}"}).patched(RIGHT) == f"# \udce9\n{RIGHT}"
     for fields, reason in (
         ({"files": {"a.py": twice}}, "place-unknown"),
         ({"files": {"a.py": twice}, "start": 3}, "not-in-file"),

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -230,8 +231,28 @@ def test_a_family_of_processes_is_counted_together(
     def gone(*_: object, **__: object) -> None:
         raise sandbox.psutil.NoSuchProcess(1)
 
+    gone_meanwhile = SimpleNamespace(memory_info=gone, num_threads=gone)
+    family.children = lambda recursive: [gone_meanwhile, Member(3 << 20, 1)]
+    assert sandbox._too_much(1, Limits(memory_mib=2)) == "out-of-memory", "the others are counted"
     family.children = gone
     assert sandbox._too_much(1, Limits()) is None, "it ended meanwhile"
+
+
+def test_all_processes_are_ended_only_where_they_have_a_table_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[tuple[str, int, int]] = []
+
+    def none_left(*_: int) -> None:
+        raise ChildProcessError
+
+    monkeypatch.setattr(inside.os, "killpg", lambda *given: ended.append(("group", *given)))
+    monkeypatch.setattr(inside.os, "kill", lambda *given: ended.append(("one", *given)))
+    monkeypatch.setattr(inside.os, "waitpid", none_left)
+    group, everything = ("group", 12345, signal.SIGKILL), ("one", -1, signal.SIGKILL)
+    for alone, wanted in ((False, [group]), (True, [group, everything])):
+        ended.clear()
+        assert inside._kill(12345, alone) is None and ended == wanted
 
 
 def test_what_is_guarded_and_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from luthier.errors import UserError
+from luthier.metrics import library as metrics
 from luthier.projects import library
 from luthier.projects.project import File, Project
 
@@ -133,3 +134,7 @@ def test_chrf_equals_sacrebleu_and_stays_in_bounds() -> None:
         for output, target in zip(outputs, targets, strict=True)
     ]
     assert chrf(outputs, targets)[1:] == [0.0, 1.0]
+
+
+def test_a_program_runs_if_it_comes_to_its_end() -> None:
+    assert metrics.runs(["x = 1", "1 / 0"], ["", ""]) == [1.0, 0.0]

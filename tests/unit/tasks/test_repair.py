@@ -72,6 +72,8 @@ def test_trees_are_compared_with_the_output_in_its_place() -> None:
     outputs = [fixed, "    elif (a):  # x\n", "    elif b:\n", "    else:\n", fixed]
     metas = [meta] * 4 + [meta | {"language": "cobol"}]
     assert ast_match(outputs, [fixed] * 5, metas=metas) == [1, 1, 0, 0, 0]
+    inside = {"before": "def f(a):\n    return g(\n        a\n    )\n", "start": 2, "end": 3}
+    assert ast_match(["        b \n"], ["        b\n"], metas=[meta | inside]) == [1]
     assert ast_match([text], [text + "\n"], metas=[{"language": "python"}]) == [1], "a whole function"
 
 

@@ -65,7 +65,7 @@ class RunFolder:
 
     def trainings(self) -> dict[str, RunFolder]:
         """The folders of all training stages by name, in order; none where the recipe is one training."""
-        told = read_json(self.changes) if self.changes.is_file() else []
+        told = read_json(self.changes, list) if self.changes.is_file() else []
         return {entry["stage"]: self.training(entry["stage"]) for entry in told}
 
     def beside(self, name: str) -> RunFolder:
@@ -196,20 +196,70 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(map(json_line, values)))
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of the run folder.
+class _Lacking(UserError, KeyError):
+    """A key is not in a file; also a ``KeyError``, for those who can do without it (templates, say)."""
+
+
+class _Object(dict[str, Any]):
+    """A JSON object of a run folder's file, which says so itself where it lacks a key."""
+
+    file = Path()
+
+    def __missing__(self, key: str) -> Any:
+        what = f"{self.file.name} holds no {key!r} where there has to be one"
+        raise _Lacking(what, str(self.file), _AGAIN)
+
+
+_AGAIN = "delete that file and run the stage again"
+# Of what kind is what readers go through, where it is there.
+_KINDS: dict[str, dict[str, type]] = {
+    "scores.json": {"num_rows": int, "num_groups": int, "metrics": dict, "mcnemar": dict, "seconds": dict},
+    "predictions.jsonl": {"id": str, "group": str, "prompt": str, "target_bytes": int, "meta": dict, "base": dict, "tuned": dict},
+    "history.jsonl": {"tokens": int, "eval": dict},
+    "environment.json": {"started": str, "packages": dict},
+    "ledger.json": {"splits": dict, "records": dict, "rows": dict, "duplicates": dict},
+    "findings.json": {"findings": list, "passed": list, "skipped": list, "waived": list},
+}  # fmt: skip
+
+
+def _parsed(text: str | bytes, path: Path, kind: type = dict) -> Any:
+    """JSON, every object of which knows its file.
 
     Raises:
-        UserError: Missing or damaged.
+        ValueError: It is none, or of another kind.
+    """
+
+    def know(pairs: dict[str, Any]) -> _Object:
+        each = _Object(pairs)
+        each.file = path
+        return each
+
+    value = json.loads(text, object_hook=know)
+    for one in value if kind is list and isinstance(value, list) else (value,):
+        if not isinstance(one, dict):
+            raise ValueError(f"no object, but {type(one).__name__}")
+        for key, needed in _KINDS.get(path.name.partition(":")[0], {}).items():
+            if key in one and not isinstance(one[key], needed):
+                raise ValueError(f"{key!r} is of the kind {type(one[key]).__name__.strip('_')}, not {needed.__name__}")
+    return value
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file of the run folder.
+
+    Args:
+        path: The file.
+        kind: ``dict`` for an object, ``list`` for a list of objects.
+
+    Raises:
+        UserError: Missing, damaged, or without a key that is asked for, also later.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"), path, kind)
     except FileNotFoundError as error:
         raise UserError(f"{path.name} is not there yet", str(path), "run the stage that writes it") from error
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path.name} is damaged: {error}", str(path), "delete it and run the stage again"
-        ) from error
+        raise UserError(f"{path.name} is damaged: {error}", str(path), _AGAIN) from error
 
 
 @contextlib.contextmanager
@@ -241,15 +291,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; none where there is no file. A half-written last line, as a crash leaves it, is left out.
 
     Raises:
-        UserError: Another line is no JSON object.
+        UserError: Another line is no JSON object, or one lacks a key that is asked for, also later.
     """
     rows = []
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"no object, but {type(row).__name__}")
+            rows.append(_parsed(line, Path(f"{path}:{number}")))
         except ValueError as error:
             if not line.endswith(b"\n"):
                 break
@@ -258,7 +306,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 f"{path}:{number}",
                 "mend or delete that line",
             ) from error
-        rows.append(row)
     return rows
 
 

@@ -71,7 +71,7 @@ def _measure_forgetting(place: RunFolder, name: str, progress: Progress | None) 
 
     folders = place.trainings()
     later = folders[name]
-    known = read_json(place.forgetting) if place.forgetting.is_file() else []
+    known = read_json(place.forgetting, list) if place.forgetting.is_file() else []
     for earlier in list(folders)[: list(folders).index(name)]:
         own = folders[earlier]
         key = hash_value([keys_of(own)["evaluate"], keys_of(later)["train"]])

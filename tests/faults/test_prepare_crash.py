@@ -34,6 +34,18 @@ if __name__ == "__main__":
 """
 
 
+def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
+    rows, run = write_rows(tmp_path / "rows.jsonl", [{"text": f"{i}>x{i}"} for i in range(60)]), tmp_path / "run"
+    (tmp_path / "sweep.json").write_text('{"runs": []}')  # in a sweep the processes would wait for each other
+    script = tmp_path / "script.py"
+    text = SCRIPT.format(root=str(Path(__file__).parents[2]), phase="", done=0, rows=str(rows), run=str(run))
+    script.write_text(text.replace('if __name__ == "__main__":', "if True:"))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and 'under `if __name__ == "__main__":`' in done.stderr
+    assert "luthier.errors.UserError: a process that encodes rows died" in done.stderr.splitlines()[-3]
+    assert not (run / "data").exists()
+
+
 @pytest.mark.parametrize(
     ("phase", "done", "old"), [("reading", 500, True), ("duplicates", 1, False), ("encoding", 1000, True)]
 )

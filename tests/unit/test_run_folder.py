@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import UserError
-from luthier.run_folder import read_jsonl
+from luthier.run_folder import read_json, read_jsonl
 
 
 def test_of_jsonl_only_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
@@ -19,3 +19,25 @@ def test_of_jsonl_only_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> No
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"rows\.jsonl is damaged in line 1"):
             read_jsonl(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '[{"metrics": {}}]', '{"metrics": 3}'])
+def test_json_of_another_kind_is_damaged(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"scores\.json is damaged: "):
+        read_json(path)
+
+
+def test_a_file_says_itself_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "any.json"
+    path.write_text('[{"a": {"b": 1}}]')
+    read = read_json(path, list)
+    assert read == [{"a": {"b": 1}}] and read[0].get("c") is None
+    with pytest.raises(UserError, match=r"any\.json holds no 'c'") as raised:
+        read[0]["a"]["c"]
+    assert raised.value.where == str(path)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"b": 1}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:2 holds no 'a'"):
+        [row["a"] for row in read_jsonl(path)]

@@ -130,7 +130,7 @@ def evaluated(run: RunFolder, console: Console) -> None:
 
 def forgotten(run: RunFolder, console: Console) -> None:
     """What later training stages have made of the test rows of earlier ones."""
-    for entry in read_json(run.forgetting) if run.forgetting.is_file() else []:
+    for entry in read_json(run.forgetting, list) if run.forgetting.is_file() else []:
         title = f"forgetting: {entry['stage']} after {entry['after']}"
         if "not_measured" in entry:
             console.print(Text(safe(f"{title}: not measured, {entry['not_measured']}")))

@@ -7,8 +7,10 @@ is a few numbers (about 100 bytes).
 from __future__ import annotations
 
 import importlib.metadata
+import multiprocessing
 import os
 import shutil
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -64,6 +66,13 @@ def prepare(
     Raises:
         UserError: Two records of one id, nothing to keep, an empty split, a disk that cannot be written.
     """
+    # What multiprocessing itself asks when a process is started; by then this one would wait for its parent, or it for us.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError(
+            "a process that was started to encode rows runs the whole script that started it again",
+            sys.argv[0],
+            'put what calls luthier under `if __name__ == "__main__":`, or set data.num_workers: 1',
+        )
     report = progress or (lambda phase, done, total: None)
     if recipe.data.num_workers != "auto" and recipe.data.num_workers < 1:
         raise UserError(

@@ -57,7 +57,7 @@ def view(run: RunFolder) -> dict[str, Any] | None:
         "kinds": _kinds(scores),
         "masks": scores["masks"],
         "counts": dict(zip(("right", "wrong", "missing"), counts, strict=True)),
-        "sweep": _sweep(read_json(sweep_file)) if sweep_file.is_file() else None,
+        "sweep": _sweep(read_json(sweep_file, list)) if sweep_file.is_file() else None,
         "graph": json_for_script(graph),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

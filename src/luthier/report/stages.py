@@ -28,7 +28,7 @@ def write(place: RunFolder, recipe: Recipe) -> Path:
     picture = place.figures / "stages.png"
     drawn = curves.overlay({name: history.read(run) for name, run in folders.items()}, picture)
     template = pages.environment(_HERE).get_template("stages.html.j2")
-    told = {entry["stage"]: entry for entry in read_json(place.changes)}
+    told = {entry["stage"]: entry for entry in read_json(place.changes, list)}
     text = template.render(
         recipe=recipe,
         stages=[_stage(name, run, told[name]) for name, run in folders.items()],
@@ -44,7 +44,7 @@ def write(place: RunFolder, recipe: Recipe) -> Path:
 
 def forgetting(place: RunFolder) -> list[dict[str, Any]]:
     """``stage`` and the later stage it is looked at ``after``, with entries of ``sections.metrics``, or why there are none."""
-    known = read_json(place.forgetting) if place.forgetting.is_file() else []
+    known = read_json(place.forgetting, list) if place.forgetting.is_file() else []
     order = list(place.trainings())
     known = [entry for entry in known if entry["stage"] in order and entry["after"] in order]
     known.sort(key=lambda entry: (order.index(entry["stage"]), order.index(entry["after"])))

@@ -489,7 +489,7 @@ def test_status_of_a_finished_run_has_no_time_left(luthier, tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [("history.jsonl", '{"step": 1}\n{"step\n', "history.jsonl is damaged in line 2"), ("history.jsonl", "3\n", "no object, but int"),
-     ("findings.json", '{"a": 1}', "holds no 'findings'"), ("ledger.json", "[]", "no object, but list"), ("ledger.json", '{"splits": 3}', "'splits' is of the kind int"),
+     ("findings.json", '{"a": 1}', "holds no 'findings'"), ("data/ledger.json", "[]", "no object, but list"), ("data/ledger.json", '{"splits": 3}', "'splits' is of the kind int"),
      ("recipe.yaml", "train: {epochz: 1}", "Extra inputs"), ("recipe.yaml", "train: [1]", "that this version does not take")],
 )  # fmt: skip
 def test_status_of_a_damaged_run_is_a_mistake(luthier, tmp_path, file, text, said):

@@ -32,6 +32,11 @@ class Pair(Options):
     new_sha256: str
     """SHA-256 of its ``.tar.gz``."""
 
+    @property
+    def key(self) -> str:
+        """What the pair is called: the package and its two versions."""
+        return f"{self.old} -> {self.new.partition('==')[2]}"
+
     @field_validator("old", "new")
     @classmethod
     def _named(cls, name: str) -> str:
@@ -72,6 +77,8 @@ class ReleasePair(ProjectFiles):
         return hash_of([pair.model_dump() for pair in self.pairs])
 
     def _files(self) -> Iterator[Record | Dropped]:
+        groups = self._groups()
+        seen: set[str] = set()
         for pair in self.pairs:
             project = pair.old.partition("==")[0]
             if pair.new.partition("==")[0] != project:
@@ -80,14 +87,16 @@ class ReleasePair(ProjectFiles):
                     "recipe key data.*source.pairs",
                     "name two releases of one package",
                 )
-            key = f"{pair.old} -> {pair.new.partition('==')[2]}"
+            key, group = pair.key, groups[pair.old]
+            begins = {name: f"{key}/{name}" if name in seen else name for name in (pair.old, pair.new)}
+            seen.update(begins)
             old: dict[str, str] = {}
-            for item in self._project(fetch(pair.old, pair.old_sha256), key, pair.old):
+            for item in self._project(fetch(pair.old, pair.old_sha256), key, begins[pair.old], group):
                 if isinstance(item, Record):
                     old[item.fields["path"]] = item.fields["text"]
                     item = _with(item, role="context")
                 yield item
-            new = list(self._project(fetch(pair.new, pair.new_sha256), key, pair.new))
+            new = list(self._project(fetch(pair.new, pair.new_sha256), key, begins[pair.new], group))
             paths = {item.fields["path"] for item in new if isinstance(item, Record)}
             gone: dict[str, list[int]] = {}
             for number, text in enumerate(text for path, text in old.items() if path not in paths):
@@ -100,6 +109,16 @@ class ReleasePair(ProjectFiles):
                     yield self._added(item, gone)
                 elif item.fields["text"] != old[item.fields["path"]]:
                     yield _with(item, role="changed")
+
+    def _groups(self) -> dict[str, str]:
+        """The group of each release: one for pairs that share releases, for what one completes another one shows."""
+        groups: dict[str, str] = {}
+        for pair in self.pairs:
+            joined = [groups.get(pair.old, pair.key), groups.get(pair.new, pair.key)]
+            own = next((group for group in groups.values() if group in joined), pair.key)
+            groups = {name: own if group in joined else group for name, group in groups.items()}
+            groups |= {pair.old: own, pair.new: own}
+        return groups
 
     def _added(self, item: Record, gone: dict[str, list[int]]) -> Record | Dropped:
         """A new file; ``gone`` has the files that are no longer there by each of their lines."""

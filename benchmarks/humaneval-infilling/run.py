@@ -29,7 +29,7 @@ from luthier import recipe_file
 from luthier.encoding.encode import encode, encode_prompt
 from luthier.encoding.infill import Infill, sentinels, without_overlap
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.evaluate.significance import Pair, Ratio, paired_bootstrap
+from luthier.evaluate.significance import Ratio, with_intervals
 from luthier.metrics.pass_at_k import pass_at_1
 from luthier.models.generate import prompt_row, score_and_generate
 from luthier.models.load import load_tokenizer, load_trained, load_untrained, resolve
@@ -122,10 +122,9 @@ def main() -> None:
     for first_line in (True,) if options.left else (False, True):
         texts = [middle(written[q.id]["text"], q.meta["suffix"], first_line) for q in asked]
         passed = pass_at_1(texts, [""] * len(texts), metas=[q.meta for q in asked])
-        pair = Pair(Ratio.mean([0.0] * len(passed)), Ratio.mean(passed))
-        [interval] = paired_bootstrap([pair], [q.group for q in asked])
+        found = with_intervals({"passed": Ratio.mean(passed)}, [q.group for q in asked])["passed"]
         counted = "first_line_pass_at_1" if first_line and not options.left else "pass_at_1"
-        figures[f"{name}/{counted}"] = results.with_interval(float(np.mean(passed)), interval.interval)
+        figures[f"{name}/{counted}"] = results.with_interval(found["value"], found["interval"])
     known = json.loads(RESULTS.read_text())["figures"] if RESULTS.is_file() and not options.rows else {}
     results.write(
         RESULTS if not options.rows else Path(tempfile.gettempdir()) / "humaneval-infilling.json",

@@ -25,7 +25,7 @@ from typing import Any
 import table
 import truncation
 
-from luthier.evaluate.significance import Pair, Ratio, compare, paired_bootstrap
+from luthier.evaluate.significance import Ratio, compare, with_intervals
 from luthier.report.compare import paired_scores
 from luthier.report.sweep import over_seeds
 from luthier.rows import Rows
@@ -268,26 +268,21 @@ def intervals(predictions: Sequence[Mapping[str, Any]]) -> dict[str, list[float]
     """Each metric of the tuned model with its bootstrap interval over files."""
     tuned = [{**row["tuned"], **row["tuned"]["scores"], "bits": row["tuned"]["loss_nats"] / math.log(2),
               "bytes": row["target_bytes"], "one": 1} for row in predictions]  # fmt: skip
-    ratios = {
+    columns = {
         "codexglue_exact_match": ("codexglue_exact_match", "one"),
         "codexglue_edit_similarity": ("codexglue_edit_similarity", "one"),
         "bits_per_byte": ("bits", "bytes"),
         "loss": ("weighted_nats", "weight"),
         "token_accuracy": ("num_correct", "num_tokens"),
     }
-    pairs = []
-    for above, below in ratios.values():
-        denominators = [row[below] for row in tuned]
-        # The bootstrap tells two models apart; nothing stands in for the other one.
-        pairs.append(
-            Pair(Ratio([0.0] * len(tuned), denominators), Ratio([row[above] for row in tuned], denominators))
-        )
-    found = {}
-    for metric, one in zip(
-        ratios, paired_bootstrap(pairs, [row["group"] for row in predictions]), strict=True
-    ):
-        low, high = one.interval or (math.nan, math.nan)
-        found[metric] = [one.tuned or 0.0, low, high]
+    ratios = {
+        metric: Ratio([row[above] for row in tuned], [row[below] for row in tuned])
+        for metric, (above, below) in columns.items()
+    }
+    found = {
+        metric: [one["value"] or 0.0, *(one["interval"] or (math.nan, math.nan))]
+        for metric, one in with_intervals(ratios, [row["group"] for row in predictions]).items()
+    }
     found["perplexity"] = [
         math.exp(value) for value in found["loss"]
     ]  # exp keeps order, so quantiles stay quantiles

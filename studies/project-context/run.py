@@ -359,12 +359,11 @@ def shares(groups: list[str]) -> Any:
 
 def with_interval(scores: Any, groups: list[str], *, macro: bool = False) -> Any:
     """The mean of a score and its interval; macro is the mean over files of their means."""
-    from luthier.evaluate.significance import Pair, Ratio, paired_bootstrap
+    from luthier.evaluate.significance import Ratio, with_intervals
 
     weights = shares(groups) if macro else np.ones(len(groups))
-    nothing = Ratio(np.zeros(len(scores)), weights)
-    [found] = paired_bootstrap([Pair(nothing, Ratio(scores * weights, weights))], groups)
-    return results.with_interval(found.tuned, found.interval)
+    found = with_intervals({"score": Ratio(scores * weights, weights)}, groups)["score"]
+    return results.with_interval(found["value"], found["interval"])
 
 
 def sorted_dict(counts: Counter[str]) -> dict[str, int]:

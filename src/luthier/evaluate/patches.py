@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from luthier.encoding.lexer import normalised
 from luthier.errors import UserError
 from luthier.evaluate.candidates import Asked
-from luthier.evaluate.significance import Pair, Ratio, mcnemar, paired_bootstrap
+from luthier.evaluate.significance import Ratio, mcnemar, with_intervals
 from luthier.execution.adapters import VERDICTS, Judgement
 from luthier.execution.judge import Judge, Proof
 from luthier.execution.sandbox import Limits
@@ -184,7 +184,9 @@ def summary(
     return {
         **judged_and_not(len(bugs), left_out),
         "num_candidates": most,
-        "metrics": with_intervals(pairs, list(groups.values()), recipe),
+        "metrics": with_intervals(
+            pairs, list(groups.values()), num_resamples=recipe.evaluate.num_bootstrap, seed=recipe.seed
+        ),
         "verdicts_by_rank": {
             verdict: [
                 sum(1 for r in rows if r["rank"] == k and r["verdict"] == verdict) for k in range(1, most + 1)
@@ -210,19 +212,6 @@ def judged_and_not(num_judged: int, left_out: Sequence[Dropped]) -> dict[str, An
         "num_judged": num_judged,
         "left_out": {reason: sorted(names) for reason, names in sorted(reasons.items())},
         "left_out_why": {dropped.id: dropped.detail for dropped in left_out},
-    }
-
-
-def with_intervals(ratios: Mapping[str, Ratio], groups: Sequence[str], recipe: Recipe) -> dict[str, Any]:
-    """Each ratio over bugs with its bootstrap interval, by groups of bugs."""
-    found = paired_bootstrap(
-        [Pair(Ratio([0.0] * len(groups), [1.0] * len(groups)), ratio) for ratio in ratios.values()],
-        groups,
-        num_resamples=recipe.evaluate.num_bootstrap,
-        seed=recipe.seed,
-    )
-    return {
-        name: {"value": one.tuned, "interval": one.interval} for name, one in zip(ratios, found, strict=True)
     }
 
 

@@ -20,8 +20,8 @@ from luthier.encoding.lexer import normalised
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate import server as servers
 from luthier.evaluate.candidates import Asked, chosen, prompt_of, search_of
-from luthier.evaluate.patches import Proven, judged_and_not, prove, shown, with_intervals
-from luthier.evaluate.significance import Ratio
+from luthier.evaluate.patches import Proven, judged_and_not, prove, shown
+from luthier.evaluate.significance import Ratio, with_intervals
 from luthier.execution.adapters import Judgement, Verdict
 from luthier.execution.feedback import Feedback
 from luthier.execution.judge import Judge
@@ -346,7 +346,12 @@ def _summary(
         **judged_and_not(len(talks), proven.left_out),
         "num_candidates": recipe.repair.num_candidates,
         "max_rounds": most,
-        "metrics": with_intervals(ratios, [talk.asked.bug.group for talk in talks], recipe),
+        "metrics": with_intervals(
+            ratios,
+            [talk.asked.bug.group for talk in talks],
+            num_resamples=recipe.evaluate.num_bootstrap,
+            seed=recipe.seed,
+        ),
         "rounds": list(rounds),
         "ends": {reason: sorted(names) for reason, names in sorted(ends.items())},
         "table": {talk.asked.bug.id: talk.passed_in for talk in talks},

@@ -258,6 +258,24 @@ def paired_bootstrap(
     return differences
 
 
+def with_intervals(
+    ratios: Mapping[str, Ratio], groups: Sequence[str], *, num_resamples: int = 10_000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Each metric of a single model as ``value``, with its bootstrap ``interval``: against a model that always has 0.
+
+    Args:
+        ratios: The metrics, by name.
+        groups: As in ``paired_bootstrap``.
+        num_resamples: As there.
+        seed: As there.
+    """
+    pairs = [Pair(Ratio.mean([0.0] * len(groups)), ratio) for ratio in ratios.values()]
+    found = paired_bootstrap(pairs, groups, num_resamples=num_resamples, seed=seed)
+    return {
+        name: {"value": one.tuned, "interval": one.interval} for name, one in zip(ratios, found, strict=True)
+    }
+
+
 def paired_macro_f1(
     labels: Bools | csr_array,
     base: Bools | csr_array,

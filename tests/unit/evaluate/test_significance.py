@@ -5,7 +5,15 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from luthier.evaluate.significance import Difference, Pair, Ratio, compare, mcnemar, paired_bootstrap
+from luthier.evaluate.significance import (
+    Difference,
+    Pair,
+    Ratio,
+    compare,
+    mcnemar,
+    paired_bootstrap,
+    with_intervals,
+)
 
 
 def difference(base, tuned, groups, weights=None, transform=None, **options):
@@ -52,6 +60,18 @@ def test_degenerate_inputs_have_honest_answers():
     assert difference([1e5, 1.0], [1.0, 1.0], ["a", "b"], transform=np.exp).base is None
     # A group without a byte of target says nothing by itself, and spoils nothing.
     assert difference([1.0, 1.0], [0.5, 0.0], ["a", "b"], weights=[1.0, 0.0]).interval == (-1.5, -0.5)
+
+
+def test_a_single_model_has_the_interval_of_its_difference_to_nothing():
+    groups, ratio = list("aabbcdef"), Ratio([3, 0, 1, 2, 5, 0, 1, 1], [4, 1, 2, 2, 5, 1, 3, 1])
+    found = with_intervals({"share": ratio, "mean": Ratio.mean([1.0] * 8)}, groups, num_resamples=500, seed=3)
+    zero = Pair(Ratio([0] * 8, ratio.denominators), ratio)
+    [one] = paired_bootstrap([zero], groups, num_resamples=500, seed=3)
+    assert found == {
+        "share": {"value": 13 / 19, "interval": one.interval},
+        "mean": {"value": 1.0, "interval": (1.0, 1.0)},
+    }
+    assert one.interval is not None and 0 < one.interval[0] < 13 / 19 < one.interval[1] < 1
 
 
 def test_one_broken_metric_leaves_the_others_alone():

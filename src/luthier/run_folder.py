@@ -258,7 +258,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         return _parsed(path.read_text(encoding="utf-8"), path, kind)
     except FileNotFoundError as error:
         raise UserError(f"{path.name} is not there yet", str(path), "run the stage that writes it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is damaged: {error}", str(path), _AGAIN) from error
 
 
@@ -298,7 +298,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(_parsed(line, Path(f"{path}:{number}")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if not line.endswith(b"\n"):
                 break
             raise UserError(

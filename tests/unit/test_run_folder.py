@@ -21,7 +21,7 @@ def test_of_jsonl_only_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> No
             read_jsonl(path)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "null", '[{"metrics": {}}]', '{"metrics": 3}'])
+@pytest.mark.parametrize("text", ["[]", "3", "null", '[{"metrics": {}}]', '{"metrics": 3}', "[" * 100_000])
 def test_json_of_another_kind_is_damaged(tmp_path: Path, text: str) -> None:
     path = tmp_path / "scores.json"
     path.write_text(text)

@@ -278,7 +278,8 @@ class TrainerContext(CheckContext):
         if not folder or not (Path(folder) / "tokenizer_config.json").is_file():
             return []
         try:
-            known = set(AutoTokenizer.from_pretrained(folder).get_vocab().values())
+            own = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            known = set(own.get_vocab().values())
             return sorted(set(self.tokenizer.hf.get_vocab().values()) - known)
         except (OSError, ValueError, TypeError, ImportError, Skip):  # what cannot be read tells nothing
             return []

@@ -110,11 +110,17 @@ def _checked(folder: Path) -> Path:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{index.name} is damaged: {error}", str(index), "copy or download the model again"
             ) from error
+        if others := sorted(shard for shard in shards if not shard.endswith(".safetensors")):
+            raise UserError(
+                f"{index.name} names {others[0]}; only safetensors are loaded, since pickles can run code",
+                str(index),
+                "copy or download the model again",
+            )
         if lacking := sorted(shard for shard in shards if not (folder / shard).is_file()):
             raise UserError(
                 f"{len(lacking)} of {len(shards)} files of weights are not there, first {lacking[0]}",

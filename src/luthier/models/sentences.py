@@ -46,8 +46,10 @@ class SentenceEncoder:
                 "name embedded:all-minilm-l6-v2, or the folder of a sentence encoder",
             )
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
-            self._model: Any = AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            self._model: Any = AutoModel.from_pretrained(
+                str(folder), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            ).eval()
         except Exception as error:  # transformers raises anything at all over damaged files
             raise UserError(
                 f"the sentence encoder cannot be loaded: {type(error).__name__}: {error}",

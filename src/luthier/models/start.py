@@ -146,8 +146,10 @@ def _same_base(own: Any, base: str) -> bool:
 def _config(adapter: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"no object, but {type(config).__name__}")
         return config
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"adapter_config.json is damaged: {error}", str(adapter), "copy the adapter again"
         ) from error

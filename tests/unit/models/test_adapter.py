@@ -328,6 +328,7 @@ def _edit(path: Path, **changes: Any) -> None:
         ),
         (lambda a: _edit(a / "adapter_config.json", init_lora_weights="pissa_niter_4"), {}, "changes"),
         (lambda a: (a / "adapter_config.json").write_text("{"), {}, "damaged"),
+        (lambda a: (a / "adapter_config.json").write_text("[]"), {}, "damaged: no object, but list"),
         (lambda a: _edit(a / "tokenizer_config.json", eos_token="<|endoftext|>"), {}, "another tokenizer"),
         (lambda a: (a / "chat_template.jinja").write_text("{{ messages }}"), {}, "another chat template"),
         (lambda a: None, {"new_tokens": ["<|open|>"]}, "another tokenizer"),

@@ -104,6 +104,10 @@ def test_a_registered_model_a_file_and_a_hub_name(
             "1 of 2 files of weights are not there, first model-2.safetensors",
         ),
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "index.json is damaged"),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "weights.bin"}}'),
+            "names weights.bin; only safetensors",
+        ),
         (lambda f: (f / "model.safetensors").write_bytes(b"cut"), "cannot be loaded: SafetensorError"),
         (
             lambda f: (f / "config.json").write_text('{"model_type": "no-such"}'),

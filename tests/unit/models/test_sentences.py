@@ -1,5 +1,6 @@
 """Sentence embeddings: the mean over a text's own tokens, whatever stands beside it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -32,3 +33,17 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("no weights")
     with pytest.raises(UserError, match="cannot be loaded"):
         SentenceEncoder(str(tmp_path))
+
+
+def test_code_that_comes_with_an_encoder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_encoder(tmp_path)
+    (folder / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import BertConfig as C, BertModel as M\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")  # transformers asks where nothing is said
+    with pytest.raises(UserError, match="cannot be loaded"):
+        SentenceEncoder(str(folder))
+    assert not (tmp_path / "ran").exists()

@@ -86,12 +86,6 @@ def functions(text: bytes, language: Language) -> list[Function]:
     return found
 
 
-def enclosing(text: bytes, language: Parsed, start: int, end: int) -> Function | None:
-    """The innermost function that holds all of these bytes."""
-    holders = [f for f in functions(text, language) if f.start <= start and end <= f.end]
-    return min(holders, key=lambda f: f.end - f.start, default=None)
-
-
 def outside(text: bytes, language: Parsed, function: Function) -> str:
     """Imports, fields and values of the module that stand before a function: what it may use, a line each."""
     lines: list[str] = []

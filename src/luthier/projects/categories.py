@@ -20,7 +20,6 @@ from luthier.errors import UserError
 from luthier.projects import syntax
 from luthier.projects.project import Project
 
-CATEGORIES = ("committed", "inproject", "infile", "common", "non_informative", "random")
 _TYPES = (object, str, bytes, int, float, complex, list, tuple, dict, set, frozenset, type, BaseException)
 COMMON = (
     frozenset(name for kind in _TYPES for name in dir(kind))

@@ -1,6 +1,6 @@
 """Functions and trees by tree-sitter."""
 
-from luthier.encoding.syntax import enclosing, functions, outside, parses, shape
+from luthier.encoding.syntax import functions, outside, parses, shape
 
 PYTHON = b"import os\nX = 1\nprint(X)\nclass A:\n    y = 2\n    @property\n    def f(self):\n        def g(): return '\xc3\xa9'\n        return g\n\ndef f(): return 1\ndef f(): return 2\n"
 JAVA = b"package p;\nimport java.util.*;\nclass A {\n  int x = 1;\n  A() { }\n  int f() {\n    return 1;\n  } int g() { return 2; }\n}\n"
@@ -17,13 +17,6 @@ def test_functions_have_names_and_whole_lines() -> None:
     assert (
         JAVA[found[1].start : found[1].end] == b"int f() {\n    return 1;\n  }"
     )  # another shares its last line
-
-
-def test_the_innermost_function_holds_a_change() -> None:
-    place = PYTHON.index(b"'\xc3")
-    inner = enclosing(PYTHON, "python", place, place + 2)
-    assert inner is not None and inner.name == "A.f.g"
-    assert enclosing(PYTHON, "python", 0, 3) is None
 
 
 def test_what_stands_outside_is_found() -> None:
@@ -81,15 +74,6 @@ def test_whole_lines_are_taken_where_a_function_has_them_for_itself() -> None:
     assert (last.start, last.end) == (6, 19)
     (only,) = functions(b"\ndef f(): pass\n", "python")
     assert (only.start, only.end) == (1, 15)
-
-
-def test_the_innermost_function_of_several() -> None:
-    text = b"def f():\n    def g():\n        return 1\n    return 2\n"
-    outer, inner = functions(text, "python")
-    assert enclosing(text, "python", inner.start, inner.end) == inner
-    assert enclosing(text, "python", inner.start, inner.end + 1) == outer
-    assert enclosing(text, "python", inner.start - 1, inner.end) == outer
-    assert enclosing(text, "python", outer.start, outer.end) == outer
 
 
 def test_only_what_stands_before_a_function_is_outside_of_it() -> None:

@@ -214,8 +214,8 @@ _AGAIN = "delete that file and run the stage again"
 # Of what kind is what readers go through, where it is there.
 _KINDS: dict[str, dict[str, type]] = {
     "scores.json": {"num_rows": int, "num_groups": int, "metrics": dict, "mcnemar": dict, "seconds": dict},
-    "predictions.jsonl": {"id": str, "group": str, "prompt": str, "target_bytes": int, "meta": dict, "base": dict, "tuned": dict},
-    "history.jsonl": {"tokens": int, "eval": dict},
+    "predictions.jsonl": {"id": str, "group": str, "prompt": str, "meta": dict, "base": dict, "tuned": dict},
+    "history.jsonl": {"eval": dict},
     "environment.json": {"started": str, "packages": dict},
     "ledger.json": {"splits": dict, "records": dict, "rows": dict, "duplicates": dict},
     "findings.json": {"findings": list, "passed": list, "skipped": list, "waived": list},
@@ -239,8 +239,10 @@ def _parsed(text: str | bytes, path: Path, kind: type = dict) -> Any:
         if not isinstance(one, dict):
             raise ValueError(f"no object, but {type(one).__name__}")
         for key, needed in _KINDS.get(path.name.partition(":")[0], {}).items():
-            if key in one and not isinstance(one[key], needed):
-                raise ValueError(f"{key!r} is of the kind {type(one[key]).__name__.strip('_')}, not {needed.__name__}")
+            if one.get(key) is not None and not isinstance(one[key], needed):
+                raise ValueError(
+                    f"{key!r} is of the kind {type(one[key]).__name__.strip('_')}, not {needed.__name__}"
+                )
     return value
 
 

@@ -35,7 +35,10 @@ if __name__ == "__main__":
 
 
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
-    rows, run = write_rows(tmp_path / "rows.jsonl", [{"text": f"{i}>x{i}"} for i in range(60)]), tmp_path / "run"
+    rows, run = (
+        write_rows(tmp_path / "rows.jsonl", [{"text": f"{i}>x{i}"} for i in range(60)]),
+        tmp_path / "run",
+    )
     (tmp_path / "sweep.json").write_text('{"runs": []}')  # in a sweep the processes would wait for each other
     script = tmp_path / "script.py"
     text = SCRIPT.format(root=str(Path(__file__).parents[2]), phase="", done=0, rows=str(rows), run=str(run))

@@ -59,7 +59,12 @@ def test_pairs_that_share_a_release_share_a_group_and_no_id(tmp_path: Path, pair
     third = add_release(tmp_path / "simple", "some-pkg", "3.0", NEW | {"pkg/third.py": "newest = 3\n"})
     other = add_release(tmp_path / "simple", "other", "1.0", OLD)
     apart = {"old": "other==1.0", "old_sha256": other, "new": "other==1.0", "new_sha256": other}
-    later = {"old": pair["new"], "old_sha256": pair["new_sha256"], "new": "some-pkg==3.0", "new_sha256": third}
+    later = {
+        "old": pair["new"],
+        "old_sha256": pair["new_sha256"],
+        "new": "some-pkg==3.0",
+        "new_sha256": third,
+    }
     for pairs in ([pair, apart, later], [later, apart, pair]):
         items = list(ReleasePair(pairs=pairs).records())
         assert len({item.id for item in items}) == len(items)
@@ -69,7 +74,11 @@ def test_pairs_that_share_a_release_share_a_group_and_no_id(tmp_path: Path, pair
             "some-pkg==1.0 -> 2.0": first, "other==1.0 -> 1.0": "other==1.0 -> 1.0", "some-pkg==2.0 -> 3.0": first,
         }  # fmt: skip
     added = {item.id for item in items if isinstance(item, Record) and item.fields["role"] == "added"}
-    assert added == {"some-pkg==3.0/pkg/third.py", "some-pkg==1.0 -> 2.0/some-pkg==2.0/pkg/added.py", "some-pkg==1.0 -> 2.0/some-pkg==2.0/pkg/short.py"}
+    assert added == {
+        "some-pkg==3.0/pkg/third.py",
+        "some-pkg==1.0 -> 2.0/some-pkg==2.0/pkg/added.py",
+        "some-pkg==1.0 -> 2.0/some-pkg==2.0/pkg/short.py",
+    }
 
 
 def test_releases_of_two_packages_are_no_pair(pair: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from table import CURVE
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
@@ -304,6 +306,7 @@ def table(options: argparse.Namespace) -> None:
         "lines with the same number of tokens; relative_gain_own is of the tuned model, own project's context against none.",
         test_rows_sha256=manifest["files"]["test.arrow"],
     )
+    shutil.copyfile(options.work / "own" / "figures" / "learning_curve.png", CURVE)
 
 
 def lines_of_training(options: argparse.Namespace) -> set[str]:

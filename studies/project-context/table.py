@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results.json")
+CURVE = Path(__file__).resolve().parents[2] / "docs" / "images" / "project_context_curve.png"
 INTRODUCTION = """\
 # Does the rest of the project help?
 
@@ -79,6 +80,12 @@ def page(path: Path = RESULTS) -> str:
         "Of the lines themselves, given what stands before them.",
     ]
     lines += ["", "## What the project is worth", "", *gains(figures, arms)]
+    lines += [
+        "",
+        "## The training",
+        "",
+        f"![Loss of training and validation by step](../images/{CURVE.name})",
+    ]
     if "categories/lines" in figures:
         lines += ["", "## What is in the project", "", *jedi(figures)]
     if "memory/2048/peak_memory_gib" in figures:
@@ -160,9 +167,10 @@ def gains(figures: dict[str, Any], arms: dict[str, str]) -> list[str]:
     return [
         *rows,
         "",
-        "Differences in points of exact match with 95% intervals; relative gain in brackets behind them.",
+        "Differences in points of exact match with 95% intervals; the relative gain behind them.",
         "",
         verdict(figures),
+        *copied(figures),
     ]
 
 
@@ -185,6 +193,17 @@ def verdict(figures: dict[str, Any]) -> str:
         beats = "more than" if against[1] > 0 else "not surely more than"
         control = f" The own project helps {beats} as much text of another one."
     return f"{claim} {said}: {gain:+.0%} ({low:+.0%} to {high:+.0%}), tuned, against no context.{control}"
+
+
+def copied(figures: dict[str, Any]) -> list[str]:
+    """Whether the project helps where nothing can be copied out of it."""
+    found = figures.get("by_subset/line not verbatim in the context/tuned/own against none/difference")
+    if not isinstance(found, list) or found[1] > 0:
+        return []
+    return [
+        "",
+        "Of lines that do not stand in the context word for word no more are seen to be right with it: what helps is what can be copied.",
+    ]
 
 
 def memory(figures: dict[str, Any]) -> list[str]:

@@ -79,7 +79,7 @@ def figures(
             }
             for metric, one in scores.items()
         }
-    for entry in read_json(place.forgetting):
+    for entry in read_json(place.forgetting, list):
         found["forgetting"][f"{entry['stage']}-after-{entry['after']}"] = {
             metric: [one["difference"], *one["interval"]] if one["interval"] else one["difference"]
             for metric, one in entry["metrics"].items()

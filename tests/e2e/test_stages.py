@@ -77,7 +77,7 @@ def test_a_run_killed_in_each_stage_ends_as_if_it_never_was(tmp_path: Path) -> N
         for file in (WEIGHTS, "predictions.jsonl", "data/train.arrow"):
             both = [(run / "stages" / name / file).read_bytes() for run in (whole, killed)]
             assert both[0] == both[1], (name, file)
-    one, other = (read_json(run / "forgetting.json") for run in (whole, killed))
+    one, other = (read_json(run / "forgetting.json", list) for run in (whole, killed))
     assert [entry["metrics"] for entry in one] == [entry["metrics"] for entry in other]
 
     # What is there after all that.
@@ -89,12 +89,12 @@ def test_a_run_killed_in_each_stage_ends_as_if_it_never_was(tmp_path: Path) -> N
     assert start < read_jsonl(plain.history)[0]["eval"]["loss"], (
         "it begins with what the stage before has learned"
     )
-    (entry,) = read_json(place.forgetting)
+    (entry,) = read_json(place.forgetting, list)
     assert (entry["stage"], entry["after"]) == ("plain", "class")
     bits = entry["metrics"]["bits_per_byte"]
     assert bits["base"] == read_json(plain.scores)["metrics"]["bits_per_byte"]["tuned"]
     assert bits["tuned"] != bits["base"] and bits["interval"][0] < bits["interval"][1]
-    told = read_json(place.changes)[1]["changes"]
+    told = read_json(place.changes, list)[1]["changes"]
     assert told["task.outside"] == [False, True] and told["train.max_steps"] == [4, 3]
     shown = place.report.read_text()
     for text in (
@@ -144,8 +144,8 @@ def test_stages_go_on_from_adapters_merged_models_and_whole_ones(chain: RunFolde
     for before, run in pairwise(runs):
         ended = read_jsonl(before.history)[-1]["eval"]["loss"]
         assert read_jsonl(run.history)[0]["eval"]["loss"] == pytest.approx(ended, rel=1e-3), run.path.name
-    assert len(read_json(chain.forgetting)) == 3 + 2 + 1
-    assert all("metrics" in entry for entry in read_json(chain.forgetting))
+    assert len(read_json(chain.forgetting, list)) == 3 + 2 + 1
+    assert all("metrics" in entry for entry in read_json(chain.forgetting, list))
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_forgetting_of_a_head_is_measured_and_of_another_head_is_not(tmp_path: P
     )
     read = recipe_file.load(recipe)
     place = pipeline.evaluate(read, folder=tmp_path / "run")
-    first, second, third = read_json(place.forgetting)
+    first, second, third = read_json(place.forgetting, list)
     assert {"accuracy", "macro_f1", "loss"} == first["metrics"].keys()
     assert "another head" in second["not_measured"] and "another head" in third["not_measured"]
     assert "another head" in page.write(place, read).read_text()

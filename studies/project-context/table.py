@@ -59,6 +59,9 @@ def page(path: Path = RESULTS) -> str:
         INTRODUCTION,
         f"Made on {results['date']}: {figures['num_rows']:,} lines of {figures['num_files']} files. 95% intervals over files.",
         "",
+        verdict(figures),
+        *only_copied(figures),
+        "",
         "## Exact match",
         "",
         *exact_match(figures, arms),
@@ -168,9 +171,6 @@ def gains(figures: dict[str, Any], arms: dict[str, str]) -> list[str]:
         *rows,
         "",
         "Differences in points of exact match with 95% intervals; the relative gain behind them.",
-        "",
-        verdict(figures),
-        *copied(figures),
     ]
 
 
@@ -195,7 +195,7 @@ def verdict(figures: dict[str, Any]) -> str:
     return f"{claim} {said}: {gain:+.0%} ({low:+.0%} to {high:+.0%}), tuned, against no context.{control}"
 
 
-def copied(figures: dict[str, Any]) -> list[str]:
+def only_copied(figures: dict[str, Any]) -> list[str]:
     """Whether the project helps where nothing can be copied out of it."""
     found = figures.get("by_subset/line not verbatim in the context/tuned/own against none/difference")
     if not isinstance(found, list) or found[1] > 0:

@@ -174,11 +174,9 @@ def score_and_generate(
 
 def _unfinished(order: Sequence[int], batch_size: int, finished: Collection[int]) -> list[list[int]]:
     """The rows in batches, without those batches that are finished as a whole."""
-    batches, gone = (
-        [order[start : start + batch_size] for start in range(0, len(order), batch_size)],
-        set(finished),
-    )
-    return [list(batch) for batch in batches if not gone.issuperset(batch)]
+    gone = set(finished)
+    batches = (list(order[start : start + batch_size]) for start in range(0, len(order), batch_size))
+    return [batch for batch in batches if not gone.issuperset(batch)]
 
 
 def _families(rows: Sequence[Row], batch_size: int, max_new_tokens: int) -> tuple[list[list[int]], list[int]]:

@@ -28,8 +28,8 @@ _PROMPT = (
 class LibraryGeneration(Instruction):
     """Write a program that uses a library, from the docstring of one of the library's own examples.
 
-    Of an example that was made of a notebook its first words are the instruction. Names that the example calls or imports are masked in the instruction where they are written as names. The target is the example without
-    docstring and comments. Records come from a source of projects whose ``complete`` names the examples (``**/examples/**``) with
+    Of an example that was made of a notebook its first words are the instruction. Names that the example calls or imports are masked in the
+    instruction where they are written as names. The target is the example without docstring and comments. Records come from a source of projects whose ``complete`` names the examples (``**/examples/**``) with
     ``group_by: file``; all other files are the library. Prompts are rendered as those of ``instruction``, over the fields
     ``instruction``, ``library``, ``names`` and ``response``.
     """

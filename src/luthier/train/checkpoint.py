@@ -98,17 +98,23 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
 
 
 def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Puts weights and optimizer state back.
+    """Puts weights and optimizer state back, of a checkpoint that ``latest`` has found whole.
 
     Raises:
-        UserError: The checkpoint is damaged, or made for other parameters.
+        UserError: It was made for other parameters.
     """
-    load_weights(path, model)
     parameters = trainable(model)
+    _copy(load_file(path / "weights.safetensors"), parameters, path)
+    # The fused form counts its steps where the parameters are; bitsandbytes on the processor.
+    fused = optimizer.defaults.get("fused")
     for name, value in load_file(path / "optimizer.safetensors").items():
         parameter, _, entry = name.rpartition("/")
         target = parameters[parameter]
-        optimizer.state[target][entry] = like(target, value) if value.ndim else value
+        if value.ndim:
+            value = like(target, value)
+        elif fused:
+            value = value.to(target.device)
+        optimizer.state[target][entry] = value
     return Progress(**read_json(path / "state.json")["progress"])
 
 
@@ -181,7 +187,8 @@ def _damage(path: Path) -> str | None:
 def _folders(checkpoints: Path) -> dict[int, Path]:
     """The folder of each step, in order; of other names they are somebody's own."""
     named = {path.name.removeprefix("step-"): path for path in checkpoints.glob("step-*")}
-    return {step: named[str(step)] for step in sorted(int(name) for name in named if name.isdecimal())}
+    numbers = sorted(int(name) for name in named if name.isdecimal())
+    return {step: named[str(step)] for step in numbers if str(step) in named}
 
 
 def _copy(values: Mapping[str, Tensor], parameters: Mapping[str, torch.nn.Parameter], path: Path) -> None:

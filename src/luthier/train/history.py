@@ -25,7 +25,7 @@ class History:
     def __init__(self, path: Path, upto_step: int | None, *, writes: bool = True) -> None:
         self.path = path
         self._writes = writes
-        self.kept = [row for row in read_jsonl(path) if upto_step is not None and row["step"] <= upto_step]
+        self.kept = [] if upto_step is None else [r for r in read_jsonl(path) if r["step"] <= upto_step]
         if writes:
             write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.kept))
 

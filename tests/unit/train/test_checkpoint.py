@@ -96,13 +96,29 @@ def test_only_a_whole_one_is_offered(run):
 
 
 def test_a_folder_that_is_no_checkpoint_is_left_alone(run):
-    shutil.copytree(run.checkpoints / "step-6", run.checkpoints / "step-6-kept")
+    own = ["step-6-kept", "step-007"]
+    for name in own:
+        shutil.copytree(run.checkpoints / "step-6", run.checkpoints / name)
     assert checkpoint.latest(run, "key") == run.checkpoints / "step-6"
     checkpoint.remove_old(run, 1, best_step=None)
-    assert sorted(os.listdir(run.checkpoints)) == ["step-6", "step-6-kept"]
+    assert sorted(os.listdir(run.checkpoints)) == sorted(["step-6", *own])
     flip(run.checkpoints / "step-6" / "state.json", 20)
     with pytest.raises(UserError, match="to start over"):
         checkpoint.latest(run, "key")
+
+
+def test_steps_are_counted_where_a_fused_optimizer_looks_for_them(tmp_path):
+    """On a GPU beside the parameters: a count on the processor would end the run at its first step."""
+    layer, run = torch.nn.Linear(3, 2), RunFolder(tmp_path)
+    optimizer = adamw(layer.named_parameters(), Train())
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    path = checkpoint.save(run, Progress(step=1), layer, optimizer, "key")
+    elsewhere = torch.nn.Linear(3, 2, device="meta")
+    again = adamw(elsewhere.named_parameters(), Train())
+    checkpoint.load(path, elsewhere, again)
+    found = {name: value.device.type for state in again.state.values() for name, value in state.items()}
+    assert found == {"step": "meta", "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
 def test_what_was_cut_off_while_writing_or_deleting_is_cleared_away(run):

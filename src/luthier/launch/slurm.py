@@ -247,7 +247,7 @@ def submit(place: RunFolder, text: str) -> int:
             str(path),
             "see `sinfo` for partitions and limits",
         )
-    number = int(done.stdout.strip().partition(";")[0])
+    number = int(done.stdout.split()[-1].partition(";")[0])  # what a site's own filters say stands before it
     with open(place.launch / JOBS, "a", encoding="utf-8") as file:
         file.write(f"{number}\n")
     return number

@@ -58,19 +58,13 @@ def line(arguments: Sequence[str], *, nodes: int, processes: int, endpoint: str 
 
 def script(command: Sequence[str], run: RunFolder, threads: int) -> str:
     """A line as a script that does the same from anywhere."""
-    exports = {
-        "LUTHIER_RUN": str(run.path.resolve()),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE_S),
-        "OMP_NUM_THREADS": f"${{OMP_NUM_THREADS:-{threads}}}",
-    }
     return "\n".join(
         [
             "#!/bin/bash",
             f"cd {shlex.quote(str(Path.cwd()))} || exit 2",
-            *(
-                f"export {name}={value if value.startswith('$') else shlex.quote(value)}"
-                for name, value in exports.items()
-            ),
+            f"export LUTHIER_RUN={shlex.quote(str(run.path.resolve()))}",
+            f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={GRACE_S}",
+            f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}}",
             f"exec {shlex.join(command)}",
             "",
         ]

@@ -257,7 +257,7 @@ def test_what_slurm_refuses_is_said_in_its_words(place: RunFolder, cluster: Call
 def test_jobs_of_a_run(
     place: RunFolder, cluster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster("sbatch", "echo '17;cluster'")
+    cluster("sbatch", "echo 'Welcome to the cluster: 3 projects'; echo '17;cluster'")
     cluster("squeue", "exit 1")
     assert slurm.submit(place, "text") == 17
     assert slurm.jobs(place) == [slurm.Job("17", "UNKNOWN", "Slurm keeps no record of it")]

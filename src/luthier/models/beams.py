@@ -74,18 +74,13 @@ class _Prompt:
             if each.done:
                 parents += range(rows.start, rows.stop)
                 continue
-            values = values_BL[rows]
+            values, tokens = values_BL[rows], tokens_BL[rows]
             if taken:
-                counts = np.array([taken.count(t) for t in tokens_BL[rows].ravel().tolist()], np.float32)
+                counts = np.array([taken.count(t) for t in tokens.ravel().tolist()], np.float32)
                 values = values - np.float32(self.search.diversity_penalty) * counts.reshape(values.shape)
                 order = np.argsort(-values, axis=1, kind="stable")
-                values = np.take_along_axis(values, order, 1)
-                parents += [
-                    rows.start + p
-                    for p in each.advance(values, np.take_along_axis(tokens_BL[rows], order, 1))
-                ]
-            else:
-                parents += [rows.start + p for p in each.advance(values, tokens_BL[rows])]
+                values, tokens = (np.take_along_axis(a, order, 1) for a in (values, tokens))
+            parents += [rows.start + p for p in each.advance(values, tokens)]
             taken += [ids[-1] for ids in each.sequences]
         return parents
 
@@ -95,11 +90,7 @@ def can_share(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "attention has a window, which would have to be moved along"
-    return (
-        packed.can_pack(model)
-        if model.device.type == "cpu" or model.device.type == "cuda"
-        else "the device is untried"
-    )
+    return packed.can_pack(model)
 
 
 @torch.inference_mode()

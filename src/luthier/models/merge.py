@@ -21,12 +21,16 @@ from luthier.models.load import load_model, load_tokenizer, resolve
 from luthier.recipe import Classifier, Model
 from luthier.run_folder import RunFolder, cache_folder, logger, new_folder
 
+# Texts that both are compared on.
 PROMPTS = (
     "def mean(values):\n    return sum(values) /",
     "import os\nfrom pathlib import Path\n\n\nclass Folder:\n    def __init__(self, path):\n",
     "for (int i = 0; i < items.length; i++) {\n    total += items[i];\n",
     "The function returns 1234 when the list is empty, and",
 )
+# Largest difference of two logits, as a share of the largest logit; also the largest KL divergence, as a share of what the
+# adapter changes (or 1e-6 nats, if that is more).
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +54,7 @@ class Proof:
     num_tokens: int
 
 
-def merge(
-    settings: Model,
-    run: RunFolder,
-    out: str | Path,
-    *,
-    tolerance: float = 1e-3,
-    prompts: Sequence[str] = PROMPTS,
-) -> Proof:
+def merge(settings: Model, run: RunFolder, out: str | Path) -> Proof:
     """Writes base and adapter as one model folder with its tokenizer, which transformers loads alone.
 
     Merged and saved in fp32: in bf16 a small update is rounded away. A quantised base is dequantised first, so that the
@@ -67,9 +64,6 @@ def merge(
         settings: The model section of the run's recipe.
         run: A trained run with ``adapter/``.
         out: The folder to write; must not exist.
-        tolerance: Largest difference of two logits, as a share of the largest logit; also the largest KL divergence,
-            as a share of what the adapter changes (or 1e-6 nats, if that is more).
-        prompts: Texts that both are compared on.
 
     Returns:
         The figures of the comparison.
@@ -90,7 +84,7 @@ def merge(
             if has_model
             else "run `luthier train` with its recipe",
         )
-    return _merge(settings, run.adapter, out, tolerance, prompts)
+    return _merge(settings, run.adapter, out)
 
 
 def merged_start(settings: Model) -> Path:
@@ -119,15 +113,15 @@ def merged_start(settings: Model) -> Path:
     with open(out.parent / f".{out.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.is_dir():
-            _merge(earlier, adapter, out, 1e-3, PROMPTS)
+            _merge(earlier, adapter, out)
     return out
 
 
-def _merge(settings: Model, adapter: Path, out: Path, tolerance: float, prompts: Sequence[str]) -> Proof:
+def _merge(settings: Model, adapter: Path, out: Path) -> Proof:
     tokenizer = load_tokenizer(settings)
     plain = settings.model_copy(update={"precision": "fp32"})
     base = load_model(plain, len(tokenizer), training=False, seed=0)
-    batch = _ids(tokenizer, [*prompts, "".join(settings.new_tokens)], control=bool(settings.new_tokens))
+    batch = _ids(tokenizer, [*PROMPTS, "".join(settings.new_tokens)], control=bool(settings.new_tokens))
     model = with_adapter(base, adapter)
     adapted = [_logits(model, ids) for ids in batch]
     with model.disable_adapter():
@@ -146,8 +140,8 @@ def _merge(settings: Model, adapter: Path, out: Path, tolerance: float, prompts:
             folder, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
         )
         proof = _compare(adapted, before, [_logits(again.eval(), ids) for ids in batch])
-        allowed = max(tolerance * proof.adapter_kl_nats, 1e-6)
-        if not (proof.max_difference <= tolerance * proof.max_logit and proof.kl_nats <= allowed):
+        allowed = max(_TOLERANCE * proof.adapter_kl_nats, 1e-6)
+        if not (proof.max_difference <= _TOLERANCE * proof.max_logit and proof.kl_nats <= allowed):
             raise Refused(
                 f"the merged model differs from the adapter: logits by {proof.max_difference:.3g} of {proof.max_logit:.3g}, "
                 f"{proof.kl_nats:.3g} nats (the adapter itself changes {proof.adapter_kl_nats:.3g})",

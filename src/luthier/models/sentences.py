@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from luthier import registry
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.run_folder import hash_file
 
 _BATCH = 256
@@ -52,7 +52,7 @@ class SentenceEncoder:
             ).eval()
         except Exception as error:  # transformers raises anything at all over damaged files
             raise UserError(
-                f"the sentence encoder cannot be loaded: {type(error).__name__}: {error}",
+                f"the sentence encoder cannot be loaded: {one_line(error)}",
                 str(folder),
                 "name the folder of an encoder that transformers knows",
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,8 @@ MOST_ON_CPU = 8192
 TRIED_TOKENS = 1024
 # A gradient in fp32 and the two averages of AdamW, for each trained parameter.
 BYTES_PER_TRAINED = 12
+# Control groups of version 2, and which of them this process is in.
+_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def fit(
@@ -144,13 +147,27 @@ def checkpoint_gradients(model: PreTrainedModel | PeftModel) -> None:
 def available(device: torch.device) -> int:
     """Free memory for this process in bytes: of the GPU, or its share of the machine's or the job's."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later is free as well
         return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    with contextlib.suppress(OSError, ValueError):  # no control group, or none with a limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
+    free = min([int(psutil.virtual_memory().available), *_left_in_groups()])
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _left_in_groups() -> list[int]:
+    """Bytes that this process's control group, and each around it, has left of its limit: a container's, a job's.
+
+    Files that were read count as used until something else wants their place: they are left, too.
+    """
+    left = []
+    with contextlib.suppress(OSError):  # no Linux
+        lines = _OWN_GROUP.read_text(encoding="utf-8").splitlines()
+        own = _GROUPS / next((line[4:] for line in lines if line.startswith("0::/")), "")
+        for group in (own, *own.parents):
+            with contextlib.suppress(OSError, ValueError):  # of another version, or without a limit
+                limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+                files = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+                left.append(limit - used + (int(files[1]) if files else 0))
+    return left
 
 
 def peak(device: torch.device) -> int:

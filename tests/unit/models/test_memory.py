@@ -93,6 +93,30 @@ def test_what_fits_not_at_all_is_refused_with_what_would(monkeypatch):
     assert "lower data.max_length to 10 or less" in error.value.fix
 
 
+@pytest.mark.parametrize("own", ["/", "/system.slice/job_17/step_0", "/seen/from/outside"])
+def test_a_job_or_container_has_what_its_limit_leaves_and_what_files_take(own, monkeypatch, tmp_path):
+    """A model that was just read lies in the page cache, which is given back when memory is wanted."""
+    groups = {"": ("9000", 5000, 1000), "system.slice/job_17": ("max", 4000, 900)}
+    groups["system.slice/job_17/step_0"] = ("3000", 2500, 800)
+    for name, (limit, used, files) in groups.items():
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / name / "memory.current").write_text(f"{used}\n")
+        (tmp_path / name / "memory.stat").write_text(f"anon 7\nactive_file 5\ninactive_file {files}\n")
+    (tmp_path / "mine").write_text(f"1:cpu:/elsewhere\n0::{own}\n")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUP", tmp_path / "mine")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert memory.available(torch.device("cpu")) == (1300 if "step_0" in own else 5000)
+
+
+def test_what_torch_keeps_of_a_gpu_for_later_is_free(monkeypatch):
+    kept = [3 * 2**30]
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30 - sum(kept), 16 * 2**30))
+    assert memory.available(torch.device("cuda")) == 10 * 2**30
+
+
 def test_the_try_sees_what_a_pass_takes():
     """A layer that keeps 100 MB is seen, and freed memory is not counted."""
     model = make_model().train()

@@ -11,11 +11,11 @@ from typing import Any
 from luthier import recipe_file
 from luthier.errors import UserError
 from luthier.estimate.compute import Flops, flops
-from luthier.estimate.devices import Device, parse
+from luthier.estimate.devices import CPU, Device, parse
 from luthier.estimate.memory import Memory, Way, memory
 from luthier.estimate.shape import Shape, shape_of
 from luthier.models.load import Precision
-from luthier.models.memory import MARGIN
+from luthier.models.memory import MARGIN, MOST_ON_CPU
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, read_json
 from luthier.schedule import total_steps
@@ -193,7 +193,9 @@ def outlook(
             low, high = (middle, high) if found.total <= found.allowed(device.memory) else (low, middle)
         largest = low if low >= counts.longest else 0
         wanted = recipe.train.micro_batch_tokens
-        tokens = max(largest if wanted == "auto" else wanted, counts.longest)
+        if wanted == "auto":
+            wanted = min(largest, MOST_ON_CPU) if device.name == CPU else largest
+        tokens = max(wanted, counts.longest)
         tokens = min(tokens, rows_of_one * counts.longest)
         found = needed(tokens)
         usable = found.allowed(device.memory)

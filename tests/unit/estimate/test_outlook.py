@@ -6,9 +6,12 @@ import pytest
 
 from luthier import recipe_file
 from luthier.errors import UserError
+from luthier.estimate import devices
+from luthier.estimate.devices import Device
 from luthier.estimate.memory import memory
 from luthier.estimate.outlook import UTILISATION, outlook, row_counts
 from luthier.estimate.shape import shape_of
+from luthier.models.memory import MOST_ON_CPU
 from luthier.recipe import Recipe, validate
 from luthier.run_folder import RunFolder, write_json, write_text
 
@@ -44,6 +47,15 @@ def test_auto_is_what_a_run_would_take(tmp_path):
     assert "without, the longest row, of 16,384 tokens, would need" in made.words()[2]
     long["train"]["gradient_checkpointing"] = False
     assert not outlook(recipe(**long), "A100-80G", run=tmp_path, rows=9).ways[0].fits
+
+
+def test_a_processor_takes_no_more_at_once_than_makes_it_faster(tmp_path, monkeypatch):
+    processor = Device("CPU", 4e12, 1e12, 1e12, "a very large one")
+    monkeypatch.setattr(devices, "this_processor", lambda: processor)
+    way = outlook(recipe(train={"batch_size": 512}), "CPU", run=tmp_path, rows=9).ways[0]
+    assert way.micro_batch_tokens == MOST_ON_CPU < way.largest_micro_batch_tokens
+    long = recipe(data={"max_length": 16_384}, train={"batch_size": 512})
+    assert outlook(long, "CPU", run=tmp_path, rows=9).ways[0].micro_batch_tokens == 16_384, "a whole row"
 
 
 @pytest.mark.parametrize(

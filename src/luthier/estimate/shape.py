@@ -12,11 +12,12 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.models import rope
 from luthier.models.forward import base_model
 from luthier.models.head import is_linear
 from luthier.models.load import Precision, resolve, without_weights
+from luthier.models.pretrained import UNLOADABLE
 from luthier.recipe import Model
 
 _PUBLISHED = Path(__file__).with_name("published.json")
@@ -154,10 +155,9 @@ def config_of(settings: Model) -> tuple[PreTrainedConfig, str]:
         config = AutoConfig.from_pretrained(
             place, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        line = " ".join(str(error).split())[:200]
+    except UNLOADABLE as error:
         raise UserError(
-            f"the model's config cannot be read: {line}",
+            f"the model's config cannot be read: {one_line(error)}",
             f"recipe key model.name ({settings.name})",
             f"name a local folder with its config.json, or one that comes with luthier: {', '.join(published())}",
         ) from error

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -40,7 +39,7 @@ from luthier.models.adapter import (
 )
 from luthier.models.classifier import head_of, pad_id, settle_head
 from luthier.models.forward import base_model
-from luthier.models.pretrained import WHERE, fit_to_tokenizer, pretrained
+from luthier.models.pretrained import UNLOADABLE, WHERE, fit_to_tokenizer, pretrained
 from luthier.recipe import Classifier, Model
 from luthier.run_folder import RunFolder, new_folder, write_json
 
@@ -293,7 +292,7 @@ def load_classifier(settings: Model) -> PreTrainedModel:
             name, revision=settings.revision, trust_remote_code=settings.trust_remote_code,
             dtype=torch.float32, use_safetensors=True,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except UNLOADABLE as error:
         raise UserError(
             f"the model cannot be loaded: {one_line(error)}",
             f"{WHERE} ({name})",

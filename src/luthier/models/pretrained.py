@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -24,6 +25,11 @@ from luthier.recipe import Classifier, Head, Model
 from luthier.run_folder import logger
 
 WHERE = "recipe key model.name"
+# What transformers raises over a model that is not there, damaged, or not for this machine.
+UNLOADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
 
 
 def pretrained(name: str, settings: Model, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
@@ -62,7 +68,7 @@ def pretrained(name: str, settings: Model, dtype: torch.dtype) -> tuple[PreTrain
             **({"dtype": dtype} | quantised),
             **(_classes(head) if head else {}),
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except UNLOADABLE as error:
         fix = "copy or download it again, or name another model"
         if not Path(name).is_dir():
             fix = (

@@ -113,6 +113,10 @@ def test_a_registered_model_a_file_and_a_hub_name(
             lambda f: (f / "config.json").write_text('{"model_type": "no-such"}'),
             "cannot be loaded: ValueError",
         ),
+        (
+            lambda f: (f / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}'),
+            "cannot be loaded: StrictDataclassFieldValidationError",
+        ),
     ],
 )
 def test_a_folder_without_a_usable_model_is_named(

@@ -200,6 +200,8 @@ def _seconds(model: PreTrainedModel | PeftModel, engine: Engine, rows: Sequence[
         for _ in range(3):
             began = time.perf_counter()
             token_scores(model, batch, plain=engine.plain_head).nll_N.mean().backward()
+            if batch.input_ids_BT.is_cuda:
+                torch.cuda.synchronize()  # until then it has only been asked for
             times.append(time.perf_counter() - began)
     for parameter, gradient in gradients.items():
         parameter.grad = gradient

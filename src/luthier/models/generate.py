@@ -128,7 +128,7 @@ def score_and_generate(
     model.eval()
     stop = re.compile(stop_pattern) if stop_pattern else None
     longest = max((len(row.input_ids) for row in rows), default=0) + max_new_tokens
-    window = getattr(base_model(model).config, "sliding_window", None)
+    window = getattr(base_model(model).config.get_text_config(), "sliding_window", None)
     if window and longest > window:
         batch_size = 1  # a window counts places in the cache, masked ones included; alone, a row has none
     plain = not head_is_plain(model, collate([prompt_row([1, 1])], 0).to(base_model(model).device))

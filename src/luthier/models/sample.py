@@ -92,7 +92,7 @@ def sample(
     was_training = model.training
     model.eval()
     base = base_model(model)
-    window = getattr(base.config, "sliding_window", None)
+    window = getattr(base.config.get_text_config(), "sliding_window", None)
     if window and max(map(len, prompts), default=0) + how.max_new_tokens > window:
         batch_size = 1  # a window counts places in the cache, padding included; alone, a row has none
     stop = re.compile(how.stop_pattern) if how.stop_pattern else None

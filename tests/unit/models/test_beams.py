@@ -161,5 +161,8 @@ def test_a_window_is_left_to_transformers(tokenizer: TextTokenizer) -> None:
     assert "window" in str(can_share(model))
     outputs = found(model, tokenizer, prompts(2), Search(num_beams=2, max_new_tokens=3))
     assert [len(outputs[i]) for i in (0, 1)] == [2, 2]
+    model.generation_config.repetition_penalty = 1e-3  # as ours, beams there know of none
+    again = found(model, tokenizer, prompts(2), Search(num_beams=2, max_new_tokens=3))
+    assert [[c.ids for c in again[i]] for i in (0, 1)] == [[c.ids for c in outputs[i]] for i in (0, 1)]
     with pytest.raises(UserError, match="diverse beams need attention of our own"):
         found(model, tokenizer, prompts(2), Search(method="diverse-beam", num_beams=2, num_groups=2))

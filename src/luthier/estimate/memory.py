@@ -170,9 +170,8 @@ def _working(shape: Shape, way: Way, tokens: int, row_tokens: int, trained_share
     block is at work, so that under checkpointing its logits take the place of a block's activations.
     """
     p = shape.product_bytes
-    size = (
-        max(row_tokens, TILE) // min(row_tokens, TILE) * min(row_tokens, TILE)
-    )  # whole tiles, or rows, that follow each other
+    # Whole tiles, or rows, that follow each other.
+    size = max(row_tokens, TILE) // min(row_tokens, TILE) * min(row_tokens, TILE)
     keys = min(size, tokens, (shape.window or size) + TILE)
     scores = 20 * shape.heads * min(TILE, keys) * keys
     freed = tokens * (4 * p * shape.intermediate + (4 + p) * shape.hidden)

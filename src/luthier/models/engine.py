@@ -194,9 +194,8 @@ def _seconds(model: PreTrainedModel | PeftModel, engine: Engine, rows: Sequence[
     gradients = {p: p.grad for p in model.parameters()}
     batch = engine.batch(rows).to(base_model(model).device)
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # the compiler looks at gradients of inner tensors, which torch warns of
+        # The compiler looks at gradients of inner tensors, which torch warns of.
+        warnings.simplefilter("ignore")
         for _ in range(3):
             began = time.perf_counter()
             token_scores(model, batch, plain=engine.plain_head).nll_N.mean().backward()

@@ -121,9 +121,8 @@ def score_and_generate(
         Indices of some rows, the scores of their trained tokens, and their outputs.
     """
     if is_sharded(model):
-        model = base_model(
-            model
-        )  # peft would pass by the call that gathers weights; adapters are in the layers
+        # peft would pass by the call that gathers weights; adapters are in the layers.
+        model = base_model(model)
     was_training = model.training
     model.eval()
     stop = re.compile(stop_pattern) if stop_pattern else None

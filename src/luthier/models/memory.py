@@ -138,9 +138,8 @@ def checkpoint_gradients(model: PreTrainedModel | PeftModel) -> None:
     Source: Chen et al. 2016, arXiv:1604.06174.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # transformers 5.23 has a new name for it, 5.0 does not
+        # transformers 5.23 has a new name for it, 5.0 does not.
+        warnings.simplefilter("ignore", FutureWarning)
         base_model(model).gradient_checkpointing_enable({"use_reentrant": False})
 
 

@@ -83,9 +83,8 @@ class Beams:
         self.running = np.full(width, _OUT, np.float32)
         self.running[0] = 0
         self.sequences: list[list[int]] = [[] for _ in range(width)]
-        self.finished: list[
-            tuple[np.float32, list[int], np.float32, bool]
-        ] = []  # score, ids, logprob, by a stop token
+        # Score, ids, log-probability, and whether by a stop token.
+        self.finished: list[tuple[np.float32, list[int], np.float32, bool]] = []
         self.done = False
         self.length = 0
 

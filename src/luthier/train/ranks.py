@@ -92,9 +92,8 @@ class Ranks:
             if self.count == 1 or not _LOST.search(str(error)):
                 raise
             if threading.current_thread() is threading.main_thread():
-                signal.signal(
-                    signal.SIGTERM, signal.SIG_IGN
-                )  # torchrun's, until this one has said why it ends
+                # torchrun's, until this one has said why it ends
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise Refused(
                 f"process {self.index} of {self.count} ends, because another one has ended or does not answer "
                 f"({' '.join(str(error).split())[:160]})",

@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from luthier import recipe as recipes
 from luthier.encoding.batches import collate
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.models.engine import Engine
@@ -93,12 +92,10 @@ class Rehearsal:
 
     @cached_property
     def _loop(self) -> Loop:
-        stop_pattern = recipes.build("task", self._recipe.task).stop_pattern
         model = self._model()
         ranks = Ranks(alone=True)  # others wait for the checks of the first one
-        loop = Loop(
-            self._recipe, self._run, model, self._tokenizer(), self._train, self._eval, stop_pattern, ranks
-        )
+        # Nothing is generated, which alone asks for what ends a target.
+        loop = Loop(self._recipe, self._run, model, self._tokenizer(), self._train, self._eval, None, ranks)
         first_batch = collate([self._train.row(0)], 0).to(loop.ranks.device)
         loop.engine = Engine(plain_head=not head_is_plain(model, first_batch))
         return loop

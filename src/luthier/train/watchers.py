@@ -34,10 +34,8 @@ EPOCH_STEPS, EPOCH_FALL = 50, 2e-3
 # Norms drift by a factor of a few as a run goes on; clipping makes single outliers harmless, so several must come.
 GRADIENT_WINDOW, GRADIENT_LEAST_STEPS = 50, 20
 EXPLODING_RATIO, EXPLODING_STEPS, EXPLODING_OVER_START = 20.0, 5, 10.0
-VANISHING_RATIO, ZERO_STEPS = 1e-3, 3
-VANISHING_LOSS_SHARE = (
-    0.5  # a loss that has fallen by half explains small gradients: there is little left to learn
-)
+# A loss that has fallen by half explains small gradients: there is little left to learn.
+VANISHING_RATIO, ZERO_STEPS, VANISHING_LOSS_SHARE = 1e-3, 3, 0.5
 # Evaluations of a run that levels off wander by a per cent, and on a dozen rows by three; epochs too many cost ten and more.
 WORSE_EVALS, WORSE_EACH, WORSE_LAST = 3, 0.02, 0.05
 # The first steps allocate and compile. Rows of varied length make single steps slow, not twenty in a row.

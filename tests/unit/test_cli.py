@@ -151,6 +151,15 @@ def test_all_mistakes_of_a_recipe_at_once(luthier, tmp_path):
     assert "epochs: Passes over the training rows" in done.stderr, "the fix quotes the key's documentation"
 
 
+@pytest.mark.parametrize("key", ["train.micro_batch_tokens", "data.num_workers", "repair.num_beams"])
+def test_a_number_too_small_for_a_key_that_may_be_auto_is_one_mistake_of_that_key(key):
+    with pytest.raises(UserErrors) as caught:
+        recipe_file.with_overrides({}, [f"{key}=0"])
+    [error] = caught.value.errors
+    assert error.where == f"recipe key {key} (command line)"
+    assert error.what == "Input should be greater than or equal to 1, not 0"
+
+
 def test_a_gate_is_1_and_says_what_is_saved(luthier, stage, recipe_yaml, tmp_path):
     def refuse(read, place):
         write_json(place.manifest, {})

@@ -74,12 +74,6 @@ def prepare(
             'put what calls luthier under `if __name__ == "__main__":`, or set data.num_workers: 1',
         )
     report = progress or (lambda phase, done, total: None)
-    if recipe.data.num_workers != "auto" and recipe.data.num_workers < 1:
-        raise UserError(
-            f"{recipe.data.num_workers} processes cannot encode",
-            "recipe key data.num_workers",
-            "auto, or 1 and more",
-        )
     facts = inputs(recipe, tokenizer)
     key = hash_value(facts)
     with run.alone_in_sweep():

@@ -271,7 +271,6 @@ def test_near_copies(tmp_path: Path, run: RunFolder, near: str) -> None:
         (texts(2), {}, "groups are too few for a share", "data.splits"),
         ([{"text": f"{i}>x", "group": "g"} for i in range(50)], {}, "1 groups are too few for a share", "data.splits"),
         ([*texts(30), {"text": "a>b", "id": "row:7"}], {}, "record 7 and record 31 have the same id 'row:7'", "data.source"),
-        (texts(30), {"num_workers": 0}, "0 processes", "num_workers"),
         ([{"text": f"{i}>too long for it"} for i in range(30)], {"max_length": 8}, "target-too-long", "task"),
         (texts(60), {"test_source": []}, "the test split is empty", "data"),
     ],

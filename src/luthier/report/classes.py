@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from luthier.errors import UserError
-from luthier.report.curves import COLOURS, STYLE
+from luthier.report.curves import COLOURS, STYLE, verbatim
 from luthier.report.history import History, finite
 from luthier.report.sections import number
 from luthier.run_folder import RunFolder, read_json
@@ -184,4 +184,4 @@ def _by_likeness(shares: np.ndarray) -> np.ndarray:
 
 
 def _brief(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
+    return verbatim(name if len(name) <= 24 else name[:23] + "…")

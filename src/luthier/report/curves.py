@@ -44,6 +44,11 @@ STYLE: Any = {
 }
 
 
+def verbatim(name: str) -> str:
+    """A name as matplotlib's label of it: what stands between two dollar signs is no formula."""
+    return name.replace("$", r"\$")
+
+
 def draw(run: RunFolder, window: int) -> list[Path]:
     """Paths of the figures drawn; none when there is no history to draw, or a damaged one (the page says so).
 
@@ -121,7 +126,7 @@ def overlay(histories: Mapping[str, History], path: Path) -> bool:
                 "linewidth": 1.8,
                 "markeredgecolor": "white",
             }
-            by_tokens.plot([p[0] for p in points], [p[2] for p in points], label=name, **style)
+            by_tokens.plot([p[0] for p in points], [p[2] for p in points], label=verbatim(name), **style)
             timed = [(p[1] / 60, p[2]) for p in points if p[1] is not None]
             by_time.plot([p[0] for p in timed], [p[1] for p in timed], **style)
         by_tokens.set_ylabel("validation bits per byte")

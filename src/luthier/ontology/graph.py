@@ -245,7 +245,6 @@ def _csv(ontology: Ontology) -> str:
         ["parent", "child", "parent_title", "child_title", "weight", "log_probability", "attached"]
     )
     for (u, v), relation in ontology.edges.items():
-        log = "" if relation.log_probability is None else relation.log_probability
-        row = [u, v, ontology.titles[u], ontology.titles[v], relation.weight, log, relation.attached]
-        writer.writerow(row)
+        titles = ontology.titles[u], ontology.titles[v]
+        writer.writerow([u, v, *titles, relation.weight, relation.log_probability, relation.attached])
     return text.getvalue()

@@ -48,6 +48,12 @@ def render(run: RunFolder, recipe: Recipe = RECIPE, **pieces: list[page.ShownRow
     )
 
 
+def test_a_part_of_a_merged_start_is_said_to_be_both(tmp_path: Path) -> None:
+    model = {"adapter": None, "freeze": ["embed"], "start_from": "runs/first", "start_mode": "merge"}
+    text = render(write_run(tmp_path), Recipe.model_validate({"model": model})).text
+    assert "a part of its own weights trained, from the adapter runs/first (merge), fine-tuned for" in text
+
+
 def test_the_result_stands_in_one_sentence_with_its_interval(tmp_path: Path) -> None:
     text = render(write_run(tmp_path)).text
     assert "On 120 held-out rows from 40 groups, exact match rose from" in text

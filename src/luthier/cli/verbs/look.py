@@ -301,7 +301,6 @@ def compare(
 
 
 def _require(requirement: _Requirement, metric: str, tests: dict[str, list[Any]], names: list[str]) -> None:
-
     if metric not in tests:
         raise UserError(f"the runs have no metric {metric!r}", "--metric", f"one of: {', '.join(tests)}")
     wanted = ("better",) if requirement is _Requirement.better else ("better", "unclear")

@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int | None], None]
 
+# Files of luthier that rows are made by, beside the task's own.
+_CODE = (
+    "prepare/*.py", "encoding/*.py", "projects/*.py", "sources/*.py", "ontology/*.py", "execution/feedback.py", "rows.py",
+    "records.py",
+)  # fmt: skip
 _MOST_LABELS = 20_000
 _OWN_SOURCES = {"eval": "eval_source", "test": "test_source"}  # by split; later ones outrank earlier ones
 
@@ -122,7 +127,6 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
             source = build("source", options, f"recipe key data.{name}")
             with reading(f"recipe key data.{name}"):
                 sources[name] = {**_described(options["type"], source), "fingerprint": source.fingerprint()}
-    package = Path(__file__).parents[1]
     task = build("task", recipe.task, "recipe key task")
     return {
         "sources": sources,
@@ -130,10 +134,7 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
         "data": data,
         "tokenizer": tokenizer.hash(),
         "seed": recipe.rows_seed,
-        "code": hash_folder(
-            package,
-            ("prepare/*.py", "encoding/*.py", "projects/*.py", "sources/*.py", "rows.py", "records.py"),
-        ),
+        "code": hash_folder(Path(__file__).parents[1], _CODE),
         "rensa": importlib.metadata.version("rensa"),
     }
 

@@ -166,6 +166,13 @@ def test_what_would_end_a_run_late_is_a_mistake_of_the_recipe(override, place, s
     assert (error.what, error.where) == (said, f"recipe key {place} (command line)")
 
 
+def test_a_tree_with_keys_that_are_no_text_is_a_mistake():
+    tree = {"train": {("epochs",): 2}}
+    with pytest.raises(UserErrors, match="no plain keys and values"):
+        recipe_file.with_overrides(tree, ["train.batch_size=4"])
+    assert tree == {"train": {("epochs",): 2}}, "what was given stays as it was"
+
+
 @pytest.mark.parametrize("key", ["train.micro_batch_tokens", "data.num_workers", "repair.num_beams"])
 def test_a_number_too_small_for_a_key_that_may_be_auto_is_one_mistake_of_that_key(key):
     with pytest.raises(UserErrors) as caught:

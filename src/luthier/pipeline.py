@@ -198,7 +198,7 @@ def train(
         state = whole_state(model, keep=ranks.is_first) if is_sharded(model) else None
         if ranks.is_first:
             save_trained(model, tokenizer, place, recipe.model, state)
-            if form := recipes.build("task", recipe.task).identity(tokenizer):
+            if form := task.identity(tokenizer):
                 write_json(place.form(), form)
             note_done(place, "train", key)
         ranks.wait()

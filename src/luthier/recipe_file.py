@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def _override(
 
 def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> Recipe:
     """The recipe of a tree that did not come from a file, with ``key=value`` overrides."""
-    own: dict[str, Any] = json.loads(json.dumps(tree, default=str))
+    own = copy.deepcopy(dict(tree))
     lines: dict[tuple[str, ...], int] = {}
     errors: list[UserError] = []
     for override in overrides:

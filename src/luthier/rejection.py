@@ -65,13 +65,13 @@ def learn(
 def _entry(number: int, writer: RunFolder, folders: Sequence[Path]) -> dict[str, Any]:
     """What an iteration came to: its share of bugs repaired, and the patches of it and all before it."""
     results = read_json(folders[-1] / "rounds.json")
-    before = _patches(folders[:-1])
+    num_patches = _patches(folders)
     return {
         "iteration": number,
         "model": str(writer.path),
         "results": str(folders[-1]),
-        "num_patches": _patches(folders),
-        "num_new": _patches(folders) - before,
+        "num_patches": num_patches,
+        "num_new": num_patches - _patches(folders[:-1]),
         "plausible": results["metrics"][f"plausible by round {results['max_rounds']}"],
     }
 

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from tests.fixtures.tiny_run import write_recipe
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from luthier import pipeline
+from luthier.cli import app
 from luthier.errors import UserError, UserErrors
 from luthier.models.load import load_tokenizer
 from luthier.models.scratch import make
@@ -64,6 +66,13 @@ def test_a_model_is_made_trained_and_compared(tmp_path: Path) -> None:
     again = pipeline.run(moved / "recipe.yaml", folder=moved)
     assert (moved / "start" / "model.safetensors").stat().st_mtime_ns == before
     assert len(read_jsonl(again.history)) == len(history)
+
+
+def test_rows_of_a_recipe_are_shown_in_the_tokens_that_were_made_for_it(tmp_path: Path) -> None:
+    rows = [str(recipe(tmp_path)), "--run", str(tmp_path / "run"), "--rows", "1"]
+    of_recipe = CliRunner().invoke(app, ["show", *rows])
+    of_run = CliRunner().invoke(app, ["show", str(tmp_path / "run"), "--rows", "1"])
+    assert of_recipe.exit_code == 0 and of_recipe.stdout == of_run.stdout
 
 
 def test_the_seed_decides_the_weights(tmp_path: Path) -> None:

@@ -151,6 +151,37 @@ def test_all_mistakes_of_a_recipe_at_once(luthier, tmp_path):
     assert "epochs: Passes over the training rows" in done.stderr, "the fix quotes the key's documentation"
 
 
+@pytest.mark.parametrize(
+    ("override", "place", "said"),
+    [
+        ("evaluate.metrics=[exact_match,exact_mach]", "evaluate.metrics.1", "there is no metric named 'exact_mach'"),
+        ("train.betas=[0.9,1]", "train.betas.1", "Input should be less than 1, not 1"),
+        ("report.smoothing_window=3", "report.smoothing_window", "Input should be greater than or equal to 5, not 3"),
+    ],
+)  # fmt: skip
+def test_what_would_end_a_run_late_is_a_mistake_of_the_recipe(override, place, said):
+    with pytest.raises(UserErrors) as caught:
+        recipe_file.with_overrides({}, [override])
+    [error] = caught.value.errors
+    assert (error.what, error.where) == (said, f"recipe key {place} (command line)")
+
+
+def test_a_tree_with_keys_that_are_no_text_is_a_mistake():
+    tree = {"train": {("epochs",): 2}}
+    with pytest.raises(UserErrors, match="no plain keys and values"):
+        recipe_file.with_overrides(tree, ["train.batch_size=4"])
+    assert tree == {"train": {("epochs",): 2}}, "what was given stays as it was"
+
+
+@pytest.mark.parametrize("key", ["train.micro_batch_tokens", "data.num_workers", "repair.num_beams"])
+def test_a_number_too_small_for_a_key_that_may_be_auto_is_one_mistake_of_that_key(key):
+    with pytest.raises(UserErrors) as caught:
+        recipe_file.with_overrides({}, [f"{key}=0"])
+    [error] = caught.value.errors
+    assert error.where == f"recipe key {key} (command line)"
+    assert error.what == "Input should be greater than or equal to 1, not 0"
+
+
 def test_a_gate_is_1_and_says_what_is_saved(luthier, stage, recipe_yaml, tmp_path):
     def refuse(read, place):
         write_json(place.manifest, {})

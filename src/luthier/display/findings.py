@@ -37,9 +37,9 @@ def lines(said: Said, width: int | None = None, *, verbose: bool = False) -> Ite
     if verbose:
         yield from _looks(said, width)
     for why, names in skipped_by_reason(said["skipped"]):
-        head = Text.assemble("- skipped ", (names[0], "bold") if len(names) == 1 else f"{len(names)} checks")
+        head = Text.assemble("skipped ", (names[0], "bold") if len(names) == 1 else f"{len(names)} checks")
         more = f" ({', '.join(names)})" if len(names) > 1 else ""
-        yield from broken(Text("- "), head[2:] + Text(safe(f": {why}{more}")), width)
+        yield from broken(Text("- "), head + Text(safe(f": {why}{more}")), width)
     yield from broken(Text(), verdict(said), width)
 
 
@@ -113,8 +113,6 @@ def view(said: Said) -> dict[str, Any]:
         "num_skipped": len(said.get("skipped", [])),
         "waived": [entry for entry in entries if entry["waived"]],
         "looks": looks(said) if said.get("seconds") else [],
-        "seconds": sum(said.get("seconds", {}).values()),
-        "quick": said.get("quick", False),
         "verdict": verdict(said).plain,
     }
 

@@ -358,26 +358,21 @@ def _errors(
             "text": texts[i][:_CHARACTERS],
         }
 
-    confusion = metrics.confusion_matrix(labels, said, len(names))
-    off = confusion * (1 - np.eye(len(names), dtype=np.int64))
-    worst = [
-        divmod(int(i), len(names)) for i in np.argsort(-off, axis=None, kind="stable")[:_MOST_CONFUSIONS]
-    ]
+    kinds, counts = np.unique(labels * len(names) + said, return_counts=True)
+    cells = [[*divmod(kind, len(names)), n] for kind, n in zip(kinds.tolist(), counts.tolist(), strict=True)]
+    worst = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])
     confusions = []
-    for label, answer in worst:
-        if not off[label, answer]:
-            break
+    for label, answer, count in worst[:_MOST_CONFUSIONS]:
         rows = [int(i) for i in wrong if labels[i] == label and said[i] == answer]
         confusions.append(
             {
                 "label": names[label],
                 "answer": names[answer],
-                "count": int(off[label, answer]),
-                "share": float(off[label, answer] / confusion[label].sum()),
+                "count": count,
+                "share": count / int((labels == label).sum()),
                 "examples": [shown(i) for i in rows[:_EXAMPLES]],
             }
         )
-    cells = [[int(i), int(j), int(confusion[i, j])] for i, j in np.argwhere(confusion)]
     sure = wrong[np.argsort(-p[wrong], kind="stable")[:_MOST_ERRORS]]
     return {"confusion": cells, "confusions": confusions, "errors": [shown(int(i)) for i in sure]}
 

@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from peft import PeftModel
-
 from luthier import recipe as recipes
 from luthier.encoding.encode import encode_prompt
 from luthier.encoding.infill import Gaps, filled, infill_prompt
@@ -84,7 +82,7 @@ def complete(
         lent: AbstractContextManager[Any] = nullcontext(load_untrained(recipe.model, len(tokenizer)))
     else:
         tuned = load_trained(recipe.model, run, len(tokenizer))
-        lent = without_adapter(tuned) if base and isinstance(tuned, PeftModel) else nullcontext(tuned)
+        lent = without_adapter(tuned) if base else nullcontext(tuned)
     if isinstance(task, Classification):
         with lent as model:
             said = classify.label_text(recipe, run, task, tokenizer, model, ids, base=base)

@@ -196,6 +196,7 @@ class _Writer:
             line = talk.kept(number, hash_value(prompt))
             if line is not None:
                 found[index] = line
+                talk.put(line)
             else:
                 todo.append((index, shown, prompt))
         names = [talks[index].asked.bug.id for index, _, _ in todo]
@@ -206,11 +207,8 @@ class _Writer:
             talks[index].put(found[index])
             if self.progress:
                 self.progress(f"round {number}", done, len(todo))
-        fresh = {index for index, _, _ in todo}
         for index, line in found.items():
             talk = talks[index]
-            if index not in fresh:
-                talk.put(line)
             talk.num_tokens += line["num_prompt_tokens"] + line["num_output_tokens"]
             talk.seconds += line["seconds"]
         return [(talks[index], found[index]) for index in sorted(found)]

@@ -18,6 +18,7 @@ from luthier.metrics.classes import macro_f1_of
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+_TAIL = (1 - 0.95) / 2  # share of resamples on each side of an interval
 # Draws held in memory at once, 8 bytes each, and as many counts.
 _DRAWS_AT_ONCE = 1_000_000
 _LOWER_IS_BETTER = {
@@ -205,9 +206,8 @@ def paired_bootstrap(
     *,
     num_resamples: int = 10_000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> list[Difference]:
-    """The differences ``tuned - base`` of metrics with percentile bootstrap intervals, clustered by group.
+    """The differences ``tuned - base`` of metrics with 95% percentile bootstrap intervals, clustered by group.
 
     Rows of one file or project rise and fall together, so whole groups are drawn with replacement; rows alone
     would make the interval too narrow. Both models and all metrics get the same draws. A resample's metric is its
@@ -218,7 +218,6 @@ def paired_bootstrap(
         groups: Group of each row, shape (row,).
         num_resamples: Resamples, at least 1.
         seed: Same seed, same intervals.
-        confidence: Share of resamples inside the interval, between 0 and 1.
 
     Returns:
         One a pair. Degenerate input is not dressed up: one group has no interval (nothing shows how groups vary), no
@@ -253,7 +252,7 @@ def paired_bootstrap(
         interval = None
         if resampled_RC is not None and np.isfinite(tuned - base):
             bases, tuneds = _values(resampled_RC[:, own], pair.transform)
-            interval = _interval(tuneds - bases, confidence)
+            interval = _interval(tuneds - bases)
         differences.append(Difference(_finite(base), _finite(tuned), _finite(tuned - base), interval))
     return differences
 
@@ -284,7 +283,6 @@ def paired_macro_f1(
     *,
     num_resamples: int = 10_000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> Difference:
     """Macro F1 of two classifiers over the classes that have rows, and their difference with its bootstrap interval.
 
@@ -298,7 +296,6 @@ def paired_macro_f1(
         groups: Group of each row.
         num_resamples: As in ``paired_bootstrap``.
         seed: As there.
-        confidence: As there.
     """
     num_classes = labels.shape[1]
     index, num_groups = _numbered(groups)
@@ -324,7 +321,7 @@ def paired_macro_f1(
             for part in np.array_split(counts_BG, -(-counts_BG.size // (64 * num_groups))):
                 bases, tuneds = values((sums_GC.T @ part.T).T)
                 differences.append(tuneds - bases)
-        interval = _interval(np.concatenate(differences), confidence)
+        interval = _interval(np.concatenate(differences))
     difference = value_tuned - value_base
     return Difference(_finite(value_base), _finite(value_tuned), _finite(difference), interval)
 
@@ -362,12 +359,11 @@ def _values(sums: Floats, transform: Callable[[Floats], Floats] | None) -> tuple
         return np.where(np.isfinite(base), base, np.nan), np.where(np.isfinite(tuned), tuned, np.nan)
 
 
-def _interval(differences: Floats, confidence: float) -> tuple[float, float] | None:
+def _interval(differences: Floats) -> tuple[float, float] | None:
     measured = differences[np.isfinite(differences)]
     if not len(measured):
         return None
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(measured, [tail, 1 - tail])
+    low, high = np.quantile(measured, [_TAIL, 1 - _TAIL])
     return float(low), float(high)
 
 

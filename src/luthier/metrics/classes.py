@@ -169,16 +169,15 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     return float(np.exp(found.x))
 
 
-def fit_thresholds(logits: Floats, labels: Ints, default: float = 0.5) -> Floats:
-    """The probability of each class from which it is given, with the best F1 on held-out rows, shape (C,).
+def fit_thresholds(logits: Floats, labels: Ints) -> Floats:
+    """The probability of each class from which it is given, with the best F1 on held-out rows, shape (C,); 0.5 where no row has it.
 
     Args:
         logits: Shape (N, C).
         labels: 0 or 1, shape (N, C).
-        default: For classes that no row has.
     """
     probabilities = expit(np.asarray(logits, np.float64))
-    found = np.full(labels.shape[1], default)
+    found = np.full(labels.shape[1], 0.5)
     for c in range(labels.shape[1]):
         total = labels[:, c].sum()
         if not total:

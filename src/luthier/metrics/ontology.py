@@ -114,7 +114,7 @@ def continuous(predicted: TitledGraph, true: TitledGraph, most_cells: int = MOST
     return Score.matched(best_matching(blocks, shape, most_cells), *shape)
 
 
-def graph(predicted: TitledGraph, true: TitledGraph, most_cells: int = MOST_CELLS) -> Score:
+def graph(predicted: TitledGraph, true: TitledGraph) -> Score:
     """The best matching of nodes by cosine, once every title's embedding is mixed with those of its ancestors."""
     ours_ND, theirs_MD = (_unit(convolved(each)) for each in (predicted, true))
 
@@ -123,7 +123,7 @@ def graph(predicted: TitledGraph, true: TitledGraph, most_cells: int = MOST_CELL
             yield rows, ours_ND[rows] @ theirs_MD.T
 
     shape = (len(ours_ND), len(theirs_MD))
-    return Score.matched(best_matching(blocks, shape, most_cells), *shape)
+    return Score.matched(best_matching(blocks, shape), *shape)
 
 
 def convolved(graph: TitledGraph, num_convolutions: int = NUM_CONVOLUTIONS) -> Floats:

@@ -206,7 +206,7 @@ def _for_xml(text: str) -> str:
     return _NOT_IN_XML.sub(lambda found: chr(0x2400 + ord(found[0])) if found[0] < " " else "\ufffd", text)
 
 
-def skos(ontology: Ontology, base: str = "urn:ontology:") -> str | None:
+def skos(ontology: Ontology) -> str | None:
     """The ontology as SKOS in Turtle: concepts, labels, ``broader`` and ``narrower``; None without rdflib."""
     try:
         from rdflib import Graph, Literal, URIRef
@@ -215,8 +215,8 @@ def skos(ontology: Ontology, base: str = "urn:ontology:") -> str | None:
         return None
     graph = Graph()
     graph.bind("skos", SKOS)
-    scheme = URIRef(base + "scheme")
-    names = {node: URIRef(base + "concept:" + quote(node, safe="")) for node in ontology.titles}
+    scheme = URIRef("urn:ontology:scheme")
+    names = {node: URIRef("urn:ontology:concept:" + quote(node, safe="")) for node in ontology.titles}
     graph.add((scheme, RDF.type, SKOS.ConceptScheme))
     for node, title in ontology.titles.items():
         graph.add((names[node], RDF.type, SKOS.Concept))
@@ -245,7 +245,6 @@ def _csv(ontology: Ontology) -> str:
         ["parent", "child", "parent_title", "child_title", "weight", "log_probability", "attached"]
     )
     for (u, v), relation in ontology.edges.items():
-        log = "" if relation.log_probability is None else relation.log_probability
-        row = [u, v, ontology.titles[u], ontology.titles[v], relation.weight, log, relation.attached]
-        writer.writerow(row)
+        titles = ontology.titles[u], ontology.titles[v]
+        writer.writerow([u, v, *titles, relation.weight, relation.log_probability, relation.attached])
     return text.getvalue()

@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int | None], None]
 
+# Files of luthier that rows are made by, beside the task's own.
+_CODE = (
+    "prepare/*.py", "encoding/*.py", "projects/*.py", "sources/*.py", "ontology/*.py", "execution/feedback.py", "rows.py",
+    "records.py",
+)  # fmt: skip
 _MOST_LABELS = 20_000
 _OWN_SOURCES = {"eval": "eval_source", "test": "test_source"}  # by split; later ones outrank earlier ones
 
@@ -74,12 +79,6 @@ def prepare(
             'put what calls luthier under `if __name__ == "__main__":`, or set data.num_workers: 1',
         )
     report = progress or (lambda phase, done, total: None)
-    if recipe.data.num_workers != "auto" and recipe.data.num_workers < 1:
-        raise UserError(
-            f"{recipe.data.num_workers} processes cannot encode",
-            "recipe key data.num_workers",
-            "auto, or 1 and more",
-        )
     facts = inputs(recipe, tokenizer)
     key = hash_value(facts)
     with run.alone_in_sweep():
@@ -128,7 +127,6 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
             source = build("source", options, f"recipe key data.{name}")
             with reading(f"recipe key data.{name}"):
                 sources[name] = {**_described(options["type"], source), "fingerprint": source.fingerprint()}
-    package = Path(__file__).parents[1]
     task = build("task", recipe.task, "recipe key task")
     return {
         "sources": sources,
@@ -136,10 +134,7 @@ def inputs(recipe: Recipe, tokenizer: TextTokenizer) -> dict[str, Any]:
         "data": data,
         "tokenizer": tokenizer.hash(),
         "seed": recipe.rows_seed,
-        "code": hash_folder(
-            package,
-            ("prepare/*.py", "encoding/*.py", "projects/*.py", "sources/*.py", "rows.py", "records.py"),
-        ),
+        "code": hash_folder(Path(__file__).parents[1], _CODE),
         "rensa": importlib.metadata.version("rensa"),
     }
 

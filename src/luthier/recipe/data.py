@@ -52,7 +52,7 @@ class Data(Options):
     """Jaccard similarity of word 5-grams from which two records are near copies."""
     drop_budget: Share = 0.05
     """Share of rows that may be dropped for other reasons than a rule of the recipe, before the run stops."""
-    num_workers: int | Auto = "auto"
+    num_workers: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Processes that encode; ``auto`` is the number of cores for larger data, 1 for small."""
 
 

@@ -50,5 +50,5 @@ class Report(Options):
 
     num_predictions: int = Field(20, ge=0)
     """Predictions shown side by side."""
-    smoothing_window: int = Field(21, ge=3)
+    smoothing_window: int = Field(21, ge=5)
     """Steps of the Savitzky-Golay window over the training loss."""

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from luthier.errors import UserError
 
 COMMAND_LINE = 0  # stands in for the line of a key that was given as key=value
-_SCALARS = ("str", "int", "float", "bool")  # pydantic's names of a union's plain branches
+# pydantic's names of a union's plain branches
+_SCALARS = ("str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float")
 
 
 def place_of(path: Iterable[Any], file: str, line: int | None) -> str:

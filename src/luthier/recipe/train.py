@@ -10,6 +10,7 @@ from luthier.recipe.options import Auto, Options, Share
 
 # Tokens that go through the model at once where nothing is tried: in checks and in evaluation.
 TOKENS_AT_ONCE = 4096
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 Watcher = Literal[
     "watch-loss-spike",
     "watch-loss-rise",
@@ -59,7 +60,7 @@ class Train(Options):
     """Warm-up as a share of all steps, when ``warmup_steps`` is not given."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW decay of matrices; vectors (norms, biases) are never decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """AdamW averaging factors."""
     epsilon: float = Field(1e-8, gt=0)
     """AdamW epsilon."""

@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from luthier.errors import UserError
-from luthier.report.curves import COLOURS, STYLE
+from luthier.report.curves import COLOURS, STYLE, save, verbatim
 from luthier.report.history import History, finite
 from luthier.report.sections import number
 from luthier.run_folder import RunFolder, read_json
@@ -86,18 +86,11 @@ def draw(run: RunFolder) -> list[Path]:
     if not found:
         return []
     paths = []
-    run.figures.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
         for name, picture in zip(FIGURES, (_sizes, _calibration, _confusion), strict=True):
             if name == "confusion" and "confusion" not in found:
                 continue
-            figure = picture(found)
-            path = run.figures / f"{name}.png"
-            temporary = path.with_name(f".{path.name}")
-            figure.savefig(temporary, format="png", dpi=130)
-            plt.close(figure)
-            temporary.replace(path)
-            paths.append(path)
+            paths.append(save(picture(found), run.figures / f"{name}.png", dpi=130))
     return paths
 
 
@@ -184,4 +177,4 @@ def _by_likeness(shares: np.ndarray) -> np.ndarray:
 
 
 def _brief(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"
+    return verbatim(name if len(name) <= 24 else name[:23] + "…")

@@ -120,7 +120,7 @@ def table_csv(comparison: Comparison) -> str:
     for place, run in enumerate(comparison.names):
         for metric, entries in comparison.metrics.items():
             entry = entries[place]
-            test = comparison.against_first[metric][place - 1] if place and comparison.against_first else None
+            test = comparison.against_first[metric][place - 1] if place else None
             score = entry["figures"]["tuned"] if entry else None
             writer.writerow([run, metric, "", "", comparison.num_rows[place], score, *_difference(test)])
         for field, value, stratum in _strata(comparison, place - 1) if place else ():
@@ -139,7 +139,7 @@ def _difference(entry: dict[str, Any] | None) -> list[float | None]:
 
 
 def _strata(comparison: Comparison, other: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for field, values in (comparison.strata[other] if other < len(comparison.strata) else {}).items():
+    for field, values in comparison.strata[other].items():
         for value, stratum in values.items():
             yield field, value, stratum
 
@@ -154,7 +154,7 @@ def _grid(comparison: Comparison, cell: Callable[[str, str | None, bool], str]) 
         line = [run]
         for name, entries in comparison.metrics.items():
             entry = entries[place]
-            test = comparison.against_first[name][place - 1] if place and comparison.against_first else None
+            test = comparison.against_first[name][place - 1] if place else None
             change, clear = None, False
             if test and test["interval"]:
                 change = f"{test['difference'].removesuffix(' points')}, {test['interval']}"

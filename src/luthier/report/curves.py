@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display is needed, nor looked for
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from luthier.errors import UserError
@@ -42,6 +43,20 @@ STYLE: Any = {
     "text.color": _INK,
     "figure.facecolor": "white",
 }
+
+
+def verbatim(name: str) -> str:
+    """A name as matplotlib's label of it: what stands between two dollar signs is no formula."""
+    return name.replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path, *, dpi: int) -> Path:
+    """The path of a picture, which is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", dpi=dpi)
+    plt.close(figure)
+    return temporary.replace(path)
 
 
 def draw(run: RunFolder, window: int) -> list[Path]:
@@ -85,13 +100,7 @@ def draw(run: RunFolder, window: int) -> list[Path]:
         figure.align_ylabels()
         note = f"pale line: every step; dark line: {smoothed.note}" if smoothed.values else smoothed.note
         figure.supxlabel(note if history.steps else "no training step yet", fontsize=10, color=_FAINT)
-        path = run.figures / "learning_curve.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        figure.savefig(temporary, format="png", dpi=160)
-        plt.close(figure)
-    temporary.replace(path)
-    return [path]
+        return [save(figure, run.figures / "learning_curve.png", dpi=160)]
 
 
 def overlay(histories: Mapping[str, History], path: Path) -> bool:
@@ -121,7 +130,7 @@ def overlay(histories: Mapping[str, History], path: Path) -> bool:
                 "linewidth": 1.8,
                 "markeredgecolor": "white",
             }
-            by_tokens.plot([p[0] for p in points], [p[2] for p in points], label=name, **style)
+            by_tokens.plot([p[0] for p in points], [p[2] for p in points], label=verbatim(name), **style)
             timed = [(p[1] / 60, p[2]) for p in points if p[1] is not None]
             by_time.plot([p[0] for p in timed], [p[1] for p in timed], **style)
         by_tokens.set_ylabel("validation bits per byte")
@@ -130,9 +139,7 @@ def overlay(histories: Mapping[str, History], path: Path) -> bool:
         by_tokens.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
         by_time.set_xlabel("minutes of training")
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=11)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", dpi=160)
-        plt.close(figure)
+        save(figure, path, dpi=160)
     return True
 
 

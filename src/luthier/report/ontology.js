@@ -49,7 +49,7 @@
       node.leaves = node.children.reduce((sum, child) => sum + child.leaves, 0) || 1;
       node.children.sort((a, b) => b.leaves - a.leaves);
     }
-    depth = Math.max(1, ...order.map((node) => node.level));
+    depth = Math.max(1, order.at(-1).level); // breadth first: no other is deeper
     rows = nodes[0].leaves;
     nodes[0].first = 0;
     for (const node of order) {

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from luthier.display.text import plain
 from luthier.report.history import finite
 from luthier.report.safe import json_for_script
 from luthier.run_folder import RunFolder, read_json
@@ -79,13 +80,13 @@ def _graph(predicted: Mapping[str, Any], truth: Mapping[str, Any]) -> dict[str, 
                 if edges[u, v][2] == _WRONG and status == _MISSING:
                     edges[u, v][2] = _RIGHT
                 continue
-            documents = [str(name)[:80] for name in link["documents"][:_MOST_DOCUMENTS]]
+            documents = [plain(str(name)[:80]) for name in link["documents"][:_MOST_DOCUMENTS]]
             log = finite(link["log_probability"])
             edges[u, v] = [u, v, status, link["weight"], log, documents, int(link["attached"])]
 
     add(predicted, _WRONG)
     add(truth, _MISSING)
-    return {"titles": list(places), "edges": list(edges.values())}
+    return {"titles": list(map(plain, places)), "edges": list(edges.values())}
 
 
 def _system(name: str, judged: Mapping[str, Any]) -> dict[str, Any]:

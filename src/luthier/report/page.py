@@ -145,14 +145,12 @@ def _about(recipe: Recipe, ledger: Mapping[str, Any] | None, past: history.Histo
     how = (
         f"a {kinds[adapter.variant]} adapter of rank {adapter.rank}"
         if adapter
-        else "all of its own weights trained"
+        else f"{'a part' if recipe.model.freeze else 'all'} of its own weights trained"
     )
     if recipe.model.quantisation:
         how = f"its weights in {recipe.model.quantisation} and {how}"
     if recipe.model.start_from:
-        how += f", from the adapter {recipe.model.start_from} ({recipe.model.start_mode}),"
-    if not adapter and recipe.model.freeze:
-        how = "a part of its own weights trained"
+        how += f", from the adapter {recipe.model.start_from} ({recipe.model.start_mode})"
     verb = "fine-tuned" if past.steps else "to be fine-tuned"
     source = recipe.data.source
     named = next((str(source[key]) for key in ("path", "name", "paths") if source.get(key)), None)

@@ -143,14 +143,14 @@ def _bugs(bugs: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[di
     return [
         {
             "id": name,
-            "path": bugs[name]["path"],
-            "repaired": bugs[name]["repaired"],
-            "symptom": code(bugs[name]["symptom"]),
-            "failing": ", ".join(bugs[name]["failing"]),
-            "fix": differences(bugs[name]["fixed"], bugs[name]["buggy"]),
-            "candidates": [_candidate(row, bugs[name]["buggy"]) for row in of[name]],
+            "path": bug["path"],
+            "repaired": bug["repaired"],
+            "symptom": code(bug["symptom"]),
+            "failing": ", ".join(bug["failing"]),
+            "fix": differences(bug["fixed"], bug["buggy"]),
+            "candidates": [_candidate(row, bug["buggy"]) for row in of[name]],
         }
-        for name in bugs
+        for name, bug in bugs.items()
     ]
 
 

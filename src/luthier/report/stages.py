@@ -56,7 +56,6 @@ def _stage(name: str, run: RunFolder, told: Mapping[str, Any]) -> dict[str, Any]
     key = history.key_figures(past)
     scores = read_json(run.scores) if run.scores.is_file() else None
     ledger = read_json(run.ledger) if run.ledger.is_file() else None
-    sentence, verdict = sections.headline(scores) if scores else (None, "untested")
     return {
         "name": name,
         "goes_on_from": told["goes_on_from"],
@@ -66,8 +65,7 @@ def _stage(name: str, run: RunFolder, told: Mapping[str, Any]) -> dict[str, Any]
         "seconds": sections.duration(key.seconds),
         "first_loss": sections.number(key.eval_first, "nats"),
         "best_loss": sections.number(key.eval_best, "nats"),
-        "headline": sentence,
-        "verdict": verdict,
+        "headline": sections.headline(scores)[0] if scores else None,
         "metrics": sections.metrics(scores) if scores else [],
         "state": "evaluated"
         if scores

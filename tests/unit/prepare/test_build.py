@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,20 @@ def test_all_that_matters_changes_the_key(rows: Path, monkeypatch: pytest.Monkey
     rows.write_text(rows.read_text() + '{"text": "a>b"}\n')
     monkeypatch.undo()
     assert inputs(tiny_recipe(rows), TOKENIZER) != base
+
+
+def test_all_code_that_tasks_and_sources_use_is_in_the_key(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(
+        build, "hash_folder", lambda folder, names: hashed.extend(f for n in names for f in folder.glob(n))
+    )
+    inputs(tiny_recipe(rows), TOKENIZER)
+    package = Path(build.__file__).parents[1]
+    text = "".join(file.read_text() for file in (*package.glob("tasks/*.py"), *package.glob("sources/*.py")))
+    used = re.findall(r"^from luthier\.((?:encoding|execution|ontology|projects)\.\w+) ", text, re.MULTILINE)
+    assert len(used) > 40 and {package / f"{name.replace('.', '/')}.py" for name in used} <= {*hashed}
 
 
 def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path) -> None:
@@ -271,7 +286,6 @@ def test_near_copies(tmp_path: Path, run: RunFolder, near: str) -> None:
         (texts(2), {}, "groups are too few for a share", "data.splits"),
         ([{"text": f"{i}>x", "group": "g"} for i in range(50)], {}, "1 groups are too few for a share", "data.splits"),
         ([*texts(30), {"text": "a>b", "id": "row:7"}], {}, "record 7 and record 31 have the same id 'row:7'", "data.source"),
-        (texts(30), {"num_workers": 0}, "0 processes", "num_workers"),
         ([{"text": f"{i}>too long for it"} for i in range(30)], {"max_length": 8}, "target-too-long", "task"),
         (texts(60), {"test_source": []}, "the test split is empty", "data"),
     ],

@@ -123,6 +123,14 @@ def test_errors_of_several_labels() -> None:
     assert found["confusions"] == [confusion]
 
 
+def test_a_name_between_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    scores = write_scores(run, 5)
+    scores["classification"]["classes"][2]["name"] = r"$\foo$"
+    write_json(run.scores, scores)
+    assert len(classes.draw(run)) == 3
+
+
 def test_run_that_classified_nothing_has_no_such_pictures(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     assert classes.draw(run) == []

@@ -4,7 +4,7 @@ import pytest
 from matplotlib import image
 from tests.fixtures.synthetic_run import write_run
 
-from luthier.report import curves
+from luthier.report import curves, history
 from luthier.run_folder import RunFolder, write_text
 
 
@@ -24,6 +24,11 @@ def test_gaps_and_missing_series_are_drawn(tmp_path: Path) -> None:
         '{"step": 0, "eval": {"loss": NaN}}\n{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.5}\n',
     )
     assert curves.draw(run, 21)
+
+
+def test_a_run_whose_name_stands_between_dollar_signs_is_laid_over_others(tmp_path: Path) -> None:
+    past = history.from_rows([{"step": 0, "tokens": 0, "eval": {"bits_per_byte": 1.5}}])
+    assert curves.overlay({r"$\foo$": past}, tmp_path / "curves.png")
 
 
 def test_without_a_readable_history_nothing_is_drawn(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.fixtures.synthetic_ontology import write_ontology
 from tests.fixtures.synthetic_run import CLOSING, IMAGE, SCRIPT, write_run
 
 from luthier.evaluate.significance import compare
 from luthier.recipe import Recipe
 from luthier.records import Row
-from luthier.report import curves, page, sections
+from luthier.report import curves, ontology, page, sections
 from luthier.run_folder import RunFolder, read_json, read_jsonl, write_json, write_text
 
 RECIPE = Recipe(name="stdlib-lines")
@@ -46,6 +47,18 @@ def render(run: RunFolder, recipe: Recipe = RECIPE, **pieces: list[page.ShownRow
     return Parsed(
         page.write(run, recipe, rows_shown=pieces.get("rows_shown", [])).read_text(encoding="utf-8")
     )
+
+
+def test_a_part_of_a_merged_start_is_said_to_be_both(tmp_path: Path) -> None:
+    model = {"adapter": None, "freeze": ["embed"], "start_from": "runs/first", "start_mode": "merge"}
+    text = render(write_run(tmp_path), Recipe.model_validate({"model": model})).text
+    assert "a part of its own weights trained, from the adapter runs/first (merge), fine-tuned for" in text
+
+
+def test_what_cannot_be_seen_in_the_titles_of_a_graph_is_named(tmp_path: Path) -> None:
+    write_ontology(RunFolder(tmp_path), 20, title="ab\u202edc")
+    view = ontology.view(RunFolder(tmp_path))
+    assert view is not None and "U+202E" in view["graph"] and "\\u202e" not in view["graph"]
 
 
 def test_the_result_stands_in_one_sentence_with_its_interval(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def show(
         place = run_stage("prepare", recipe, overrides, run)
     from luthier.models.load import load_tokenizer
     from luthier.rows import Rows
+    from luthier.stages import settled
 
     data = Rows(place.rows(split))
     indices: Sequence[int] = range(min(rows, len(data)))
@@ -66,7 +67,7 @@ def show(
                 "--row",
                 "name an id as `luthier show` prints it, or another --split",
             )
-    tokenizer = load_tokenizer(read.model)
+    tokenizer = load_tokenizer(settled(read, place).model)
     console = screen.out()
     token_view.legend(console)
     for index in indices:
@@ -300,7 +301,6 @@ def compare(
 
 
 def _require(requirement: _Requirement, metric: str, tests: dict[str, list[Any]], names: list[str]) -> None:
-
     if metric not in tests:
         raise UserError(f"the runs have no metric {metric!r}", "--metric", f"one of: {', '.join(tests)}")
     wanted = ("better",) if requirement is _Requirement.better else ("better", "unclear")

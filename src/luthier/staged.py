@@ -74,6 +74,8 @@ def _measure_forgetting(place: RunFolder, name: str, progress: Progress | None) 
     known = read_json(place.forgetting, list) if place.forgetting.is_file() else []
     for earlier in list(folders)[: list(folders).index(name)]:
         own = folders[earlier]
+        if not own.scores.is_file():  # it has no test rows
+            continue
         key = hash_value([keys_of(own)["evaluate"], keys_of(later)["train"]])
         pair = {"stage": earlier, "after": name}
         if any(entry["key"] == key for entry in known if pair.items() <= entry.items()):

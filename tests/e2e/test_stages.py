@@ -205,3 +205,16 @@ def test_forgetting_of_a_head_is_measured_and_of_another_head_is_not(tmp_path: P
     assert {"accuracy", "macro_f1", "loss"} == first["metrics"].keys()
     assert "another head" in second["not_measured"] and "another head" in third["not_measured"]
     assert "another head" in page.write(place, read).read_text()
+
+
+def test_a_stage_without_test_rows_is_trained_and_not_compared(tmp_path: Path) -> None:
+    """As the large recipes of repair are: what passes is judged, so that no rows are held back to be compared on."""
+    none, some = ({"splits": {"train": 0.8 - test, "eval": 0.2, "test": test}} for test in (0.0, 0.3))
+    recipe = write(tmp_path, {"without": {"data": none}, "with": {"data": some}})
+    told = CliRunner().invoke(app, ["run", str(recipe), "train.max_steps=1", "--run", str(tmp_path / "run")])
+    assert told.exit_code == 0, told.output
+    without, later = (RunFolder(tmp_path / "run" / "stages" / name) for name in ("without", "with"))
+    assert "left out, the recipe keeps no test rows" in without.log.read_text()
+    assert without.result() and not without.scores.exists() and later.scores.is_file()
+    assert not (tmp_path / "run" / "forgetting.json").exists()  # there is nothing to have forgotten on
+    assert (without.path / "report.html").is_file()

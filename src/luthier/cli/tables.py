@@ -116,7 +116,9 @@ def trained(run: RunFolder, console: Console) -> None:
 
 
 def evaluated(run: RunFolder, console: Console) -> None:
-    """Base against tuned, with intervals and plain words."""
+    """Base against tuned, with intervals and plain words; nothing where there were no test rows."""
+    if not run.scores.is_file():
+        return
     scores = read_json(run.scores)
     title = f"{scores['num_rows']:,} {scores['split']} rows in {scores['num_groups']:,} groups"
     _compared(scores, console, title, ("base", "tuned", "tuned is"))

@@ -125,7 +125,7 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
         labels = class_targets(head, [row.meta["label"] for row in rows], logits_BC.device)
         return class_nll(logits_BC, labels, head), torch.arange(len(rows), device=logits_BC.device)
     labels = torch.tensor([row.meta["label"] for row in rows], device=logits_BC.device)
-    if labels.ndim == 1 and logits_BC.shape[-1] > 1 and not _are_classes(labels, logits_BC.shape[-1]):
+    if labels.ndim == 1 and logits_BC.shape[-1] > 1 and not are_classes(labels, logits_BC.shape[-1]):
         raise Skip(f"labels are not all among the model's {logits_BC.shape[-1]} classes")
     if logits_BC.shape[-1] == 1:  # regression
         found = functional.mse_loss(logits_BC[:, 0], labels.float().reshape(-1), reduction="none")
@@ -149,7 +149,8 @@ def _batches(context: CheckContext, rows: Sequence[Row], side: Side = "right") -
     return [batch_of(context, group, side) for group in ([[row] for row in rows] if alone else [rows])]
 
 
-def _are_classes(labels: Tensor, num_classes: int) -> bool:
+def are_classes(labels: Tensor, num_classes: int) -> bool:
+    """Whether labels are numbers of classes that the model has."""
     return bool(((labels >= 0) & (labels < num_classes) & (labels == labels.long())).all())
 
 

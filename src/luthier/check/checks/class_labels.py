@@ -136,7 +136,8 @@ def _outside(context: CheckContext, labels: dict[Split, _Labels], head: _Head | 
         outside.add(split, found.ids, bad | (values >= size) if size else bad)
     if not outside.count:
         return
-    low, high = (int(f(found.classes)) for f, found in ((np.min, labels["train"]), (np.max, labels["train"])))
+    every = np.concatenate([found.classes for found in labels.values()])
+    low, high = int(every.min()), int(every.max())
     one = f"; they begin at 1, so that class 0 has no row and class {high} no output" if low == 1 else ""
     yield Finding(
         "class-labels",

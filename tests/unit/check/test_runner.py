@@ -203,8 +203,12 @@ def short_labels(items):
             "audited: its collator gives no input_ids",
         ),
         ({"data_collator": short_labels}, "a batch cannot be read: ValueError: .* input_ids, but .* labels"),
+        (
+            {"data_collator": lambda items: {"input_ids": [item["input_ids"] for item in items]}},
+            "a batch cannot be read: AttributeError",
+        ),
     ],
-    ids=["no data", "data that raise", "no ids", "too few labels"],
+    ids=["no data", "data that raise", "no ids", "too few labels", "no tensors"],
 )
 def test_trainer_that_could_not_train_is_a_mistake(spoiled, said):
     trainer = tiny_trainer.trainer()
@@ -213,6 +217,12 @@ def test_trainer_that_could_not_train_is_a_mistake(spoiled, said):
         trainer._get_train_sampler = lambda *_: range(8)
     with pytest.raises(UserError, match=said):
         luthier.audit(trainer, quick=True)
+
+
+def test_labels_that_are_none_are_a_finding_and_no_traceback():
+    trainer = tiny_trainer.trainer(collator=lambda items: {**tiny_trainer.Collator()(items), "labels": None})
+    (finding,) = luthier.audit(trainer, only=["gradients"]).findings
+    assert finding.severity == "error" and "a training step fails" in finding.what
 
 
 class ZeroLoss(Trainer):

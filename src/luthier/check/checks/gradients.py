@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -201,10 +202,11 @@ def _finding(
 
 
 def _row_with_new_token(context: CheckContext) -> list[Row]:
-    """The first training row that holds a new token, cut to the part around it; nothing if there is none."""
+    """The first training row that holds a new token, cut to the part around it, of which the token behind it is trained."""
     new = context.new_tokens
     for row in context.training_rows() if new else ():
-        places = np.flatnonzero(np.isin(row.input_ids, new))
+        places = np.flatnonzero(np.isin(row.input_ids[:-1], new))
         if len(places):
-            return [cut(row, max(MAX_TOKENS, int(places[0]) + 1))]
+            weights = (np.arange(len(row.input_ids)) == places[0] + 1).astype(np.float32)
+            return [cut(replace(row, loss_weights=weights), MAX_TOKENS)]
     return []

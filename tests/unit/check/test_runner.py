@@ -145,6 +145,21 @@ def test_a_check_passes_is_skipped_or_has_findings(monkeypatch):
     assert check(Nothing(), only=["passes"]).seconds.keys() == {"passes"}
 
 
+def test_a_check_of_ones_own_file_is_chosen_and_waived_by_that_file(monkeypatch, tmp_path: Path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from luthier.records import Finding\n"
+        "from luthier.registry import check\n\n\n"
+        "@check('of-my-own')\n"
+        "def of_my_own(context):\n"
+        "    return [Finding('of-my-own', 'error', 'what', 'where', 'fix')]\n"
+    )
+    monkeypatch.setitem(registry._registered, "check", registry.registered("check"))  # undone afterwards
+    name = f"{own}@of-my-own"
+    found = check(Nothing(quick=True), only=[name], waived=[name])
+    assert [f.check for f in found.findings] == found.waived == ["of-my-own"] and found.ok
+
+
 def test_a_check_that_fails_itself_is_an_error_and_the_others_still_speak(monkeypatch):
     def fails(context):
         yield Finding("fails", "note", "seen", "here", "none")

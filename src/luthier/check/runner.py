@@ -180,7 +180,8 @@ def check(
         except UserError as error:
             findings.append(Finding(name, "error", error.what, error.where, error.fix))
         except Exception as error:
-            if isinstance(error, OSError | MemoryError) or "memory" in str(error):  # the machine's limits
+            exhausted = isinstance(error, RuntimeError) and "memory" in str(error)  # torch's way to say it
+            if exhausted or isinstance(error, OSError | MemoryError):  # the machine's limits
                 raise
             findings.append(_broken(context, name, error))
         else:

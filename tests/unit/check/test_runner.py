@@ -165,6 +165,9 @@ def test_a_check_that_fails_itself_is_an_error_and_the_others_still_speak(monkey
         yield Finding("fails", "note", "seen", "here", "none")
         raise ZeroDivisionError("by 0")
 
+    def confuses(context):
+        raise TypeError("forward() got an unexpected keyword argument 'memory_mask'")
+
     def exhausts(context):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
@@ -174,6 +177,8 @@ def test_a_check_that_fails_itself_is_an_error_and_the_others_still_speak(monkey
     (finding,) = found.findings
     assert not found.ok and found.passed == ["passes"]
     assert "ZeroDivisionError: by 0" in finding.what and finding.where.startswith("test_runner.py:")
+    monkeypatch.setattr(registry, "registered", lambda kind: {"confuses": confuses})
+    assert [f.check for f in check(Nothing()).findings] == ["confuses"]
     monkeypatch.setattr(registry, "registered", lambda kind: {"exhausts": exhausts})
     with pytest.raises(RuntimeError, match="memory"):
         check(Nothing())
@@ -238,6 +243,18 @@ def test_labels_that_are_none_are_a_finding_and_no_traceback():
     trainer = tiny_trainer.trainer(collator=lambda items: {**tiny_trainer.Collator()(items), "labels": None})
     (finding,) = luthier.audit(trainer, only=["gradients"]).findings
     assert finding.severity == "error" and "a training step fails" in finding.what
+
+
+def test_a_metric_that_two_rows_are_too_few_for_is_no_error():
+    trainer = tiny_trainer.trainer(
+        load_best_model_at_end=True,
+        metric_for_best_model="roc_auc",
+        save_strategy="steps",
+        save_steps=5,
+    )
+    trainer.compute_metrics = lambda prediction: {"roc_auc": float("nan")}
+    report = luthier.audit(trainer, only=["best-checkpoint"])
+    assert report.findings == [] and "too few" in report.skipped[0]["why"]
 
 
 class ZeroLoss(Trainer):

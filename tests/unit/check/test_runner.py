@@ -239,12 +239,14 @@ def test_trainer_that_could_not_train_is_a_mistake(spoiled, said):
         luthier.audit(trainer, quick=True)
 
 
+@pytest.mark.filterwarnings("default")  # of other people's trainers
 def test_labels_that_are_none_are_a_finding_and_no_traceback():
     trainer = tiny_trainer.trainer(collator=lambda items: {**tiny_trainer.Collator()(items), "labels": None})
     (finding,) = luthier.audit(trainer, only=["gradients"]).findings
     assert finding.severity == "error" and "a training step fails" in finding.what
 
 
+@pytest.mark.filterwarnings("default")  # of other people's trainers
 def test_a_metric_that_two_rows_are_too_few_for_is_no_error():
     trainer = tiny_trainer.trainer(
         load_best_model_at_end=True,

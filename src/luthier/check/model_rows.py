@@ -7,7 +7,7 @@ the model gives labels).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -51,19 +51,23 @@ def short_rows(context: CheckContext, count: int, max_tokens: int) -> list[Row]:
         rows = [cut(row, max_tokens) for row in spread if _first_trained(row)]
     if not rows:
         raise Skip("there is no training row with a trained token (see untrained-row)")
-    only_embedded(context, rows)
+    only_embedded(context, [row.input_ids for row in rows])
     context.looked_at(f"{len(rows)} training rows of up to {max(len(row.input_ids) for row in rows)} tokens")
     return rows
 
 
-def only_embedded(context: CheckContext, rows: Sequence[Row]) -> None:
+def only_embedded(context: CheckContext, rows_ids: Iterable[Any]) -> None:
     """Ends a check of rows that would crash the model.
+
+    Args:
+        context: What is checked.
+        rows_ids: Ids of each row, padding included where there is any; arrays or a tensor, not empty.
 
     Raises:
         Skip: One holds an id that the model has no embedding for.
     """
     size = embedding_rows(context.model)
-    if any(np.min(row.input_ids) < 0 or np.max(row.input_ids) >= size for row in rows):
+    if any(int(ids.min()) < 0 or int(ids.max()) >= size for ids in rows_ids):
         raise Skip("rows hold ids that the model has no embedding for (see vocabulary)")
 
 

@@ -21,7 +21,7 @@ from transformers import TrainerControl, TrainerState
 
 from luthier.check.as_before import attributes_as_before, modules_as_before, refill, same_draws
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import embedding_rows
+from luthier.check.model_rows import only_embedded
 from luthier.check.tokenised import IGNORED, store, to_rows
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError, one_line
@@ -265,8 +265,7 @@ class TrainerContext(CheckContext):
             raise Skip(packed)
         if any(not torch.equal(value, again[name]) for name, value in tensors.items()):
             raise Skip("the collator gives something else each time")
-        if int(tensors["input_ids"].max()) >= embedding_rows(self.model):
-            raise Skip("a batch holds ids that the model has no embedding for (see vocabulary)")
+        only_embedded(self, tensors["input_ids"])
         device = base_model(self.model).device
         return {name: value.to(device) for name, value in tensors.items() if not name.startswith("label")}
 

@@ -681,6 +681,18 @@ def test_new_token_that_nothing_trains(context: RunContext) -> None:
     assert found(context, "gradients") == []
 
 
+def test_new_token_far_before_what_is_trained(context: RunContext) -> None:
+    context = with_recipe(context, "model.new_tokens=[<|new|>]")
+    context.tokenizer = TextTokenizer(make_tokenizer()).add_tokens(["<|new|>"])
+    load(context)
+    ids = np.resize(context.rows["train"].row(-1).input_ids, 300)
+    ids[0] = len(context.tokenizer) - 1
+    weights = np.zeros(300, np.float32)
+    weights[-2:] = 1
+    change(context, "train", -1, input_ids=ids, loss_weights=weights, span_ids=np.zeros(300, np.int16))
+    assert found(context, "gradients") == []
+
+
 def test_dropout_that_stays_on(context: RunContext) -> None:
     load(context)
     norm = context.model.get_base_model().model.norm

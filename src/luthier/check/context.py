@@ -52,6 +52,7 @@ class CheckContext:
         objective: What the model is trained to give: ``tokens`` (causal language model), ``classes`` (a label for each
             row, in ``meta["label"]``) or ``tags`` (a label for each token).
         padding_share: Share of padding in the training rows as they came; None if they came without.
+        trust_remote_code: Whether code that comes with the model may be run.
         quick: Whether the model is left out.
         seen: How much each check looked at, as it said.
         forward_failed: Whether a forward pass of the model has failed, which is said once.
@@ -61,6 +62,7 @@ class CheckContext:
 
     objective: Literal["tokens", "classes", "tags"] = "tokens"
     padding_share: float | None = None
+    trust_remote_code = False
 
     def __init__(self, *, quick: bool = False) -> None:
         self.quick = quick
@@ -254,6 +256,7 @@ class RunContext(CheckContext):
     ) -> None:
         super().__init__(quick=quick)
         self._recipe, self._run, self._make_training = recipe, run, training
+        self.trust_remote_code = recipe.model.trust_remote_code
         if isinstance(recipe.model, Classifier):
             self.objective = "classes"
 

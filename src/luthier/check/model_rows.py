@@ -7,7 +7,7 @@ the model gives labels).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -51,19 +51,23 @@ def short_rows(context: CheckContext, count: int, max_tokens: int) -> list[Row]:
         rows = [cut(row, max_tokens) for row in spread if _first_trained(row)]
     if not rows:
         raise Skip("there is no training row with a trained token (see untrained-row)")
-    only_embedded(context, rows)
+    only_embedded(context, [row.input_ids for row in rows])
     context.looked_at(f"{len(rows)} training rows of up to {max(len(row.input_ids) for row in rows)} tokens")
     return rows
 
 
-def only_embedded(context: CheckContext, rows: Sequence[Row]) -> None:
+def only_embedded(context: CheckContext, rows_ids: Iterable[Any]) -> None:
     """Ends a check of rows that would crash the model.
+
+    Args:
+        context: What is checked.
+        rows_ids: Ids of each row, padding included where there is any; arrays or a tensor, not empty.
 
     Raises:
         Skip: One holds an id that the model has no embedding for.
     """
     size = embedding_rows(context.model)
-    if any(np.min(row.input_ids) < 0 or np.max(row.input_ids) >= size for row in rows):
+    if any(int(ids.min()) < 0 or int(ids.max()) >= size for ids in rows_ids):
         raise Skip("rows hold ids that the model has no embedding for (see vocabulary)")
 
 
@@ -125,7 +129,7 @@ def losses(context: CheckContext, rows: Sequence[Row], side: Side = "right") -> 
         labels = class_targets(head, [row.meta["label"] for row in rows], logits_BC.device)
         return class_nll(logits_BC, labels, head), torch.arange(len(rows), device=logits_BC.device)
     labels = torch.tensor([row.meta["label"] for row in rows], device=logits_BC.device)
-    if labels.ndim == 1 and logits_BC.shape[-1] > 1 and not _are_classes(labels, logits_BC.shape[-1]):
+    if labels.ndim == 1 and logits_BC.shape[-1] > 1 and not are_classes(labels, logits_BC.shape[-1]):
         raise Skip(f"labels are not all among the model's {logits_BC.shape[-1]} classes")
     if logits_BC.shape[-1] == 1:  # regression
         found = functional.mse_loss(logits_BC[:, 0], labels.float().reshape(-1), reduction="none")
@@ -149,7 +153,8 @@ def _batches(context: CheckContext, rows: Sequence[Row], side: Side = "right") -
     return [batch_of(context, group, side) for group in ([[row] for row in rows] if alone else [rows])]
 
 
-def _are_classes(labels: Tensor, num_classes: int) -> bool:
+def are_classes(labels: Tensor, num_classes: int) -> bool:
+    """Whether labels are numbers of classes that the model has."""
     return bool(((labels >= 0) & (labels < num_classes) & (labels == labels.long())).all())
 
 

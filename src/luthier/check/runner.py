@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import registry
 from luthier.check.context import CheckContext, Skip
-from luthier.errors import UserError
+from luthier.errors import UserError, one_line
 from luthier.records import Finding
 from luthier.run_folder import logger, write_text
 
@@ -159,6 +159,8 @@ def check(
         registry.lookup("check", name, "recipe key check.waive")
     for name in only:
         registry.lookup("check", name, "--only")
+    # Of ``path/to/file.py@name`` the name, under which looking it up has registered it.
+    waived, only = ({name.rpartition("@")[2] for name in names} for names in (waived, only))
     checks = {n: f for n, f in registry.registered("check").items() if not only or n in only}
     findings: list[Finding] = []
     passed: list[str] = []
@@ -178,9 +180,10 @@ def check(
         except UserError as error:
             findings.append(Finding(name, "error", error.what, error.where, error.fix))
         except Exception as error:
-            if isinstance(error, OSError | MemoryError) or "memory" in str(error):  # the machine's limits
+            exhausted = isinstance(error, RuntimeError) and "memory" in str(error)  # torch's way to say it
+            if exhausted or isinstance(error, OSError | MemoryError):  # the machine's limits
                 raise
-            findings.append(_broken(name, error))
+            findings.append(_broken(context, name, error))
         else:
             findings += found
             if not found:
@@ -200,16 +203,19 @@ def check(
     )
 
 
-def _broken(name: str, error: Exception) -> Finding:
+def _broken(context: CheckContext, name: str, error: Exception) -> Finding:
     """The finding of a check that failed itself: nothing is proved then, and the other checks still speak."""
     logger.debug("the check %s failed", name, exc_info=error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     return Finding(
         name,
         "error",
-        f"the check itself failed, which is a defect of it: {type(error).__name__}: {error}",
+        f"the check itself failed, which is a defect of it: {one_line(error)}",
         f"{Path(place.filename).name}:{place.lineno}",
-        f"report it to the project; until it is mended, go on without it: check.waive=[{name}]",
+        context.fix(
+            f"report it to the project; until it is mended, go on without it: check.waive=[{name}]",
+            "report it to the project; the other checks have run all the same",
+        ),
     )
 
 

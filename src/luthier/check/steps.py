@@ -80,7 +80,7 @@ def step_rows(context: CheckContext, count: int, max_tokens: int, *, varied: boo
         places = np.linspace(0, len(chosen) - 1, count).round().astype(int).tolist()
         chosen = [chosen[place] for place in places]
     chosen = chosen[:count]
-    only_embedded(context, [r.row for r in chosen])
+    only_embedded(context, [r.row.input_ids for r in chosen])
     return chosen
 
 

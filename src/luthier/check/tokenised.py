@@ -273,6 +273,7 @@ class RowsContext(CheckContext):
         self._settings = Model(
             name=model, adapter=None, precision="fp32", trust_remote_code=trust_remote_code
         )
+        self.trust_remote_code = trust_remote_code
         self._files: dict[Split, str] = {"train": str(rows)}
         if eval_rows:
             self._files["eval"] = str(eval_rows)
@@ -354,7 +355,7 @@ class RowsContext(CheckContext):
 
         try:
             config = AutoConfig.from_pretrained(
-                resolve(self._settings), trust_remote_code=self._settings.trust_remote_code
+                resolve(self._settings), trust_remote_code=self.trust_remote_code
             )
         except (OSError, ValueError, KeyError, TypeError):  # the first check that needs the model says so
             return ""

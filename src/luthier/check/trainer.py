@@ -21,6 +21,7 @@ from transformers import TrainerControl, TrainerState
 
 from luthier.check.as_before import attributes_as_before, modules_as_before, refill, same_draws
 from luthier.check.context import CheckContext, Skip
+from luthier.check.model_rows import only_embedded
 from luthier.check.tokenised import IGNORED, store, to_rows
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.errors import UserError, one_line
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from luthier.check.trainer_step import TrainerTraining
 
 _WHOLE_BATCHES = 4
+_COLUMNS = ("input_ids", "attention_mask", "labels", "position_ids")
 
 
 class TrainerContext(CheckContext):
@@ -75,7 +77,7 @@ class TrainerContext(CheckContext):
     @property
     def model_name(self) -> str:
         """The class, and the folder it came from."""
-        model = base_model(self.model if not self.quick else self.trainer.model)  # type: ignore[arg-type]
+        model = base_model(self.trainer.model)  # type: ignore[arg-type] # a trainer may have no model by its types
         return f"{type(model).__name__} {model.config.name_or_path}".strip()
 
     @property
@@ -144,21 +146,22 @@ class TrainerContext(CheckContext):
             if not isinstance(batch, Mapping) or "input_ids" not in batch:
                 raise Skip("its collator gives no input_ids")
             ids = batch["input_ids"]
-            if "labels" in batch and batch["labels"].shape != ids.shape:
-                self.objective = "classes"
-            if "attention_mask" in batch:
-                num_padding += int((batch["attention_mask"] == 0).sum())
-            num_tokens += ids.numel()
-            fields = [k for k in ("input_ids", "attention_mask", "labels", "position_ids") if k in batch]
+            # DataCollatorForSeq2Seq gives labels that are None where its items have none.
+            fields = [k for k in _COLUMNS if batch.get(k) is not None]
             made: list[Row] = []
-            for place in range(len(ids)):
-                name = names[place] if len(ids) == len(items) else f"{names[0]}+"
-                encoded: dict[str, Any] = {k: batch[k][place].cpu().numpy() for k in fields}
-                with _foreign("a batch cannot be read", "trainer.data_collator"):
+            with _foreign("a batch cannot be read", "trainer.data_collator"):
+                if "labels" in fields and batch["labels"].shape != ids.shape:
+                    self.objective = "classes"
+                if "attention_mask" in fields:
+                    num_padding += int((batch["attention_mask"] == 0).sum())
+                num_tokens += ids.numel()
+                for place in range(len(ids)):
+                    name = names[place] if len(ids) == len(items) else f"{names[0]}+"
+                    encoded: dict[str, Any] = {k: batch[k][place].cpu().numpy() for k in fields}
                     rows = to_rows(name, encoded, tokenizer, pad_id)
-                made += rows
-                if split == "train" and len(ids) == len(items):
-                    self._owners += [first + place] * len(rows)
+                    made += rows
+                    if split == "train" and len(ids) == len(items):
+                        self._owners += [first + place] * len(rows)
             if split == "train" and len(ids) != len(items):
                 self._owners += [None if o is None else first + o for o in _owners(made, items)]
             yield from made
@@ -196,11 +199,6 @@ class TrainerContext(CheckContext):
 
     def _load_model(self) -> PreTrainedModel | PeftModel:
         return self.trainer.model  # type: ignore[return-value]
-
-    @cached_property
-    def is_exact(self) -> bool:
-        """Whether parameters are in 32 bits; the checks' own forward passes never cast."""
-        return super().is_exact
 
     def computing(self) -> AbstractContextManager[Any]:
         """The trainer's autocast, if parameters are of several formats, whose products fail without."""
@@ -246,7 +244,8 @@ class TrainerContext(CheckContext):
             What goes into the model's forward.
 
         Raises:
-            Skip: Rows are packed, or the collator draws at random what it gives, or it fails on rows that are cut.
+            Skip: Rows are packed, or the collator draws at random what it gives, or it fails on rows that are cut; or an id
+                (of padding, as a rule) has no embedding, which would end in a crash.
         """
         packed = "rows are packed, so that none can be put into a batch of its own"
         if any("pack" in self.rows["train"].row(index).meta for index in indices):
@@ -266,6 +265,7 @@ class TrainerContext(CheckContext):
             raise Skip(packed)
         if any(not torch.equal(value, again[name]) for name, value in tensors.items()):
             raise Skip("the collator gives something else each time")
+        only_embedded(self, tensors["input_ids"])
         device = base_model(self.model).device
         return {name: value.to(device) for name, value in tensors.items() if not name.startswith("label")}
 

@@ -34,6 +34,11 @@ def test_gains_of_the_last_norm_that_are(gain):
     assert finding.measured > 2 * math.log(280)
 
 
+def test_a_loss_that_is_not_finite_is_no_matter_of_the_heads_size():
+    (finding,) = head_of(math.inf)
+    assert finding.severity == "error" and "not finite" in finding.what and "std=" not in finding.fix
+
+
 def head_of(gain):
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -26,8 +26,13 @@ def check(
     num_labels: int | None = None,
     problem_type: str | None = None,
     names: list[str] | None = None,
+    **others: list[Any],
 ) -> list[Finding]:
-    context = GivenRows(folder, train=[row(i, [1, 2, i], label=label) for i, label in enumerate(labels)])
+    splits = {"train": labels, **others}
+    context = GivenRows(
+        folder,
+        **{n: [row(i, [1, 2, i], label=label) for i, label in enumerate(of)] for n, of in splits.items()},
+    )
     context.objective = "classes"
     names = names or [f"LABEL_{i}" for i in range(num_labels or 0)]
     head = None if num_labels is None else module()._Head(num_labels, problem_type, names, "config")
@@ -110,6 +115,14 @@ def test_labels_that_do_not_fit(
     (found,) = check(tmp_path, labels, monkeypatch, num_labels)
     assert (found.severity, found.measured) == (severity, measured)
     assert said in found.what + found.fix
+
+
+def test_a_label_that_only_the_evaluation_has_is_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (found,) = check(tmp_path, [0, 1, 2] * 20, monkeypatch, 3, eval=[0, 4])
+    assert "1 of 62 rows" in found.what and "labels run from 0 to 4" in found.what
+    assert (found.fix.startswith("set num_labels=5"), found.measured) == (True, 4)
 
 
 @pytest.mark.parametrize(

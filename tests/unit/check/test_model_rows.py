@@ -92,6 +92,18 @@ def test_collator_that_draws_or_joins_is_skipped(context):
         context.short_batch(range(3), 16)
 
 
+def test_padding_that_has_no_embedding_is_skipped(context):
+    plain, size = context.collate, model_rows.embedding_rows(context.model)
+
+    def pad(items):
+        batch = plain(items)
+        return {**batch, "input_ids": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, size)}
+
+    context.collate = pad
+    with pytest.raises(Skip, match="no embedding for"):
+        context.short_batch(range(3), 16)
+
+
 def test_classes_beyond_the_head_are_skipped(tmp_path):
     context = TrainerContext(tiny_trainer.class_trainer(), tmp_path)
     assert context.rows

@@ -145,10 +145,28 @@ def test_a_check_passes_is_skipped_or_has_findings(monkeypatch):
     assert check(Nothing(), only=["passes"]).seconds.keys() == {"passes"}
 
 
+def test_a_check_of_ones_own_file_is_chosen_and_waived_by_that_file(monkeypatch, tmp_path: Path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from luthier.records import Finding\n"
+        "from luthier.registry import check\n\n\n"
+        "@check('of-my-own')\n"
+        "def of_my_own(context):\n"
+        "    return [Finding('of-my-own', 'error', 'what', 'where', 'fix')]\n"
+    )
+    monkeypatch.setitem(registry._registered, "check", registry.registered("check"))  # undone afterwards
+    name = f"{own}@of-my-own"
+    found = check(Nothing(quick=True), only=[name], waived=[name])
+    assert [f.check for f in found.findings] == found.waived == ["of-my-own"] and found.ok
+
+
 def test_a_check_that_fails_itself_is_an_error_and_the_others_still_speak(monkeypatch):
     def fails(context):
         yield Finding("fails", "note", "seen", "here", "none")
         raise ZeroDivisionError("by 0")
+
+    def confuses(context):
+        raise TypeError("forward() got an unexpected keyword argument 'memory_mask'")
 
     def exhausts(context):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
@@ -159,6 +177,8 @@ def test_a_check_that_fails_itself_is_an_error_and_the_others_still_speak(monkey
     (finding,) = found.findings
     assert not found.ok and found.passed == ["passes"]
     assert "ZeroDivisionError: by 0" in finding.what and finding.where.startswith("test_runner.py:")
+    monkeypatch.setattr(registry, "registered", lambda kind: {"confuses": confuses})
+    assert [f.check for f in check(Nothing()).findings] == ["confuses"]
     monkeypatch.setattr(registry, "registered", lambda kind: {"exhausts": exhausts})
     with pytest.raises(RuntimeError, match="memory"):
         check(Nothing())
@@ -203,8 +223,12 @@ def short_labels(items):
             "audited: its collator gives no input_ids",
         ),
         ({"data_collator": short_labels}, "a batch cannot be read: ValueError: .* input_ids, but .* labels"),
+        (
+            {"data_collator": lambda items: {"input_ids": [item["input_ids"] for item in items]}},
+            "a batch cannot be read: AttributeError",
+        ),
     ],
-    ids=["no data", "data that raise", "no ids", "too few labels"],
+    ids=["no data", "data that raise", "no ids", "too few labels", "no tensors"],
 )
 def test_trainer_that_could_not_train_is_a_mistake(spoiled, said):
     trainer = tiny_trainer.trainer()
@@ -213,6 +237,26 @@ def test_trainer_that_could_not_train_is_a_mistake(spoiled, said):
         trainer._get_train_sampler = lambda *_: range(8)
     with pytest.raises(UserError, match=said):
         luthier.audit(trainer, quick=True)
+
+
+@pytest.mark.filterwarnings("default")  # of other people's trainers
+def test_labels_that_are_none_are_a_finding_and_no_traceback():
+    trainer = tiny_trainer.trainer(collator=lambda items: {**tiny_trainer.Collator()(items), "labels": None})
+    (finding,) = luthier.audit(trainer, only=["gradients"]).findings
+    assert finding.severity == "error" and "a training step fails" in finding.what
+
+
+@pytest.mark.filterwarnings("default")  # of other people's trainers
+def test_a_metric_that_two_rows_are_too_few_for_is_no_error():
+    trainer = tiny_trainer.trainer(
+        load_best_model_at_end=True,
+        metric_for_best_model="roc_auc",
+        save_strategy="steps",
+        save_steps=5,
+    )
+    trainer.compute_metrics = lambda prediction: {"roc_auc": float("nan")}
+    report = luthier.audit(trainer, only=["best-checkpoint"])
+    assert report.findings == [] and "too few" in report.skipped[0]["why"]
 
 
 class ZeroLoss(Trainer):

@@ -176,6 +176,23 @@ def test_folder_of_packs_opens_as_it_is(tmp_path: Path) -> None:
     assert context.padding_share == pytest.approx(1 - sum(len(i["labels"]) for i in items) / (10 * 128))
 
 
+def test_code_that_is_trusted_is_trusted_when_the_tokenizer_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_trainer.save_folder(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(i) + "\n" for i in tiny_trainer.items(4)))
+    trusted, load = [], TextTokenizer.load
+
+    def noted(folder: Any, **given: Any) -> TextTokenizer:
+        trusted.append(given["trust_remote_code"])
+        return load(folder, **given)
+
+    monkeypatch.setattr(TextTokenizer, "load", noted)
+    rows = tmp_path / "rows.jsonl"
+    luthier.audit(model=tmp_path / "model", rows=rows, only=["tokenizer-reload"], trust_remote_code=True)
+    assert trusted == [True, True]
+
+
 def saved(path: Path, **splits: int) -> Path:
     items = tiny_trainer.items(sum(splits.values()))
     parts = {}

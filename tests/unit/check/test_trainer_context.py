@@ -9,7 +9,9 @@ from peft import LoraConfig, get_peft_model
 from tests.fixtures import tiny_trainer
 from transformers import Trainer, TrainerCallback, get_scheduler
 
+import luthier
 from luthier.check.as_before import unchanged
+from luthier.check.context import Skip
 from luthier.check.model_rows import cut
 from luthier.check.trainer import TrainerContext, untouched
 from luthier.train import rehearsal
@@ -132,6 +134,35 @@ def test_step_is_the_first_step_of_training(tmp_path: Path, accumulation: int) -
     logged = trainer.state.log_history[0]
     assert step.loss == pytest.approx(logged["loss"], abs=1e-4)
     assert step.norm == pytest.approx(logged["grad_norm"], rel=1e-5)
+
+
+def test_a_trained_token_that_few_rows_hold_is_not_missed_in_two(tmp_path: Path) -> None:
+    items = tiny_trainer.items(40)
+    ids = [0] + items[0]["input_ids"] * 3
+    labels = [-100] * (len(ids) - 2) + ids[-2:]
+    items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    adapter = LoraConfig(
+        r=4,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        trainable_token_indices={"embed_tokens": [0]},
+    )
+    trainer = tiny_trainer.trainer(
+        get_peft_model(tiny_trainer.model(), adapter), train=items, output_dir=str(tmp_path)
+    )
+    report = luthier.audit(trainer, only=["gradients"])
+    assert report.findings == [] and report.passed == ["gradients"]
+
+
+def test_data_can_be_looked_at_where_parameters_have_no_numbers(tmp_path: Path) -> None:
+    model = tiny_trainer.model()
+    trainer = tiny_trainer.trainer(model, output_dir=str(tmp_path))
+    model.model.layers[1].mlp.to("meta")
+    context = TrainerContext(trainer, tmp_path)
+    with pytest.raises(Skip, match="no numbers"):
+        _ = context.model
+    context.only_tokens()
+    assert context.model_name == "LlamaForCausalLM"
 
 
 def test_cutting_keeps_what_is_trained(tmp_path: Path) -> None:

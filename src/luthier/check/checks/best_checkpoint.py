@@ -98,16 +98,22 @@ def _given(context: TrainerContext, metric: str) -> Iterator[Finding]:
             measured=", ".join(given[:8]) or "none",
             expected=name,
         )
-    elif not isinstance(metrics[name], int | float) or not math.isfinite(metrics[name]):
-        yield Finding(
-            "best-checkpoint",
-            "error",
-            f"{name} of {NUM_ROWS} rows is {metrics[name]}: no checkpoint will ever be better than another",
-            where,
-            "look for eval rows without labels, or weights that are not finite",
-            measured=str(metrics[name]),
-            expected="a number",
-        )
+        return
+    value = metrics[name]
+    if isinstance(value, int | float) and math.isfinite(value):
+        return
+    # The ROC AUC of one class and the correlation of equal labels are no numbers.
+    if isinstance(value, float) and not name.endswith("loss"):
+        raise Skip(f"{name} of {NUM_ROWS} rows is {value}, for which these may be too few")
+    yield Finding(
+        "best-checkpoint",
+        "error",
+        f"{name} of {NUM_ROWS} rows is {value}: no checkpoint will ever be better than another",
+        where,
+        "look for eval rows without labels, or weights that are not finite",
+        measured=str(value),
+        expected="a number",
+    )
 
 
 def _fix(context: TrainerContext, name: str) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from luthier.check.as_before import evaluating
 from luthier.check.checks.weights import LARGEST
 from luthier.check.context import CheckContext, Skip, shown
-from luthier.check.model_rows import class_logits, short_rows
+from luthier.check.model_rows import are_classes, class_logits, short_rows
 from luthier.check.origin import looks_fresh, plain_name, stored
 from luthier.models.forward import base_model
 from luthier.records import Finding, Row
@@ -87,16 +87,12 @@ def class_head(context: CheckContext) -> Iterator[Finding]:
         logits_BC = torch.cat([class_logits(context, part) for part in parts])
     labels = torch.tensor([row.meta["label"] for row in ordered], device=logits_BC.device)
     knows = False
-    if labels.ndim == 1 and logits_BC.shape[-1] > 1 and _in_range(labels, logits_BC.shape[-1]):
+    if labels.ndim == 1 and logits_BC.shape[-1] > 1 and are_classes(labels, logits_BC.shape[-1]):
         loss = float(functional.cross_entropy(logits_BC, labels.long()))
         knows = loss < 0.9 * math.log(logits_BC.shape[-1])
         yield from _law(context, head, logits_BC, loss)
         yield from _renumbered(context, ordered, logits_BC, labels.long())
     yield from _kept(context, head, knows)
-
-
-def _in_range(labels: Tensor, num_classes: int) -> bool:
-    return bool(((labels >= 0) & (labels < num_classes)).all())
 
 
 def _head(context: CheckContext) -> _Head:
@@ -160,7 +156,9 @@ def _law(context: CheckContext, head: _Head, logits_BC: Tensor, loss: float) -> 
         f"classes; the spread of the logits is s = {spread:.2f}, of which {expected:.3f} is expected "
         f"(ln C + s^2/2 = {uniform + spread**2 / 2:.3f}): {cause}",
         f"model {context.model_name}",
-        f"start the head smaller: torch.nn.init.normal_(weight of {head.name}, std={usual / spread if spread else usual:.2g})",
+        f"start the head smaller: torch.nn.init.normal_(weight of {head.name}, std={usual / spread:.2g})"
+        if math.isfinite(loss)
+        else "load the model in fp32 (or bf16 if it was made so) from files that are whole",
         measured=round(loss, 3) if math.isfinite(loss) else str(loss),
         expected=f"about {uniform:.3f}",
     )

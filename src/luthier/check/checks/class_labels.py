@@ -9,6 +9,7 @@ import numpy as np
 
 from luthier.check.columns import Offenders
 from luthier.check.context import CheckContext, Skip
+from luthier.check.tokenised import IGNORED
 from luthier.check.trainer import TrainerContext
 from luthier.models.forward import base_model
 from luthier.records import Finding, Split
@@ -24,7 +25,6 @@ NEARLY_ALL = 0.95
 # Numbers of a scale have many values; so few whole ones look like classes.
 MOST_CLASS_NUMBERS = 20
 FEWEST_ROWS = 20
-_IGNORED = -100
 
 
 @check("class-labels")
@@ -61,7 +61,7 @@ def class_labels(context: CheckContext) -> Iterator[Finding]:
     elif kind == "numbers":
         yield from _numbers(context, labels["train"], head)
     elif head is not None and head.num_labels == 1:
-        yield from _regression(context, labels["train"], head)
+        yield from _regression(labels["train"], head)
     elif kind == "classes":
         yield from _outside(context, labels, head)
         yield from _ignored(context, labels["train"])
@@ -82,7 +82,7 @@ class _Labels:
     @property
     def classes(self) -> np.ndarray:
         """Those that are not ignored."""
-        found: np.ndarray = self.values[self.values != _IGNORED]
+        found: np.ndarray = self.values[self.values != IGNORED]
         return found
 
 
@@ -132,11 +132,12 @@ def _outside(context: CheckContext, labels: dict[Split, _Labels], head: _Head | 
     outside = Offenders(context)
     for split, found in labels.items():
         values = found.values
-        bad = (values < 0) & (values != _IGNORED)
+        bad = (values < 0) & (values != IGNORED)
         outside.add(split, found.ids, bad | (values >= size) if size else bad)
     if not outside.count:
         return
-    low, high = (int(f(found.classes)) for f, found in ((np.min, labels["train"]), (np.max, labels["train"])))
+    every = np.concatenate([found.classes for found in labels.values()])
+    low, high = int(every.min()), int(every.max())
     one = f"; they begin at 1, so that class 0 has no row and class {high} no output" if low == 1 else ""
     yield Finding(
         "class-labels",
@@ -154,7 +155,7 @@ def _outside(context: CheckContext, labels: dict[Split, _Labels], head: _Head | 
 
 def _ignored(context: CheckContext, train: _Labels) -> Iterator[Finding]:
     ignored = Offenders(context)
-    ignored.add("train", train.ids, train.values == _IGNORED)
+    ignored.add("train", train.ids, train.values == IGNORED)
     if ignored.count:
         yield ignored.finding(
             "class-labels",
@@ -243,10 +244,10 @@ def _numbers(context: CheckContext, train: _Labels, head: _Head | None) -> Itera
             expected="integers",
         )
     elif whole and head is not None:
-        yield from _regression(context, train, head)
+        yield from _regression(train, head)
 
 
-def _regression(context: CheckContext, train: _Labels, head: _Head) -> Iterator[Finding]:
+def _regression(train: _Labels, head: _Head) -> Iterator[Finding]:
     values = np.unique(train.values)
     if (
         head.problem_type == "regression"

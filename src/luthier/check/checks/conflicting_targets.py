@@ -63,7 +63,7 @@ def conflicting_targets(context: CheckContext) -> Iterator[Finding]:
     if num_answers[largest] > 1 and share > MOST_SHARE_OF_ONE_PROMPT:
         yield _one_prompt(context, found, sizes[largest], num_answers[largest], len(places))
     elif context.objective == "classes":
-        yield from _labels(context, found, wrong, len(places))
+        yield from _labels(found, wrong, len(places))
     elif found.share > WORTH_A_NOTE:
         repeated = int((num_answers > 1).sum())
         yield found.finding(
@@ -94,7 +94,7 @@ def _one_prompt(
     )
 
 
-def _labels(context: CheckContext, found: Offenders, wrong: int, num_rows: int) -> Iterator[Finding]:
+def _labels(found: Offenders, wrong: int, num_rows: int) -> Iterator[Finding]:
     share = wrong / num_rows
     if share > MOST_LABELS_WRONG:
         yield Finding(

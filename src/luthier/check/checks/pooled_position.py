@@ -9,7 +9,7 @@ from torch import Tensor
 
 from luthier.check.as_before import evaluating
 from luthier.check.context import CheckContext, Skip
-from luthier.check.model_rows import Side, cut, inputs_of, own_pad_id, short_rows
+from luthier.check.model_rows import Side, cut, inputs_of, only_embedded, own_pad_id, short_rows
 from luthier.check.trainer import TrainerContext
 from luthier.encoding.batches import collate
 from luthier.models.forward import base_model
@@ -119,6 +119,7 @@ def _batch(context: CheckContext, own_pad: int | None) -> tuple[dict[str, Tensor
     rows = [cut(row, max(2, len(row.input_ids) // (1 + place))) for place, row in enumerate(rows)]
     known = pad_id if pad_id is not None else own_pad or 0
     batch = collate(rows, int(known), side).to(base_model(context.model).device)
+    only_embedded(context, batch.input_ids_BT)
     return inputs_of(batch), known
 
 

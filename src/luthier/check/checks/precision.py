@@ -55,7 +55,7 @@ def precision(context: CheckContext) -> Iterator[Finding]:
         p.dtype == torch.float16 for p in named.values()
     )
     if computes_fp16:
-        yield from _range(context, named)
+        yield from _range(context)
 
 
 def _trained(context: CheckContext, named: Mapping[str, Tensor], learning_rate: float) -> Iterator[Finding]:
@@ -161,7 +161,7 @@ def _unmatched(context: TrainerContext, named: Mapping[str, Tensor]) -> Iterator
         )
 
 
-def _range(context: CheckContext, named: Mapping[str, Tensor]) -> Iterator[Finding]:
+def _range(context: CheckContext) -> Iterator[Finding]:
     """The largest output of any layer, against what fp16 holds."""
     largest, layer = _largest_output(context)
     made_in = _made_in(context)

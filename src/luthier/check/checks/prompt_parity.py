@@ -67,7 +67,7 @@ def _from_records(context: RunContext) -> Iterator[Finding]:
     context.looked_at(f"{sum(map(len, waiting.values()))} rows and their records")
     with TemporaryDirectory() as folder:
         context.tokenizer.hf.save_pretrained(folder)
-        tokenizer = TextTokenizer.load(folder, trust_remote_code=context.recipe.model.trust_remote_code)
+        tokenizer = TextTokenizer.load(folder, trust_remote_code=context.trust_remote_code)
     other_ids, other_prompts = Offenders(context), Offenders(context)
     num_records = 0
     for split, record in islice(_records(context, waiting), MOST_RECORDS):

@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset
 
 from luthier.check.context import CheckContext, Skip
 from luthier.check.trainer import TrainerContext
-from luthier.records import Finding
+from luthier.records import Finding, Severity
 from luthier.registry import check
 
 
@@ -74,8 +74,10 @@ def ranks(context: CheckContext) -> Iterator[Finding]:
             )
 
 
-def _finding(severity: str, what: str, where: str, fix: str, measured: int, expected: int | str) -> Finding:
-    return Finding("ranks", severity, what, where, fix, measured=measured, expected=expected)  # type: ignore[arg-type]
+def _finding(
+    severity: Severity, what: str, where: str, fix: str, measured: int, expected: int | str
+) -> Finding:
+    return Finding("ranks", severity, what, where, fix, measured=measured, expected=expected)
 
 
 def _mentions(dataset: Any, name: str) -> bool:

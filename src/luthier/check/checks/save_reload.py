@@ -70,12 +70,12 @@ def save_reload(context: CheckContext) -> Iterator[Finding]:
                 folder = _save(context, Path(name))
                 loaded = _load(context, folder, bare)
             except Exception as error:  # whatever foreign models raise when they are written and read
-                yield _broken(context, error)
+                yield _broken(error)
                 return
         after = real_logits(context, given, loaded.eval())
         far = distance(before, after)
         if not far <= most_distance(context):
-            yield _differs(context, far, loaded)
+            yield _differs(context, far)
 
 
 def _only_plain(model: PeftModel) -> None:
@@ -137,7 +137,7 @@ def _move(model: torch.nn.Module) -> None:
             parameter.add_(noise * (NOISE * spread or NOISE / 10))
 
 
-def _differs(context: CheckContext, far: float, loaded: torch.nn.Module) -> Finding:
+def _differs(context: CheckContext, far: float) -> Finding:
     model = context.model
     where, fix = "what save_model writes", "see what loading says of keys that are missing"
     cause = ""
@@ -159,7 +159,7 @@ def _differs(context: CheckContext, far: float, loaded: torch.nn.Module) -> Find
     )
 
 
-def _broken(context: CheckContext, error: Exception) -> Finding:
+def _broken(error: Exception) -> Finding:
     return Finding(
         "save-reload",
         "error",

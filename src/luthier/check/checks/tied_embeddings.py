@@ -65,10 +65,10 @@ def tied_embeddings(context: CheckContext) -> Iterator[Finding]:
             expected=1,
         )
     if says and isinstance(context.model, PeftModel):
-        yield from _adapted(context, layers)
+        yield from _adapted(layers)
 
 
-def _adapted(context: CheckContext, layers: dict[str, nn.Module]) -> Iterator[Finding]:
+def _adapted(layers: dict[str, nn.Module]) -> Iterator[Finding]:
     adapted = {role for role, layer in layers.items() if _has(layer, "lora_")}
     copied = {role for role, layer in layers.items() if _has(layer, "modules_to_save")}
     if adapted:

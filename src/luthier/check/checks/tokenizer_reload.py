@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 
 from luthier.check.columns import Offenders, num_alike, sampled
-from luthier.check.context import CheckContext, RunContext
+from luthier.check.context import CheckContext
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Finding
 from luthier.registry import check
@@ -33,10 +33,9 @@ def tokenizer_reload(context: CheckContext) -> Iterator[Finding]:
     Catalogue: 8, 9, 20
     """
     tokenizer = context.tokenizer
-    trust = context.recipe.model.trust_remote_code if isinstance(context, RunContext) else False
     with TemporaryDirectory() as folder:
         tokenizer.hf.save_pretrained(folder)
-        again = TextTokenizer.load(folder, trust_remote_code=trust)
+        again = TextTokenizer.load(folder, trust_remote_code=context.trust_remote_code)
     fix = "put into tokenizer.json and tokenizer_config.json what was set in Python, or do it to the text itself"
     if changes := _changes(tokenizer, again):
         yield Finding(

@@ -51,7 +51,7 @@ def trained_role(context: CheckContext) -> Iterator[Finding]:
     if not spilled.num_rows:
         raise Skip("no row holds a turn as the tokenizer's chat template opens it")
     if spilled.count:
-        yield _spilled(spilled, counts, marks.texts)
+        yield _spilled(spilled, counts)
     if whole.count:
         others = sum(counts.whole.values()) - counts.whole["assistant"]
         yield Finding(
@@ -105,7 +105,7 @@ def _judge(
     return bad, whole
 
 
-def _spilled(spilled: Offenders, counts: _Counts, texts: object) -> Finding:
+def _spilled(spilled: Offenders, counts: _Counts) -> Finding:
     roles = {role: n for role, n in counts.spilled.items() if n and role != "assistant"}
     said = ", ".join(f"{n:,} of {role} in {counts.turns[role]:,} turns" for role, n in roles.items())
     total = sum(counts.spilled.values())

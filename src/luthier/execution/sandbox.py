@@ -41,7 +41,7 @@ class Limits:
     """What a command may use.
 
     Attributes:
-        timeout_s: Seconds from its start, and of processor time.
+        timeout_s: Seconds from its start, and with one more of processor time.
         memory_mib: Resident memory of all its processes, and address space of each.
         disk_mib: Largest file, and all of its folder where that is in memory.
         processes: Processes and threads.
@@ -195,7 +195,7 @@ def run_steps(
             json.loads(line) for line in report.read().splitlines() if line.endswith(b"}")
         ] or [{}]
     held: Fence = about.get("fence", "limits")
-    if held == "limits":
+    if about and held == "limits":
         _say_open()
     outcomes = [
         Outcome(
@@ -255,10 +255,9 @@ def _watch(process: subprocess.Popen[bytes], order: bytes, limits: Limits, most_
     began = time.monotonic()
     broken: Status | None = None
     try:
-        with contextlib.suppress(BrokenPipeError):
-            assert process.stdin is not None
-            process.stdin.write(order)
-            process.stdin.close()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as stream:
+            stream.write(order)
         while broken is None:
             try:
                 process.wait(_WATCH_SECONDS)

@@ -66,6 +66,7 @@ class GitFixes(Pairs):
             "--numstat",
             "--format=%x01%H %s",
             self.revision,
+            "--",  # what is no revision must not be taken for a path
         )
         for entry in log.split("\x01")[1:]:
             head, *files = (part.lstrip("\n") for part in entry.split("\0"))

@@ -160,8 +160,11 @@ def test_fixes_are_found_in_a_history(tmp_path: Path) -> None:
     ] == "    def h():\n        return 2\n"
     reasons = [r.reason for r in found if isinstance(r, Dropped)]
     assert reasons == ["new-or-deleted", "too-large-a-fix", "no-function-changed"]
-    with pytest.raises(UserError, match="git says"):
-        list(GitFixes(path=str(tmp_path), revision="nowhere").records())
+    for wrong in ("nowhere", "a.py"):  # the second is a file
+        with pytest.raises(UserError, match="git says"):
+            list(GitFixes(path=str(tmp_path), revision=wrong).records())
+    git(tmp_path, "branch", "a.py")
+    assert len(list(GitFixes(path=str(tmp_path), revision="a.py").records())) == len(found)
     with pytest.raises(ValueError, match="is no revision"):
         GitFixes(path=str(tmp_path), revision=f"--output={tmp_path / 'written'}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -86,12 +87,11 @@ class GitFixes(Pairs):
                 continue
             for _, _, path in known:
                 old, new = (self._show(f"{commit}{side}:{path}") for side in ("^", ""))
+                name = f"{commit[:12]}:{os.fsencode(path).decode('utf-8', 'backslashreplace')}"
                 if old is None or new is None:
-                    yield Dropped(f"{commit[:12]}:{path}", "new-or-deleted", "", budgeted=False)
+                    yield Dropped(name, "new-or-deleted", "", budgeted=False)
                     continue
-                yield from changed_functions(
-                    f"{commit[:12]}:{path}", old, new, SUFFIXES[Path(path).suffix.lower()]
-                )
+                yield from changed_functions(name, old, new, SUFFIXES[Path(path).suffix.lower()])
 
     def own_fingerprint(self) -> str:
         """The commits that the revision names."""

@@ -107,11 +107,6 @@ class Outcome:
         """Whether it ended by itself without an error, and left alone what it had to."""
         return self.status == "exited" and self.exit_code == 0 and not self.tampered
 
-    @property
-    def network_cut(self) -> bool:
-        """Whether it had no network."""
-        return self.fence != "limits"
-
 
 def run(
     command: Sequence[str], files: Mapping[str, str] | None = None, limits: Limits | None = None

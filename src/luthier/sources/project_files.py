@@ -128,7 +128,7 @@ def refuse_nothing(items: Iterator[Record | Dropped], where: str) -> Iterator[Re
     """The items, with an error at the end if none of them is a record that gives rows."""
     num_good = 0
     for item in items:
-        num_good += isinstance(item, Record) and item.fields["role"] in ("complete", "added")
+        num_good += isinstance(item, Record) and gives_rows(item)
         yield item
     if not num_good:
         raise UserError(
@@ -136,6 +136,11 @@ def refuse_nothing(items: Iterator[Record | Dropped], where: str) -> Iterator[Re
             where,
             "change include, complete, tests or licences of the source",
         )
+
+
+def gives_rows(record: Record) -> bool:
+    """Whether a file is one that gives rows: by its role, and all are that have none."""
+    return record.fields.get("role", "complete") in ("complete", "added")
 
 
 def licence_of(folder: Path) -> str:

@@ -306,11 +306,11 @@ def _indented(text: str, indent: str) -> str:
 
 def _inside_strings(code: str, language: Language) -> set[int]:
     """The lines that begin inside of a string, whose white space is its own."""
+    text = _bare(code)
     try:
-        strings = [token for token in tokens(_bare(code), language) if token.kind == "string"]
+        strings = [token for token in tokens(text, language) if token.kind == "string"]
     except NotCode:
         return set()
-    text = _bare(code)
     starts = [i for i, sign in enumerate(text) if sign == "\n"]
     numbers = {place: line for line, place in enumerate(starts, 1)}
     return {numbers[i] for token in strings for i in range(token.start, token.end) if text[i] == "\n"}

@@ -24,6 +24,7 @@ VERSION = 1
 _MOST_ERRORS = 3
 _MESSAGE, _VALUE, _LINE = 300, 200, 160  # characters
 _SAID_LINES = 8
+_READ = 32_000  # characters of a text that tests left; over more some patterns take minutes
 
 _COMPILER = re.compile(
     r"^(?P<file>[^\s:][^:\n]*\.\w+):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<said>.*)$"
@@ -165,7 +166,8 @@ def feedback(
         failed = next((case for content in files if (case := failed_case(content)) is not None), None)
         more = [_plain(content) for content in files if not content.lstrip().startswith("<")]
         name, text = failed if failed is not None else (test, "\n".join([*more, text]))
-        found = _failed(_plain(text), where).model_copy(update={"stage": stage})
+        text = _short(_plain(text), _READ)
+        found = _failed(text, where).model_copy(update={"stage": stage})
         found = found.model_copy(update={"test": clean(test or name or found.test, _VALUE)})
     if limit:
         return found.model_copy(update={"error": limit})
@@ -223,7 +225,7 @@ def failed_case(text: str) -> tuple[str, str] | None:
 
 def clean(text: str, most: int = _MESSAGE) -> str:
     """A text in one line without secrets, folders of absolute paths and addresses, cut in its middle where it is too long."""
-    text = _SECRETS.sub("[removed]", text)
+    text = _SECRETS.sub("[removed]", _short(text, _READ))
     text = _ADDRESS.sub("0x...", _FOLDERS.sub(".../", _HOME.sub("/~", text)))
     return _short(" ".join(text.split()), most)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import resource
 import signal
@@ -71,8 +72,11 @@ def _fill(order: dict[str, Any]) -> None:
 
         shutil.copytree(source, ".", symlinks=True, dirs_exist_ok=True)
     for name, text in order["files"].items():
-        if os.path.dirname(name):
-            os.makedirs(os.path.dirname(name), exist_ok=True)
+        folder = os.path.dirname(name)
+        if not os.path.join(os.path.realpath(folder), "").startswith(os.path.join(os.getcwd(), "")):
+            raise PermissionError(f"{name} lies behind a link that leads out of the folder")
+        if folder:
+            os.makedirs(folder, exist_ok=True)
         if os.path.islink(name):
             os.unlink(name)  # writing through it would go elsewhere
         with open(name, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -133,7 +137,8 @@ def _become(step: dict[str, Any], order: dict[str, Any], output: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         limits = [
             (resource.RLIMIT_FSIZE, order["disk_bytes"]),
-            (resource.RLIMIT_CPU, max(1, round(step["seconds"] * order["threads"]))),
+            # Later than the clock, so that an endless loop always counts as out of time and never as killed.
+            (resource.RLIMIT_CPU, 1 + math.ceil(step["seconds"] * order["threads"])),
             (resource.RLIMIT_NPROC, order["processes"]),
             (resource.RLIMIT_NOFILE, 1024),
             (resource.RLIMIT_CORE, 0),
@@ -189,11 +194,10 @@ def _hashes(names: list[str]) -> dict[str, str]:
             if not file.endswith(".pyc")
         ]
         for path in inner if os.path.isdir(name) else [name]:
-            try:
-                with open(path, "rb") as file:
+            found[path] = ""
+            if os.path.isfile(path):  # a pipe or device in its place would be read without end
+                with contextlib.suppress(OSError), open(path, "rb") as file:
                     found[path] = hashlib.sha256(file.read()).hexdigest()
-            except OSError:
-                found[path] = ""
     return found
 
 

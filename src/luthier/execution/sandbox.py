@@ -41,7 +41,7 @@ class Limits:
     """What a command may use.
 
     Attributes:
-        timeout_s: Seconds from its start, and of processor time.
+        timeout_s: Seconds from its start, and with one more of processor time.
         memory_mib: Resident memory of all its processes, and address space of each.
         disk_mib: Largest file, and all of its folder where that is in memory.
         processes: Processes and threads.
@@ -106,11 +106,6 @@ class Outcome:
     def ok(self) -> bool:
         """Whether it ended by itself without an error, and left alone what it had to."""
         return self.status == "exited" and self.exit_code == 0 and not self.tampered
-
-    @property
-    def network_cut(self) -> bool:
-        """Whether it had no network."""
-        return self.fence != "limits"
 
 
 def run(
@@ -195,7 +190,7 @@ def run_steps(
             json.loads(line) for line in report.read().splitlines() if line.endswith(b"}")
         ] or [{}]
     held: Fence = about.get("fence", "limits")
-    if held == "limits":
+    if about and held == "limits":
         _say_open()
     outcomes = [
         Outcome(
@@ -255,10 +250,9 @@ def _watch(process: subprocess.Popen[bytes], order: bytes, limits: Limits, most_
     began = time.monotonic()
     broken: Status | None = None
     try:
-        with contextlib.suppress(BrokenPipeError):
-            assert process.stdin is not None
-            process.stdin.write(order)
-            process.stdin.close()
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin as stream:
+            stream.write(order)
         while broken is None:
             try:
                 process.wait(_WATCH_SECONDS)

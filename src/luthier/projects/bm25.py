@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_K1 = 1.5  # how soon more of the same word stops to count
+_B = 0.75  # how much long documents are held back, 0 to 1
+
 
 class BM25:
     """An index of documents by their words.
@@ -17,18 +20,15 @@ class BM25:
 
     Args:
         documents: Words of each, repeated as often as they occur.
-        k1: How soon more of the same word stops to count.
-        b: How much long documents are held back, 0 to 1.
 
     Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond", section 3; the idf is
         Lucene's.
     """
 
-    def __init__(self, documents: Sequence[Sequence[str]], *, k1: float = 1.5, b: float = 0.75) -> None:
+    def __init__(self, documents: Sequence[Sequence[str]]) -> None:
         lengths = np.array([len(words) for words in documents], np.float64)
         mean = lengths.mean() if len(lengths) and lengths.any() else 1.0
-        self._norms = k1 * (1 - b + b * lengths / mean)
-        self._k1 = k1
+        self._norms = _K1 * (1 - _B + _B * lengths / mean)
         found: dict[str, tuple[list[int], list[int]]] = {}
         for number, words in enumerate(documents):
             for word, count in Counter(words).items():
@@ -48,7 +48,7 @@ class BM25:
                 continue
             places, counts = self._postings[word]
             idf = np.log(1 + (len(total) - len(places) + 0.5) / (len(places) + 0.5))
-            total[places] += times * idf * counts * (self._k1 + 1) / (counts + self._norms[places])
+            total[places] += times * idf * counts * (_K1 + 1) / (counts + self._norms[places])
         return total
 
     def best(self, query: Sequence[str], count: int) -> list[int]:

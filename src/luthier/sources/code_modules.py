@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from luthier.encoding.lexer import split_lines
 from luthier.errors import UserError
 from luthier.records import Dropped, Record
 from luthier.registry import source
@@ -109,7 +110,7 @@ class CodeModules(Source):
                 tree = ast.parse(text)
         except (SyntaxError, ValueError):  # a template, or Python of another version
             return
-        lines = text.splitlines(keepends=True)
+        lines = split_lines(text)  # as ast counts them: a form feed ends none
         for owner, node in _defined(tree):
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
             body = _dedented(lines[first : node.end_lineno])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ class GitFixes(Pairs):
             "--numstat",
             "--format=%x01%H %s",
             self.revision,
+            "--",  # what is no revision must not be taken for a path
         )
         for entry in log.split("\x01")[1:]:
             head, *files = (part.lstrip("\n") for part in entry.split("\0"))
@@ -85,12 +87,11 @@ class GitFixes(Pairs):
                 continue
             for _, _, path in known:
                 old, new = (self._show(f"{commit}{side}:{path}") for side in ("^", ""))
+                name = f"{commit[:12]}:{os.fsencode(path).decode('utf-8', 'backslashreplace')}"
                 if old is None or new is None:
-                    yield Dropped(f"{commit[:12]}:{path}", "new-or-deleted", "", budgeted=False)
+                    yield Dropped(name, "new-or-deleted", "", budgeted=False)
                     continue
-                yield from changed_functions(
-                    f"{commit[:12]}:{path}", old, new, SUFFIXES[Path(path).suffix.lower()]
-                )
+                yield from changed_functions(name, old, new, SUFFIXES[Path(path).suffix.lower()])
 
     def own_fingerprint(self) -> str:
         """The commits that the revision names."""

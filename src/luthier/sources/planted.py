@@ -14,6 +14,7 @@ from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.run_folder import hash_file
 from luthier.sources import Source
+from luthier.sources.project_files import top_of
 from luthier.sources.sdists import fetch
 
 
@@ -65,9 +66,7 @@ def program_folder(name: str, program: dict[str, Any], beside: Path) -> Path:
     """
     if "sha256" not in program:
         return (beside / name).resolve()
-    folder = fetch(name, program["sha256"])
-    inside = [path for path in folder.iterdir() if path.is_dir()]
-    return inside[0] if len(inside) == 1 else folder
+    return top_of(fetch(name, program["sha256"]))
 
 
 def planted_record(

@@ -36,16 +36,17 @@ _TESTS = [
     *("**/test/**", "**/tests/**", "**/testing/**", "**/test_*.py", "**/*_test.py", "**/conftest.py"),
     *("**/src/test/**", "**/*Test.java", "**/*Tests.java", "**/*.test.js", "**/*.test.ts", "**/*.spec.ts"),
 ]
-# A phrase of each licence's text that no other one has; the first that is found counts.
+# A phrase of each licence's text. The one that stands first counts, since licences name others further down; of two at
+# one place it is the upper.
 _LICENCES = {
     "AGPL-3.0": "gnu affero general public license",
-    "LGPL": "gnu lesser general public license",
+    "LGPL": "gnu (lesser|library) general public license",
     "GPL-3.0": "gnu general public license version 3",
     "GPL-2.0": "gnu general public license version 2",
     "MPL-2.0": "mozilla public license version 2.0",
     "Apache-2.0": "apache license version 2.0",
     "EPL-2.0": "eclipse public license - v 2.0",
-    "BSD-3-Clause": "neither the name of",
+    "BSD-3-Clause": "(redistribution and use in source and binary forms.*)?neither the names? of",
     "BSD-2-Clause": "redistribution and use in source and binary forms",
     "MIT": "permission is hereby granted, free of charge, to any person obtaining a copy",
     "ISC": "permission to use, copy, modify, and/or distribute this software for any purpose",
@@ -127,7 +128,7 @@ def refuse_nothing(items: Iterator[Record | Dropped], where: str) -> Iterator[Re
     """The items, with an error at the end if none of them is a record that gives rows."""
     num_good = 0
     for item in items:
-        num_good += isinstance(item, Record) and item.fields["role"] in ("complete", "added")
+        num_good += isinstance(item, Record) and gives_rows(item)
         yield item
     if not num_good:
         raise UserError(
@@ -135,6 +136,11 @@ def refuse_nothing(items: Iterator[Record | Dropped], where: str) -> Iterator[Re
             where,
             "change include, complete, tests or licences of the source",
         )
+
+
+def gives_rows(record: Record) -> bool:
+    """Whether a file is one that gives rows: by its role, and all are that have none."""
+    return record.fields.get("role", "complete") in ("complete", "added")
 
 
 def licence_of(folder: Path) -> str:
@@ -146,10 +152,12 @@ def licence_of(folder: Path) -> str:
     )
     for path in names:
         text = " ".join(re.sub(r"[^\w.\- ,()/]+", " ", path.read_text("utf-8", "replace").lower()).split())
-        text = text.replace("version 2, ", "version 2 ").replace("license, version", "license version")
-        for licence, phrase in _LICENCES.items():
-            if phrase in text:
-                return licence
+        text = text.replace("license, version", "license version")
+        found = {
+            name: match.start() for name, phrase in _LICENCES.items() if (match := re.search(phrase, text))
+        }
+        if found:
+            return min(found, key=found.__getitem__)
     return "unknown"
 
 

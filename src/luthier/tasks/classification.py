@@ -194,7 +194,7 @@ class Classification(Task):
         if self.separator and isinstance(value, str):
             parts = [part.strip() for part in value.split(self.separator)]
         if any(not isinstance(part, str | int) for part in parts):
-            raise RowError("no-label", f"{self.label} is {value!r}, not a text or number")
+            raise RowError("no-label", f"{self.label} is {value!r}, neither text nor a whole number")
         names = [name for name in map(str, parts) if name]
         if not self.several and len(names) != 1:
             raise RowError("no-label", f"{self.label} holds {len(names)} labels; task.several allows that")

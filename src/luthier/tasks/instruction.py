@@ -173,7 +173,6 @@ class Instruction(Task):
         ]
 
     def _chat(self, record: Record, column: str | None, split: Split, tokenizer: TextTokenizer) -> list[Span]:
-
         if column is None:
             prompt, response = self._rendered(record)
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]

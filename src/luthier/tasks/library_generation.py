@@ -15,6 +15,7 @@ from luthier.projects import library
 from luthier.projects.project import File, Project
 from luthier.records import Dropped, Example, Record, Split
 from luthier.registry import task
+from luthier.sources.project_files import gives_rows
 from luthier.tasks.instruction import Instruction
 
 _FENCE = re.compile(r"```[\w+-]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -53,7 +54,7 @@ class LibraryGeneration(Instruction):
 
     def duplicate_text(self, record: Record) -> str:
         """The example; files of the library are no copies of anything."""
-        if _is_example(record):
+        if gives_rows(record):
             return str(record.fields.get("text", ""))
         return hashlib.sha256(record.id.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -66,7 +67,7 @@ class LibraryGeneration(Instruction):
         self, record: Record, split: Split, tokenizer: TextTokenizer, *, max_length: int, seed: int
     ) -> Iterator[Example | Dropped]:
         """The row of an example, if its docstring says what it does and its program calls enough of the library."""
-        if not _is_example(record):
+        if not gives_rows(record):
             yield Dropped(record.id, "context-only", "a file of the library", budgeted=False)
             return
         parts = library.split_example(str(record.fields.get("text", "")))
@@ -110,13 +111,9 @@ class LibraryGeneration(Instruction):
             files = [
                 File(r.fields["path"], r.fields["text"], r.fields.get("language") or "python")
                 for r in records
-                if not _is_example(r)
+                if not gives_rows(r)
             ]
             project = Project(key, files)
             names = library.api_names(project)
             self._library = (records, project, names, library.HelpfulNames(names))
         return self._library[1:]
-
-
-def _is_example(record: Record) -> bool:
-    return record.fields.get("role", "complete") in ("complete", "added")

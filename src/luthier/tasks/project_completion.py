@@ -22,6 +22,7 @@ from luthier.projects.copying import copied_line
 from luthier.projects.project import File, Project
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
+from luthier.sources.project_files import gives_rows
 from luthier.tasks import Task
 
 # Tokens kept free, since pieces that are counted apart may break otherwise where they meet.
@@ -110,7 +111,7 @@ class ProjectCompletion(Task):
 
     def duplicate_text(self, record: Record) -> str:
         """The code of a file that gives rows; files that are only shown are no copies of anything."""
-        if _gives_rows(record):
+        if gives_rows(record):
             return str(record.fields.get("text", ""))
         return hashlib.sha256(record.id.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -134,7 +135,7 @@ class ProjectCompletion(Task):
         if not isinstance(text, str) or not isinstance(record.fields.get("path"), str):
             yield Dropped(record.id, "no-text", f"neither text nor path; it has: {', '.join(record.fields)}")
             return
-        if not _gives_rows(record):
+        if not gives_rows(record):
             yield Dropped(record.id, "context-only", str(record.fields["role"]), budgeted=False)
             return
         lines = code_lines(
@@ -384,10 +385,6 @@ class _Completed:
                 found.append(_Stretch(first, end))
             first = max(end, first + 1)
         return found
-
-
-def _gives_rows(record: Record) -> bool:
-    return record.fields.get("role", "complete") in ("complete", "added")
 
 
 def _project(name: str, records: Sequence[Record]) -> Project:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from luthier.encoding.chat import chat_spans
 from luthier.encoding.encode import encode
@@ -53,6 +53,9 @@ class Attempt(Options):
     """The function that it stands for."""
     feedback: Feedback
     """What its tests said."""
+
+
+_ATTEMPTS = TypeAdapter(list[Attempt])
 
 
 @task("repair")
@@ -194,7 +197,7 @@ class Repair(Task):
 
     def identity(self, tokenizer: TextTokenizer) -> dict[str, Any]:
         """What has to be the same in training and inference."""
-        shown = "sentinels" if self.sentinels == "none" else sentinels(tokenizer, self.sentinels).tokens
+        marked = self.sentinels != "none"
         return {
             "task": "repair",
             "version": VERSION,
@@ -203,9 +206,9 @@ class Repair(Task):
             "comments": self.comments,
             "remove_comments": self.remove_comments,
             "outside": self.outside,
-            "sentinels": list(shown) if self.sentinels != "none" else "none",
+            "sentinels": list(sentinels(tokenizer, self.sentinels).tokens) if marked else "none",
             "tokenizer": type(tokenizer.hf).__name__,
-            "marker_ids": tokenizer.encode(MARKER, first=False, control=False),
+            "marker_ids": tokenizer.encode(MARKER),
             "format": self.format,
             "chat_template": hash_value(tokenizer.hf.chat_template) if self.format == "chat" else "none",
             "attempts": [_TURNS, feedback.VERSION],
@@ -213,7 +216,9 @@ class Repair(Task):
 
     def duplicate_text(self, record: Record) -> str:
         """Both functions, and earlier patches: fixes of one function that differ are no copies of each other."""
-        tried = [str(one.get("output")) for one in record.fields.get("attempts") or ()]
+        attempts = record.fields.get("attempts")
+        found = attempts if isinstance(attempts, list) else []
+        tried = [str(one.get("output")) for one in found if isinstance(one, Mapping)]
         return "\n".join([str(record.fields.get("before")), *tried, str(record.fields.get("after"))])
 
     def _row(
@@ -246,10 +251,11 @@ class Repair(Task):
             )
         context = str(record.fields.get("context") or "")
         try:
-            attempts = [Attempt.model_validate(one) for one in record.fields.get("attempts") or ()]
+            attempts = _ATTEMPTS.validate_python(record.fields.get("attempts") or [])
             spans = self._spans(place, output, language, context, tokenizer, max_length, attempts)
         except ValidationError as error:
-            return Dropped(name, "bad-attempts", str(error.errors(include_url=False)[0]["loc"]))
+            problem = error.errors(include_url=False)[0]
+            return Dropped(name, "bad-attempts", f"{problem['loc']}: {problem['msg']}")
         except RowError as error:
             return Dropped(name, error.reason, error.detail)
         for limit, text, reason in (

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,14 @@ def test_a_report_names_its_first_failure() -> None:
     assert failed_case(f"<testsuite>{inner}</testsuite>") == ("T::b", "m")
     assert failed_case("<testsuite><testcase name='a'/></testsuite>") is None
     assert failed_case("no xml \ud800") is None
+
+
+def test_a_long_message_does_not_hold_up_what_reads_it() -> None:
+    report = f"<testsuite><testcase name='a'><failure message='{'token=' * 50_000}'/></testcase></testsuite>"
+    began = time.process_time()
+    found = feedback("test", Where(("a.py",), 1, "x"), "", files=[report])
+    assert found.test == "a" and found.said.startswith("token=")
+    assert time.process_time() - began < 60  # reading all of it takes many times as long
 
 
 def test_words_of_each_stage() -> None:

@@ -7,7 +7,7 @@ from luthier.projects.bm25 import BM25
 
 
 def test_scores_equal_a_worked_example() -> None:
-    index = BM25([["cat", "sat"], ["dog", "sat", "sat", "down"]], k1=1.5, b=0.75)
+    index = BM25([["cat", "sat"], ["dog", "sat", "sat", "down"]])
     rare = math.log(1 + 1.5 / 1.5)  # of 2 documents 1 has it
     usual = math.log(1 + 0.5 / 2.5)
     norms = [1.5 * (0.25 + 0.75 * length / 3) for length in (2, 4)]

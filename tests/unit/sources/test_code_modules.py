@@ -47,6 +47,13 @@ def test_functions_and_methods_with_what_names_the_module_masked() -> None:
     assert records[0].id == "json/decoder.py:5"
 
 
+def test_a_form_feed_ends_no_line() -> None:
+    plain, fed = (
+        next(CodeModules()._of_file("a/b.py", text)) for text in (TEXT, TEXT.replace("\n\n\n@", "\n\f\n\n@"))
+    )
+    assert fed == plain
+
+
 def test_masking_leaves_short_parts_and_underscores_alone() -> None:
     assert masked("os.path and re_sub", ["os", "re"]) == "os.path and re_sub"
     assert masked("ConfigParser config_parser", ["configparser"]) == "MASKED config_parser"

@@ -1,6 +1,7 @@
 """Fixes from rows, diffs and histories: what is kept, how it is grouped, what is left out."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -160,10 +161,23 @@ def test_fixes_are_found_in_a_history(tmp_path: Path) -> None:
     ] == "    def h():\n        return 2\n"
     reasons = [r.reason for r in found if isinstance(r, Dropped)]
     assert reasons == ["new-or-deleted", "too-large-a-fix", "no-function-changed"]
-    with pytest.raises(UserError, match="git says"):
-        list(GitFixes(path=str(tmp_path), revision="nowhere").records())
+    for wrong in ("nowhere", "a.py"):  # the second is a file
+        with pytest.raises(UserError, match="git says"):
+            list(GitFixes(path=str(tmp_path), revision=wrong).records())
+    git(tmp_path, "branch", "a.py")
+    assert len(list(GitFixes(path=str(tmp_path), revision="a.py").records())) == len(found)
     with pytest.raises(ValueError, match="is no revision"):
         GitFixes(path=str(tmp_path), revision=f"--output={tmp_path / 'written'}")
+
+
+def test_a_path_that_is_not_utf8_is_written_out(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    for message in ("one", "Fix two"):
+        (tmp_path / os.fsdecode(b"caf\xe9.py")).write_text(f"def f():\n    return '{message}'\n")
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "-q", "-m", message)
+    (found,) = GitFixes(path=str(tmp_path)).records()
+    assert isinstance(found, Record) and found.id.endswith(":caf\\xe9.py:f")
 
 
 def test_overloads_are_matched_by_their_parameters() -> None:

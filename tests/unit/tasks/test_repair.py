@@ -161,8 +161,10 @@ def test_earlier_patches_stand_before_the_fix_and_are_not_trained(tokenizer: Tex
         .removeprefix(prompt(row(Repair(), tokenizer), tokenizer))
         .startswith("    return\n")
     )
-    (wrong,) = examples(Repair(), tokenizer, attempts=[{"output": 3}])
-    assert isinstance(wrong, Dropped) and wrong.reason == "bad-attempts"
+    for attempts in ([{"output": 3}], ["return"], 3):
+        (wrong,) = examples(Repair(), tokenizer, attempts=attempts)
+        assert isinstance(wrong, Dropped) and wrong.reason == "bad-attempts"
+        assert Repair().duplicate_text(record(attempts=attempts)).startswith(BEFORE)
     with pytest.raises(UserError, match="no place for earlier patches"):
         examples(Repair(input="IR3", sentinels="new"), tokenizer, attempts=[TRIED])
 

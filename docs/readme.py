@@ -51,7 +51,7 @@ TASKS: dict[str, tuple[str, str, str, str, str]] = {
         "ontology",
         "ontology",
         "masked-loss",
-        "Continuous F1 {masked/continuous:.2f} with the masked loss, {plain/continuous:.2f} with the plain one",
+        "Fuzzy F1 {masked/fuzzy:.2f} with the masked loss, {plain/fuzzy:.2f} with the plain one; Continuous F1 {masked/continuous:.2f}, {plain/continuous:.2f}",
     ),
     "repair": (
         "the fixed lines of a buggy function, judged by tests",

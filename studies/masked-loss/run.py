@@ -163,7 +163,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="embedded:smollm2-135m")
     parser.add_argument("--embedding-model", default="embedded:all-minilm-l6-v2")
     parser.add_argument("--waive", nargs="*", default=[], help="checks whose errors do not stop a run")
-    parser.add_argument("--train-rows", type=int, default=1200)
+    parser.add_argument("--train-rows", type=int, default=800)
     parser.add_argument("--eval-rows", type=int, default=100)
     parser.add_argument("--test-rows", type=int, default=240)
     parser.add_argument("--epochs", type=float, default=2)

@@ -192,10 +192,9 @@ def outlook(
             found = needed(middle)
             low, high = (middle, high) if found.total <= found.allowed(device.memory) else (low, middle)
         largest = low if low >= counts.longest else 0
+        fitting = min(largest, MOST_ON_CPU) if device.name == CPU else largest
         wanted = recipe.train.micro_batch_tokens
-        if wanted == "auto":
-            wanted = min(largest, MOST_ON_CPU) if device.name == CPU else largest
-        tokens = max(wanted, counts.longest)
+        tokens = max(fitting if wanted == "auto" else wanted, counts.longest)
         tokens = min(tokens, rows_of_one * counts.longest)
         found = needed(tokens)
         usable = found.allowed(device.memory)

@@ -99,7 +99,7 @@ def _given(context: TrainerContext, metric: str) -> Iterator[Finding]:
             expected=name,
         )
         return
-    value = metrics[name]
+    value: Any = metrics[name]  # of the user's own function
     if isinstance(value, int | float) and math.isfinite(value):
         return
     # The ROC AUC of one class and the correlation of equal labels are no numbers.

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from tests.fixtures.fixes import write_bugs
 from tests.fixtures.processes import Luthier, luthier
 from tests.fixtures.tiny_run import write_recipe
@@ -45,6 +46,16 @@ def _lines(path: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
+def _same_candidates(one: list[str], other: list[str]) -> None:
+    """Bugs that were left are batched anew; products of another shape are rounded otherwise on some processors."""
+    for a, b in zip(sorted(one), sorted(other), strict=True):
+        left, right = json.loads(a), json.loads(b)
+        for mine, its in zip(left.get("candidates", []), right.get("candidates", []), strict=True):
+            for figure in ("logprob", "score"):
+                assert mine.pop(figure) == pytest.approx(its.pop(figure), abs=2e-5)
+        assert left == right
+
+
 def test_patches_after_kills_are_those_of_one_go(tmp_path: Path) -> None:
     bugs = write_bugs(tmp_path / "bugs.jsonl")
     source = {"type": "bugs", "path": str(bugs), "id_column": "id", "group_column": "project"}
@@ -67,6 +78,6 @@ def test_patches_after_kills_are_those_of_one_go(tmp_path: Path) -> None:
     assert all(after.issuperset(lines) for lines in kept)
     keys = [json.loads(line)["key"] for line in _lines(judged)]
     assert len(set(keys)) == len(keys) == len(_lines(whole / "repair" / "judged.jsonl"))
-    assert sorted(_lines(written)) == sorted(_lines(whole / "repair" / "base" / "candidates.jsonl"))
+    _same_candidates(_lines(written), _lines(whole / "repair" / "base" / "candidates.jsonl"))
     tables = [(run / "repair" / "base" / "repair.json").read_bytes() for run in (killed, whole)]
     assert tables[0] == tables[1]

@@ -39,11 +39,12 @@ def page(path: Path = RESULTS) -> str:
     lines += [row(figures, way) for way in ways]
     lines += [line for way in ways for line in ("", verdict(figures, way))]
     if "words/cost_of_words/cost" in figures:
-        cost = {name: figures[f"words/cost_of_words/{name}"] for name in ("cost", "num_labels", "tokens_in_tree", "mean_text_tokens", "most_difference_to_exhaustive_nats")}  # fmt: skip
+        cost = of_way(figures, "words/cost_of_words")
         lines += [
             "",
-            f"Scoring all {cost['num_labels']} labels, {cost['tokens_in_tree']} tokens as a tree, costs **{cost['cost']:.2f} times** one forward pass over the texts alone "
-            f"({cost['mean_text_tokens']:.0f} tokens on average); it differs from scoring each label by itself by {cost['most_difference_to_exhaustive_nats']:.1e} nats at most.",
+            f"Scoring all {cost['num_labels']} labels, {cost['tokens_in_tree']} tokens as a tree, costs **{cost['cost']:.2f} times** one forward pass over the texts alone, which "
+            f"have {cost['mean_text_tokens']:.0f} tokens on average, and {cost['longer_cost']:.2f} times over texts of {cost['mean_longer_text_tokens']:.0f}. In fp32 it differs from scoring "
+            f"each label by itself by {cost['most_difference_to_exhaustive_nats']:.1e} nats at most.",
         ]
     return "\n".join([*lines, "", results["notes"]]) + "\n"
 

@@ -195,6 +195,8 @@ def load_model(
         base.to("cuda")  # type: ignore[arg-type] # its decorator hides the argument
     torch.manual_seed(seed)
     fit_to_tokenizer(base, tokenizer_size, len(settings.new_tokens))
+    if isinstance(head := base.get_output_embeddings(), nn.Module):
+        head.register_forward_pre_hook(_contiguous)
     if isinstance(settings, Classifier):
         settle_head(base, settings.head, load_tokenizer(settings), fresh=fresh_head)
     model: PreTrainedModel | PeftModel = base
@@ -388,6 +390,11 @@ def _freeze(model: PreTrainedModel | PeftModel, settings: Model) -> None:
             where,
             "leave the embedding out",
         )
+
+
+def _contiguous(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hidden states without gaps: of the last places of several rows torch makes a product for each row, with a copy of all weights."""
+    return (given[0].contiguous(), *given[1:])
 
 
 def _compute_in_bf16(model: PreTrainedModel | PeftModel) -> None:

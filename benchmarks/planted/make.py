@@ -4,7 +4,7 @@
     python benchmarks/planted/make.py java        # the classes beside this file, tested by JUnit 4
     python benchmarks/planted/make.py python --per-program 1    # a try of a minute; writes nothing
 
-Writes python.json or java.json beside this file, which the source ``planted-bugs`` reads. Takes half an hour and can be
+Writes python.json or java.json beside this file, which the source ``planted-bugs`` reads. Takes some minutes on two cores and can be
 interrupted: what was proven is in the cache folder and is not run again.
 """
 

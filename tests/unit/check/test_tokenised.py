@@ -189,6 +189,7 @@ def test_code_that_is_trusted_is_trusted_when_the_tokenizer_is_loaded_again(
 
     monkeypatch.setattr(TextTokenizer, "load", noted)
     rows = tmp_path / "rows.jsonl"
+    # What is tested is where the flag arrives; this tokenizer has no code of its own.
     luthier.audit(model=tmp_path / "model", rows=rows, only=["tokenizer-reload"], trust_remote_code=True)
     assert trusted == [True, True]
 

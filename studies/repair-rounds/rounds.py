@@ -6,6 +6,7 @@ very text: what passes in the second round is what got its own feedback.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -46,6 +47,7 @@ def by_model(
     rows: int,
     num_rounds: int,
     num_candidates: int,
+    num_bugs: int | None,
     *,
     tried: bool = False,
 ) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def by_model(
         rows: Planted fixes of the standard library to train on; one epoch.
         num_rounds: Prompts for each bug.
         num_candidates: Beams of each prompt, all judged.
+        num_bugs: So many of each language, spread over all; None is all.
         tried: Two steps, two candidates and two bugs.
     """
     run = work / "repair"
@@ -69,7 +72,7 @@ def by_model(
         luthier("train", "repair", *keys, "--run", str(run))
     found: dict[str, Any] = {"plausible_by_round": {}, "rounds": {}}
     for language, path in files.items():
-        bugs = bugs_of(path, language, work, tried)
+        bugs = bugs_of(path, language, work, 2 if tried else num_bugs)
         for which in ("base", "tuned"):
             # One folder of results a language: conversations of others would be in the way.
             place = work / f"{language}-{which}"
@@ -95,7 +98,7 @@ def by_script(files: Mapping[str, Path], work: Path, *, tried: bool = False) -> 
             with served(Script(path, language), port=PORT) as (url, _):
                 server = json.dumps({"url": url, "model": "script"})
                 keys = [
-                    f"repair.bugs={json.dumps(bugs_of(path, language, work, tried))}",
+                    f"repair.bugs={json.dumps(bugs_of(path, language, work, 2 if tried else None))}",
                     f"repair.rounds.server={server}",
                 ]
                 keys += ["repair.num_candidates=1", "repair.num_beams=1", *CHAT]
@@ -122,17 +125,16 @@ def add(found: dict[str, Any], name: str, place: Path) -> None:
     }
 
 
-def bugs_of(path: Path, language: str, work: Path, tried: bool) -> dict[str, str]:
-    """The source of the bugs; of two of them where it is only tried."""
-    if tried:
-        import gzip
-
+def bugs_of(path: Path, language: str, work: Path, few: int | None) -> dict[str, str]:
+    """The source of the bugs; of so few of them, spread over all, in a file of its own."""
+    if few:
         read = gzip.open if path.suffix == ".gz" else open
         with read(path, "rt", encoding="utf-8") as file:
-            lines = [next(file) for _ in range(2)]
-        path = work / f"two-{language}.jsonl"
+            lines = list(file)
+        path = work / f"{few}-{language}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines), encoding="utf-8")
+        some = [lines[i * len(lines) // few] for i in range(few)] if few < len(lines) else lines
+        path.write_text("".join(some), encoding="utf-8")
     return {"type": "humaneval-pack", "path": str(path.resolve()), "language": language}
 
 

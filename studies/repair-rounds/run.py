@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--sven", type=Path)
     parser.add_argument("--rows", type=int, default=1500, help="planted fixes to train on")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bugs", type=int, help="for the model so many of each language, spread over all")
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs") / "study-repair-rounds")
     parser.add_argument("--model", default="embedded:smollm2-135m")
@@ -102,6 +103,7 @@ def model(options: argparse.Namespace) -> dict[str, Any] | None:
         options.rows,
         options.rounds,
         options.candidates,
+        options.bugs,
         tried=options.tried,
     )
 

@@ -11,7 +11,8 @@ language that it learned: ten candidates of each planted bug of ``benchmarks/pla
 fixes; and IR4 x OR2 once more with its buggy lines commented in another way than it was trained with. Fixes that are among the
 bugs are kept out of training. The longest fix of a bug decides how many tokens a candidate may have, so that none is out of reach.
 
-Every part is a run folder in ``--work`` that goes on where it was stopped. A part that would not end within ``--minutes``, by
+Every part is a run folder in ``--work`` that goes on where it was stopped; with ``--only``, several calls share the trainings
+between processors, and the one that finds all of them done writes the results. A part that would not end within ``--minutes``, by
 the time that such parts took, is left to the next call; the first one of a call always runs.
 """
 
@@ -64,6 +65,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs") / "study-repair")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--model", default="embedded:smollm2-135m")
+    parser.add_argument(
+        "--only", action="append", choices=[name_of(one) for one in TRAININGS], help="of these trainings"
+    )
     parser.add_argument("--try", dest="tried", action="store_true")
     options = parser.parse_args()
     if options.tried:
@@ -77,6 +81,8 @@ def main() -> None:
     clock = Clock(options.work / "seconds.json", 60 * options.minutes)
     for training in TRAININGS:
         run = options.work / name_of(training)
+        if options.only and run.name not in options.only:
+            continue
         settings = recipe(training, options)
         trained = (run / "scores.json").is_file()
         if not trained and not clock.runs(
@@ -84,10 +90,10 @@ def main() -> None:
         ):
             return
         for bench, bugs in benches.items():
-            for changes in [[], [MISMATCH, "repair.other_format=warn"]] if training == BEST else [[]]:
-                kept = run / f"study-{bench}{'-mismatch' if changes else ''}"
+            for kept in judged_of(training, bench, options):
                 if (kept / "repair.json").is_file():
                     continue
+                changes = [MISMATCH, "repair.other_format=warn"] if kept.name.endswith("-mismatch") else []
                 source = f"repair.bugs={json.dumps(bugs)}"
                 judged, shared = run / "repair" / "judged.jsonl", options.work / "judged.jsonl"
                 if shared.is_file() and not judged.is_file():  # the same bugs need no second proof
@@ -99,8 +105,10 @@ def main() -> None:
                 kept.mkdir(exist_ok=True)
                 for name in ("verdicts.jsonl", "repair.json"):
                     (kept / name).write_bytes((run / "repair" / "tuned" / name).read_bytes())
-    write(benches, options)
-    print("done")
+    kept = [one for training in TRAININGS for bench in benches for one in judged_of(training, bench, options)]
+    if all((one / "repair.json").is_file() for one in kept):
+        write(benches, options)
+        print("done")
 
 
 class Clock:
@@ -177,6 +185,12 @@ def name_of(training: tuple[str, str, int]) -> str:
     return "{}x{}-{}".format(*training).lower()
 
 
+def judged_of(training: tuple[str, str, int], bench: str, options: argparse.Namespace) -> list[Path]:
+    """Where the verdicts of a training on a list of bugs are kept; of the best one also with other comments."""
+    place = options.work / name_of(training) / f"study-{bench}"
+    return [place, place.with_name(f"{place.name}-mismatch")] if training == BEST else [place]
+
+
 def recipe(training: tuple[str, str, int], options: argparse.Namespace) -> list[str]:
     """Settings of one training, over the shipped recipe."""
     source: dict[str, Any] = {
@@ -249,11 +263,10 @@ def luthier(*arguments: str) -> None:
 def write(benches: dict[str, Any], options: argparse.Namespace) -> None:
     """results.json: all figures, and the comparisons that the study is about."""
     figures: dict[str, Any] = {}
-    of = {name_of(training): options.work / name_of(training) for training in TRAININGS}
     for bench in benches:
-        folders = {name: run / f"study-{bench}" for name, run in of.items()}
         best = name_of(BEST)
-        folders[f"{best}-other-comments"] = of[best] / f"study-{bench}-mismatch"
+        folders = {name_of(one): judged_of(one, bench, options)[0] for one in TRAININGS}
+        folders[f"{best}-other-comments"] = judged_of(BEST, bench, options)[1]
         figures[bench] = {name: scores(read_json(folder / "repair.json")) for name, folder in folders.items()}
         for name, folder in folders.items():
             if name != best:
@@ -263,7 +276,8 @@ def write(benches: dict[str, Any], options: argparse.Namespace) -> None:
                     "only_second": test["only_second"],
                     "p_value": test["p_value"],
                 }
-    figures["held_out_exact_match"] = {name: held_out(run) for name, run in of.items()}
+    names = map(name_of, TRAININGS)
+    figures["held_out_exact_match"] = {name: held_out(options.work / name) for name in names}
     figures["tokens"] = options.limits
     results.write(
         options.work / "results.json" if options.tried else HERE / "results.json",

@@ -189,9 +189,15 @@ def test_evaluation_loss_does_not_depend_on_batch_size(tmp_path: Path) -> None:
     nats = sum(float(scores.nll_N.sum()) for scores in alone)
     right = [bool(correct) for scores in alone for correct in scores.correct_N]
     rows = [replace(row, target_bytes=7) for row in ROWS]
+    said: list[tuple[str, int, int]] = []
     for micro_batch_tokens in (1, 3 * 40, 8 * 40):
         loop = _loop(tmp_path, rows, micro_batch_tokens=micro_batch_tokens)
-        found = evaluate(loop, Progress())
+        said.clear()
+        found = evaluate(loop, Progress(), lambda *far: said.append(far))
+        assert [label for label, *_ in said] == ["eval loss"] * len(said) and {far[2] for far in said} == {16}
+        assert said[0][1] == 0 and [done for _, done, _ in said] == sorted({done for _, done, _ in said})
+        if micro_batch_tokens == 1:
+            assert len(said) == 16, "one row at a time"
         assert found["loss"] == pytest.approx(expected_loss, rel=1e-5)
         assert found["perplexity"] == pytest.approx(math.exp(expected_loss), rel=1e-4)
         assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / (16 * 7), rel=1e-5)

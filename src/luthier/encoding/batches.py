@@ -36,6 +36,11 @@ class Batch:
     row_lengths: tuple[int, ...] = ()
     labels: tuple[Any, ...] = ()
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that are in it."""
+        return len(self.row_lengths) or len(self.input_ids_BT)
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
         return replace(

@@ -52,7 +52,7 @@ _ROWS_GUESSED = 2048
 # Micro-batches are of a new length each, and what is freed leaves holes between them: resident memory grows for hundreds of steps.
 _GIVE_BACK_EVERY = 10
 
-OnStep = Callable[[str, int, int], None]
+Say = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -99,13 +99,13 @@ class Loop:
         return int(self.train_rows.lengths().sum())
 
 
-def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
+def train(loop: Loop, key: str, say: Say | None = None) -> Progress:
     """Trains to the end, from the newest checkpoint if there is one, and leaves the chosen weights in the model.
 
     Args:
         loop: Model in training form; rows as prepared.
         key: Hash of everything that decides the result; a checkpoint of another key is refused.
-        on_step: Called with a line of figures, the step and the number of steps.
+        say: Called with a line of figures, the step and the number of steps; in an evaluation with its rows instead.
 
     Returns:
         Where the run ended.
@@ -128,7 +128,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
     total = loop.total_steps
     watch = Watch(_setting(loop, total), history.kept)
     if not resumed and len(loop.eval_rows):
-        before = {"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluate(loop, progress)}
+        before = {"step": 0, "epoch": 0.0, "tokens": 0, "eval": evaluate(loop, progress, say)}
         watch.see(before)
         history.append(before)
         trackers.log(before)
@@ -139,7 +139,7 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
             progress.seconds = time.perf_counter() - started
             due = _eval_due(progress, total, loop.recipe)
             if due and len(loop.eval_rows):
-                row["eval"] = evaluate(loop, progress)
+                row["eval"] = evaluate(loop, progress, say)
                 progress.seconds = time.perf_counter() - started
             found = watch.see(row)
             if found:
@@ -148,8 +148,8 @@ def train(loop: Loop, key: str, on_step: OnStep | None = None) -> Progress:
             trackers.log(row)
             for finding in found:
                 logger.warning("step %d: %s: %s", progress.step, finding.check, finding.what)
-            if on_step:
-                on_step(_figures(row), progress.step, total)
+            if say:
+                say(_figures(row), progress.step, total)
             stopping = [finding for finding in found if finding.check in stop_on]
             # What one process hears or sees of itself, a signal or its speed, all of them act on after the same step.
             leaving, stopped = (n > 0 for n in loop.ranks.sum([interrupted.is_set(), bool(stopping)]))
@@ -309,7 +309,7 @@ def _batches(
 
 
 @torch.no_grad()
-def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
+def evaluate(loop: Loop, progress: Progress, say: Say | None = None) -> dict[str, Any]:
     """The eval split's losses as weighted means over all tokens, and what the model now writes for a few rows."""
     began = time.perf_counter()
     loop.model.eval()
@@ -318,7 +318,11 @@ def evaluate(loop: Loop, progress: Progress) -> dict[str, Any]:
     sums = dict.fromkeys(("weighted", "weight", "nats", "tokens", "correct"), 0.0)
     head = head_of(base_model(loop.model))
     counts = np.zeros((3, len(head.names) if head else 0))
+    done = 0
     for batch in _batches(loop, rows, loop.eval_rows.row(0)):
+        if say:
+            say("eval loss", done, len(rows))
+        done = min(len(rows), done + batch.num_rows)
         scores = token_scores(loop.model, batch, plain=loop.engine.plain_head)
         sums["weighted"] += float(scores.weighted_sum())
         sums["weight"] += float(scores.weights_N.sum())

@@ -383,7 +383,7 @@ def faults_page(known: dict[str, Documented], results: dict[str, Any]) -> str:
         "# Fault suite",
         "",
         "Defects that let a training run and end as if nothing were wrong, planted one at a time into a healthy set-up: the check named must",
-        "find each, with the severity shown, and must not find it when that check is disabled. Healthy set-ups must give no error and at most",
+        "find each, with the severity shown; others that speak of it too are named behind it. Healthy set-ups must give no error and at most",
         "one warning. The entries are those of a catalogue of silent failures that people reported.",
     ]
     if not results["faults"]:
@@ -407,8 +407,10 @@ def faults_page(known: dict[str, Documented], results: dict[str, Any]) -> str:
         ]
         for fault in faults:
             entries = ", ".join(f'[{n}](#entry-{n} "{ENTRIES[n]}")' for n in fault["catalogue"])
+            others = ", ".join(f"[{name}](checks/{name}.md)" for name in fault["also"])
+            checks = [f"[{fault['check']}](checks/{fault['check']}.md)", *([others] if others else [])]
             lines.append(
-                f"| {entries} | [{fault['check']}](checks/{fault['check']}.md) | {cell(prose(fault['how']))} | {fault['where']} | "
+                f"| {entries} | {', also '.join(checks)} | {cell(prose(fault['how']))} | {fault['where']} | "
                 f"{fault['severity']}: {cell(prose(fault['what']))} |"
             )
     lines += [

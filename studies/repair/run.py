@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -261,10 +262,14 @@ def luthier(*arguments: str) -> None:
 
 
 def write(benches: dict[str, Any], options: argparse.Namespace) -> None:
-    """results.json: all figures, and the comparisons that the study is about."""
-    figures: dict[str, Any] = {}
+    """results.json: all figures of this language, and the comparisons that the study is about; those of the other one are kept."""
+    best, language = name_of(BEST), language_of(options)
+    names = [name_of(training) for training in TRAININGS]
+    figures: dict[str, Any] = {
+        "held_out_exact_match": {language: {name: held_out(options.work / name) for name in names}},
+        "tokens": {language: options.limits},
+    }
     for bench in benches:
-        best = name_of(BEST)
         folders = {name_of(one): judged_of(one, bench, options)[0] for one in TRAININGS}
         folders[f"{best}-other-comments"] = judged_of(BEST, bench, options)[1]
         figures[bench] = {name: scores(read_json(folder / "repair.json")) for name, folder in folders.items()}
@@ -276,25 +281,24 @@ def write(benches: dict[str, Any], options: argparse.Namespace) -> None:
                     "only_second": test["only_second"],
                     "p_value": test["p_value"],
                 }
-    names = map(name_of, TRAININGS)
-    figures["held_out_exact_match"] = {name: held_out(options.work / name) for name in names}
-    figures["tokens"] = options.limits
+    path = options.work / "results.json" if options.tried else HERE / "results.json"
+    earlier = read_json(path) if path.is_file() else {"figures": {}, "commands": {}}
+    ours = re.compile(rf"[a-z_]+[-/]{language}/")
+    files = [name for name in (f"humaneval_{language}", "codrep") if getattr(options, name)]
+    command = " ".join(
+        ["python studies/repair/run.py", *(f"--{name.replace('_', '-')} FILE" for name in files)]
+    )
+    commands = {**earlier["commands"], language: command}
     results.write(
-        options.work / "results.json" if options.tried else HERE / "results.json",
-        figures,
-        command="python studies/repair/run.py"
-        + (" --codrep FILE" if options.codrep else "")
-        + "".join(
-            f" --{name.replace('_', '-')} FILE"
-            for name in ("humaneval_python", "humaneval_java")
-            if getattr(options, name)
-        ),
+        path,
+        {name: value for name, value in earlier["figures"].items() if not ours.match(name)} | figures,
+        command="; ".join(commands.values()),
         packages=("luthier", "torch", "transformers"),
         notes=f"{options.rows} fixes to train on, {options.held_out} held out. Ten beams a bug, duplicates left in; a bug counts at k if any of its "
         "first k candidates passes all tests; intervals of 95% by a bootstrap over functions (planted bugs) and problems (HumanEvalPack). "
         "only_first: bugs that only the first of both repaired; p_value: McNemar's. tokens: the room of an output in either form, and of a row; "
         "bugs_without_room are more than the model's positions, and none is left out otherwise.",
-        language=language_of(options),
+        commands=commands,
     )
 
 

@@ -13,17 +13,14 @@ INTRODUCTION = """\
 The embedded model learns to fix functions and writes ten candidates for each bug; a bug counts at k if any of its first k candidates passes the bug's own tests. Asked: which
 representation repairs most, whether more epochs help, and what it costs if the buggy lines are commented in another way than in training.
 
-```
-python studies/repair/run.py
-```
-
 IR1 x OR1 is the whole function in and out; IR3 x OR2 the function with the buggy lines replaced by a marker; IR4 x OR2 with the buggy lines commented out above it. The bugs are planted
-into functions of released packages and proven by their tests (`benchmarks/planted`).
+into functions of real programs and proven by their tests (`benchmarks/planted`).
 """
+LANGUAGES = {"python": "Python", "java": "Java"}
 BENCHES = {
     f"{name}-{language}": f"{title}, {shown}"
     for name, title in (("planted", "Planted bugs"), ("humaneval", "HumanEvalPack"))
-    for language, shown in (("python", "Python"), ("java", "Java"))
+    for language, shown in LANGUAGES.items()
 }
 BEST = "ir4xor2-2"
 CLAIMS = {
@@ -41,8 +38,11 @@ def page(path: Path = RESULTS) -> str:
         return f"{INTRODUCTION}\nNot measured yet.\n"
     results = json.loads(path.read_text(encoding="utf-8"))
     figures = results["figures"]
-    language = {"python": "Python", "java": "Java"}[results["language"]]
-    lines = [INTRODUCTION, f"Fixes and bugs in {language}. Made on {results['date']}."]
+    commands = "\n".join(results["commands"].values())
+    lines = [
+        INTRODUCTION,
+        f"```\n{commands}\n```\n\nFixes and bugs are of the same language. Made on {results['date']}.",
+    ]
     for bench, title in BENCHES.items():
         names = [name for name in (*CLAIMS, BEST) if f"{bench}/{name}/bugs" in figures]
         if not names:
@@ -61,14 +61,20 @@ def page(path: Path = RESULTS) -> str:
             ]
             if None not in test:
                 lines.append(f"| {claim} | {test[0]} | {test[1]} | {test[2]:.3g} |")
-    lines += ["", "## Held-out fixes", "", "| | exact match |", "|---|--:|"]
-    for name in sorted(name for name in (*CLAIMS, BEST) if f"held_out_exact_match/{name}" in figures):
-        lines.append(f"| {shown(name)} | {share(figures[f'held_out_exact_match/{name}'])} |")
-    lines += [
-        "",
-        f"A candidate may have {figures['tokens/OR1']:.0f} tokens as OR1 and {figures['tokens/OR2']:.0f} as OR2: the longest fix of a bug fits. Bugs "
-        f"whose fix does not fit in the model's positions: {figures['tokens/bugs_without_room']:.0f}.",
-    ]
+    for language, title in LANGUAGES.items():
+        exact = {
+            name: figures.get(f"held_out_exact_match/{language}/{name}") for name in sorted((*CLAIMS, BEST))
+        }
+        if exact[BEST] is None:
+            continue
+        lines += ["", f"## Held-out fixes, {title}", "", "| | exact match |", "|---|--:|"]
+        lines += [f"| {shown(name)} | {share(value)} |" for name, value in exact.items() if value is not None]
+        tokens = {name: figures[f"tokens/{language}/{name}"] for name in ("OR1", "OR2", "bugs_without_room")}
+        lines += [
+            "",
+            f"A candidate may have {tokens['OR1']} tokens as OR1 and {tokens['OR2']} as OR2: the longest fix of a bug fits. Bugs "
+            f"whose fix does not fit in the model's positions: {tokens['bugs_without_room']}.",
+        ]
     return "\n".join([*lines, "", results["notes"]]) + "\n"
 
 

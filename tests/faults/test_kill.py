@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def test_a_run_killed_twice_ends_as_if_it_never_was(tmp_path: Path) -> None:
     luthier(["run", recipe, "--run", tmp_path / "whole"], tmp_path / "log")
     draw = random.Random(time.time_ns())
     moments = [0, *sorted(draw.sample(range(1, 31), KILLS - 1))]  # lines of history; 0: before training
+    codes = []
     for moment in moments:
         run = Luthier(["run", recipe, "--run", tmp_path / "killed"], tmp_path / "log")
         began = time.monotonic()
@@ -43,6 +45,8 @@ def test_a_run_killed_twice_ends_as_if_it_never_was(tmp_path: Path) -> None:
             time.sleep(0.002)
         time.sleep(draw.random() * 0.05)
         run.kill()
+        codes.append(run.processes[0].exitcode)
+    assert -signal.SIGKILL in codes and set(codes) <= {0, -signal.SIGKILL}, (codes, moments)
     luthier(["run", recipe, "--run", tmp_path / "killed"], tmp_path / "log")
     for name in ("adapter/adapter_model.safetensors", "predictions.jsonl", "data/train.arrow"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (

@@ -42,7 +42,11 @@ def main() -> None:
     healthy = [{"name": h.name, "how": h.how, **seen(f"healthy-{h.name}")} for h in suite.HEALTHY.values()]
     packages = ("torch", "transformers", "peft", "trl")
     results = {
-        "figures": {"faults_planted": len(faults), "healthy_set_ups": len(healthy)},
+        "figures": {
+            "faults_planted": len(faults),
+            "caught_by_one_check_alone": sum(not fault["also"] for fault in faults),
+            "healthy_set_ups": len(healthy),
+        },
         "faults": faults,
         "healthy": healthy,
         "entries": catalogue.ENTRIES,
@@ -51,7 +55,7 @@ def main() -> None:
         "command": "make faults",
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "date": datetime.date.today().isoformat(),
-        "notes": "Each defect was caught by the check named, and went through with that check disabled.",
+        "notes": "Each defect was caught by the check named; also: others that gave an error or a warning.",
     }
     (HERE / "results.json").write_text(
         json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

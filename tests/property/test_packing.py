@@ -24,12 +24,14 @@ def model(family, **settings):
     return made.eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "settings"), [*((f, {}) for f in FAMILIES), ("mistral", {"sliding_window": 8})], ids=str
+)
 @pytest.mark.parametrize("tile", [1, 16, 256])
-def test_scores_and_gradients_of_a_pack_are_those_of_its_rows(family, tile, monkeypatch):
+def test_scores_and_gradients_of_a_pack_are_those_of_its_rows(family, settings, tile, monkeypatch):
     monkeypatch.setattr(packed, "TILE", tile)
     packed.tiles.cache_clear()
-    made, rows = model(family), random_rows(7, longest=90)
+    made, rows = model(family, **settings), random_rows(7, longest=90)
     assert packed.can_pack(made) is None
     together = token_scores(made, pack(rows))
     together.weighted_sum().backward()
@@ -60,6 +62,17 @@ def test_a_window_holds_inside_packs():
     assert torch.allclose(together.nll_N, torch.cat([part.nll_N for part in alone]), rtol=1e-5, atol=1e-5)
     whole = model("mistral", sliding_window=None)
     assert not torch.allclose(token_scores(whole, pack(rows)).nll_N, together.nll_N, rtol=1e-3)
+
+
+def test_attention_with_dropout_is_that_without_but_for_what_is_dropped():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    how = {"row_lengths": torch.tensor([4, 1, 4])}
+    plain, _ = packed.attention(None, q, k, v, None, **how)
+    kept, _ = packed.attention(None, q, k, v, None, dropout=1e-12, **how)
+    torch.testing.assert_close(kept, plain, rtol=1e-5, atol=1e-6)
+    dropped, _ = packed.attention(None, q, k, v, None, dropout=0.5, **how)
+    assert not torch.allclose(dropped, plain, atol=1e-2)
 
 
 def test_what_is_not_packed_goes_transformers_own_way():

@@ -108,7 +108,8 @@ def without_comments(text: str, language: Language) -> str:
             place = behind.end()  # what follows takes its indent
         else:
             place = token.end
-            if not before and text[token.start - 1].isalnum() and text[token.end].isalnum():
+            last = next((part[-1] for part in reversed(parts) if part), " ")
+            if not before and _may_be_of_one_token(last, text[token.end]):
                 before = " "  # what it kept apart stays apart
         parts.append(before)
         length += len(before)
@@ -119,6 +120,13 @@ def without_comments(text: str, language: Language) -> str:
         if line.strip() or end - 1 in held:
             lines.append(line)
     return "".join(lines)
+
+
+def _may_be_of_one_token(one: str, other: str) -> bool:
+    """Whether two characters may belong together: both of a word, or both signs."""
+    if one.isspace() or other.isspace():
+        return False
+    return (one.isalnum() or one in "_$") == (other.isalnum() or other in "_$")
 
 
 def normalised(text: str, language: Language) -> str:

@@ -1,4 +1,4 @@
-"""Jinja templates over the columns of a row, in a sandbox: they reach no Python, and their loops, products and texts are bounded."""
+"""Jinja templates over the columns of a row, in a sandbox: they reach no Python, and their loops, sums, products and texts are bounded."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from luthier.errors import UserError
 # Far over what a row needs. Jinja's own sandbox limits only range(), and that for each loop alone.
 _MAX_LOOP_STEPS = 100_000
 _MAX_CHARACTERS = 10_000_000
+_MAX_BITS = 4096  # of a product of whole numbers
 _STEPS = "steps so far"  # with spaces, so that no column and no variable of a template has that name
 
 
@@ -82,15 +83,22 @@ def render(text: str, fields: Mapping[str, Any]) -> str:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["*", "**"])
+    intercepted_binops = frozenset(["+", "*", "**"])
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """The product or power, unless it would be enormous."""
+        """The sum, product or power, unless it would be enormous."""
+        sides = [side for side in (left, right) if hasattr(side, "__len__")]
         if operator == "**":
             enormous = abs(left) > 10**6 or abs(right) > 64
+        elif operator == "+":
+            enormous = sum(map(len, sides)) > _MAX_CHARACTERS
+        elif sides:
+            enormous = len(sides[0]) * (right if sides[0] is left else left) > _MAX_CHARACTERS
         else:
-            sized, times = (left, right) if hasattr(left, "__len__") else (right, left)
-            enormous = hasattr(sized, "__len__") and len(sized) * times > _MAX_CHARACTERS
+            enormous = (
+                all(isinstance(n, int) for n in (left, right))
+                and left.bit_length() + right.bit_length() > _MAX_BITS
+            )
         if enormous:
             raise TemplateError(f"the result of {operator} would be too large for a row")
         return super().call_binop(context, operator, left, right)
@@ -104,12 +112,15 @@ def _compiled(text: str) -> Template:
         keep_trailing_newline=True,
         finalize=_not_null,
     )
-    environment.filters["counted"] = _counted
+    environment.filters |= {"counted": _counted, "joined": _joined}
     tree = environment.parse(text)
     for loop in tree.find_all(nodes.For):
         if loop.recursive:
             raise TemplateSyntaxError("recursive loops are not taken", loop.lineno)
         loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+    for chain in list(tree.find_all(nodes.Concat)):  # a ~ b ~ c
+        parts = nodes.List(chain.nodes, lineno=chain.lineno)
+        chain.nodes = [nodes.Filter(parts, "joined", [], [], None, None, lineno=chain.lineno)]
     return environment.from_string(tree)
 
 
@@ -117,6 +128,13 @@ def _not_null(value: Any) -> Any:
     if value is None:
         raise UndefinedError("a value is null")
     return value
+
+
+def _joined(parts: Iterable[Any]) -> str:
+    texts = [str(_not_null(part)) for part in parts]
+    if sum(map(len, texts)) > _MAX_CHARACTERS:
+        raise TemplateError("the result of ~ would be too large for a row")
+    return "".join(texts)
 
 
 @pass_context

@@ -288,7 +288,7 @@ def one_at_a_time(
     outputs = asked.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=search.max_new_tokens,
         num_return_sequences=search.num_beams, return_dict_in_generate=True, output_logits=True,
-        eos_token_id=stops, pad_token_id=stops[0],
+        eos_token_id=stops or None, pad_token_id=stops[0] if stops else 0,
         repetition_penalty=1.0,  # the model's own, of its generation_config.json, would count otherwise
         **how,
     )  # fmt: skip

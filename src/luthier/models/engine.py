@@ -103,34 +103,50 @@ def start(
     base = base_model(model)
     plain_head = not head_is_plain(model, collate(rows[:1], 0).to(base.device))
     engine = Engine(plain_head=plain_head)
-    judge = _Judge(model, engine, rows)
-    why_not = "switched off" if packing is False else _pack(model, engine, judge)
-    if why_not and packing is True:
-        raise UserError(
-            f"rows of this model cannot be packed: {why_not}",
-            "recipe key train.packing",
-            "train.packing=auto",
-        )
-    engine = replace(engine, packed=why_not is None, why_not_packed=why_not)
-    if why_not:
-        longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        engine = replace(
-            engine,
-            pad_to_multiple_of=padding_multiple(
-                base.device, getattr(base, "product_dtype", base.dtype), longest
-            ),
-        )
-    if fusing and (num_fused := fused.fuse_lora(model)):
-        if why := judge.objection(engine):
-            logger.warning("train: adapters are not computed as one product: %s", why)
-            fused.unfuse(model)
-        else:
-            engine = replace(engine, fused_adapters=num_fused)
-    if compiling is True:
-        return replace(engine, compiled_layers=fused.compile_layers(model))
-    if compiling == "auto":
-        return _compile_if_it_pays(model, engine, rows, judge, planned_tokens)
-    return engine
+    with _adapters_that_count(model):
+        judge = _Judge(model, engine, rows)
+        why_not = "switched off" if packing is False else _pack(model, engine, judge)
+        if why_not and packing is True:
+            raise UserError(
+                f"rows of this model cannot be packed: {why_not}",
+                "recipe key train.packing",
+                "train.packing=auto",
+            )
+        engine = replace(engine, packed=why_not is None, why_not_packed=why_not)
+        if why_not:
+            longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+            engine = replace(
+                engine,
+                pad_to_multiple_of=padding_multiple(
+                    base.device, getattr(base, "product_dtype", base.dtype), longest
+                ),
+            )
+        if fusing and (num_fused := fused.fuse_lora(model)):
+            if why := judge.objection(engine):
+                logger.warning("train: adapters are not computed as one product: %s", why)
+                fused.unfuse(model)
+            else:
+                engine = replace(engine, fused_adapters=num_fused)
+        if compiling is True:
+            return replace(engine, compiled_layers=fused.compile_layers(model))
+        if compiling == "auto":
+            return _compile_if_it_pays(model, engine, rows, judge, planned_tokens)
+        return engine
+
+
+@contextmanager
+def _adapters_that_count(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Second matrices of new adapters are zeros, under which a wrong product would be as good as a right one: for a while they are not."""
+    zeros = [p for name, p in model.named_parameters() if ".lora_B." in name and not p.any()]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)  # of all processes the same
+        for p in zeros:
+            p.normal_(0, 0.02)
+    try:
+        yield
+    finally:
+        for p in zeros:
+            p.data.zero_()
 
 
 def padding_multiple(device: torch.device, dtype: torch.dtype, longest: int | None) -> int:

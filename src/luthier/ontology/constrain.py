@@ -8,10 +8,13 @@ from typing import Any
 from luthier.ontology.paths import PathFormat
 
 # Places in a line, each a tuple: ("root", bytes written), ("separator", bytes written), ("known", node of the trie),
-# ("free", whether the last byte was a space, bytes of the separator that the text ends with), ("start",) where a line begins.
+# ("free", whether the last byte was a space, bytes of the separator that the text ends with, begun white space other than spaces),
+# ("start",) where a line begins.
 Place = tuple[Any, ...]
 State = frozenset[Place]
 _SPACE, _LINE_END = 0x20, 0x0A
+# White space outside ASCII, which no title has: the last one is U+3000.
+_WIDE_SPACES = tuple(chr(code).encode() for code in range(0x80, 0x3001) if chr(code).isspace())
 
 
 class PathGrammar:
@@ -83,21 +86,29 @@ class PathGrammar:
             if self._is_title[place[1]]:
                 yield from self._behind_node(byte)
         else:
-            _, before, matched = place  # None: nothing of the node is written yet
+            _, before, matched, begun = place  # None: nothing of the node is written yet
+            begun = next(
+                (
+                    b
+                    for b in (begun + bytes([byte]), bytes([byte]))
+                    if any(s.startswith(b) for s in _WIDE_SPACES)
+                ),
+                b"",
+            )
             matched = self._ends_with(self._separator[:matched] + bytes([byte]))
             # A text that holds the separator is no title: only the place that reads it as a separator goes on.
             if matched < len(self._separator):
-                if byte > _SPACE and byte != 0x7F:
-                    yield ("free", False, matched)
+                if byte > _SPACE and byte != 0x7F and begun not in _WIDE_SPACES:
+                    yield ("free", False, matched, begun)
                 elif byte == _SPACE and before is False:
-                    yield ("free", True, matched)
+                    yield ("free", True, matched, b"")
             if before is False:
                 yield from self._behind_node(byte)
 
     @property
     def _node(self) -> Place:
         """Where a node begins."""
-        return ("free", None, 0) if self._free else ("known", 0)
+        return ("free", None, 0, b"") if self._free else ("known", 0)
 
     def _ends_with(self, text: bytes) -> int:
         """How many bytes of the separator's beginning the text ends with."""

@@ -94,4 +94,5 @@ def test_classes_are_drawn_as_often_as_they_should() -> None:
         sorted(labels[stream[:16]].tolist()) == sorted(labels[stream[16:]].tolist())
         and stream[:16] != stream[16:]
     )
+    assert shuffled(5, 20, 16, seed=1, classes=Classes(labels, 1.0)) == stream[5:25]
     assert shuffled(5, 0, 16, seed=1) == []

@@ -104,6 +104,10 @@ def test_what_a_comment_kept_apart_stays_apart() -> None:
     for code, language, plain in (
         ("int/**/x", "java", "int x"),
         ("a/**/+b", "java", "a+b"),
+        ("int/**/_x", "java", "int _x"),
+        ("int/*a*//*b*/x", "java", "int x"),
+        ("a+/**/+b", "java", "a+ +b"),
+        ("return/*a*/$b;", "java", "return $b;"),
         ("a /**/b", "java", "a b"),
         ("  /* a */  b();\n", "java", "  b();\n"),
         ("a(); /* b */\nc();", "java", "a();\nc();"),

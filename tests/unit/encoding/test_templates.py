@@ -57,6 +57,9 @@ def test_a_syntax_error_names_its_line(template, line):
         "{{ 'a' * 10 ** 9 }}",
         "{{ [1] * 10 ** 9 }}",
         "{{ 10 ** 10 ** 10 }}",
+        "{% set ns = namespace(t='ab' * 5000000) %}{% for i in range(2) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
+        "{% set ns = namespace(t='ab' * 5000000) %}{% for i in range(2) %}{% set ns.t = ns.t + ns.t %}{% endfor %}",
+        "{% set ns = namespace(n=9) %}{% for i in range(20) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
         "{{ text.__class__.__mro__ }}",
         "{{ text + 1 }}",
     ],
@@ -77,6 +80,7 @@ def test_bounds_are_as_they_are_said() -> None:
     assert render("{% for i in range(99999) %}{% endfor %}{% for i in 'a' %}x{% endfor %}", {}) == "x"
     with pytest.raises(RowError, match="more than 100,000 loop steps in one row"):
         render("{% for i in range(99999) %}{% endfor %}{% for i in 'ab' %}x{% endfor %}", {})
+    assert render("{{ 'a' ~ 1 ~ (2 ~ x) }}{{ 1 + 2 }}{{ [1] + [2] }}", {"x": "y"}) == "a12y3[1, 2]"
     assert render("{{ 2 ** 64 }}{{ (2 * 1000000) * 3 }}", {}) == f"{2**64}6000000"
     assert render("{{ 1000000 ** 2 }}{{ (-1000000) ** 2 }}", {}) == str(10**12) * 2
     for power in ("2 ** 65", "2 ** -65", "1000001 ** 2", "(-1000001) ** 2"):

@@ -1,5 +1,7 @@
+import itertools
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +78,14 @@ def test_macro_f1_of_many_classes_needs_memory_for_what_is_there_alone() -> None
 
 
 def planted_rows(count: int, num_classes: int, seed: int):
-    """Rows in which a pair of tokens that follow each other, never one alone, gives the class away."""
+    """Rows in which the order of three tokens, never one alone, gives the class away."""
     draw = np.random.default_rng(seed)
+    orders = list(itertools.permutations([400, 401, 402]))
     rows = labelled_rows(count, num_classes, seed=seed, longest=25)
     for row in rows:
-        place = int(draw.integers(0, len(row.input_ids))) if len(row.input_ids) > 2 else 0
-        row.input_ids[place : place + 2] = [7, 400 + row.meta["label"]][: len(row.input_ids) - place]
+        if len(row.input_ids) > 2:
+            place = int(draw.integers(0, len(row.input_ids) - 2))
+            row.input_ids[place : place + 3] = orders[row.meta["label"]]
     return rows, np.array([row.meta["label"] for row in rows])
 
 
@@ -113,10 +117,11 @@ def test_features_count_n_grams_of_the_prompt() -> None:
     found = features(rows)
     norms = np.sqrt(np.asarray(found.multiply(found).sum(axis=1)).ravel())
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
-    ids = rows[0].input_ids
-    assert found[[0]].nnz == len(ids) + len(ids) - 1 + max(
-        0, len(ids) - 2
-    )  # all different: no two share a place
+    ids = rows[0].input_ids  # all different, as are their n-grams: no two share a place
+    assert found[[0]].nnz == len(ids) + len(ids) - 1 + max(0, len(ids) - 2)
+    twice = features([replace(rows[0], input_ids=np.array([5, 5, 6, 9], np.int32), num_prompt_tokens=3)])
+    assert twice.nnz == 2 + 2 + 1, "9 is not of the prompt"
+    assert twice.data.max() / twice.data.min() == pytest.approx(1 + np.log(2))
 
 
 def test_rows_are_judged_by_length_and_answered_in_their_order(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from luthier.encoding.repair import place_of
 from luthier.errors import UserError
 from luthier.evaluate.candidates import Asked, chosen
-from luthier.evaluate.patches import given_candidates, judge_candidates, summary
+from luthier.evaluate.patches import compare_repairs, given_candidates, judge_candidates, summary
 from luthier.execution.bugs import Bug
 from luthier.models.search import Continuation
 from luthier.recipe import Recipe, Repair
+from luthier.run_folder import write_json
 from luthier.tasks import repair
 
 BUGGY, FIXED = "def f(x):\n    return x - 1\n", "def f(x):\n    return x + 1\n"
@@ -94,3 +95,24 @@ def test_given_candidates_are_all_counted_or_refused(
             given_candidates(path, [asked()], settings)
     with pytest.raises(UserError, match="cannot be read"):
         given_candidates(tmp_path / "nowhere.jsonl", [asked()], settings)
+
+
+def test_two_results_are_compared_on_the_bugs_that_both_judged(tmp_path: Path) -> None:
+    tables = {
+        "one": {
+            "both": ["timeout", "passed"],
+            "x": ["passed"],
+            "y": ["timeout"],
+            "neither": [],
+            "z": ["passed"],
+        },
+        "other": {"both": ["passed"], "x": [], "y": ["passed"], "neither": ["timeout"], "u": ["passed"]},
+    }
+    for name, table in tables.items():
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "repair.json", {"table": table})
+    found = compare_repairs(tmp_path / "one", tmp_path / "other")
+    assert found == {
+        "num_bugs": 4, "not_in_both": ["u", "z"], "common": ["both"], "only_first": ["x"], "only_second": ["y"],
+        "mcnemar": {"only_first": 1, "only_second": 1, "p_value": 1.0},
+    }  # fmt: skip

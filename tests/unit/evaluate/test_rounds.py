@@ -19,6 +19,7 @@ from luthier.errors import UserError
 from luthier.evaluate import rounds
 from luthier.evaluate.repair import repair
 from luthier.execution import feedback
+from luthier.execution.adapters import Judgement, Verdict
 from luthier.execution.judge import Judge
 from luthier.models import inference_engines
 from luthier.models.load import load_tokenizer
@@ -422,3 +423,12 @@ def _given(run: RunFolder) -> Path:
     path = run.path / "given.jsonl"
     path.write_text("".join(json.dumps({"bug": name, "function": None}) + "\n" for name in SECRETS))
     return path
+
+
+def test_the_next_prompt_shows_what_tells_most() -> None:
+    def rows(*verdicts: Verdict) -> list[Any]:
+        return [({}, Judgement(verdict=verdict)) for verdict in verdicts]
+
+    assert rounds._taken(rows("compile-error", "timeout", "test-failed", "test-failed")) == 2
+    assert rounds._taken(rows("test-failed", "passed", "passed")) == 1
+    assert rounds._taken([]) is None

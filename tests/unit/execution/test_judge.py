@@ -384,13 +384,19 @@ def test_java_without_junit_needs_none_and_guards_the_other_files(monkeypatch: p
         assert list(kind.steps(target)[0].command[-3:]) == ["A.java", "B.java", "LuthierRun.java"]
 
 
-def test_another_java_judges_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_java_judges_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(command: Sequence[str], **_: Any) -> Any:
         return SimpleNamespace(stderr=" ".join(command))
 
     monkeypatch.setattr(judging, "strongest", lambda: "limits")
     monkeypatch.setattr(judging.subprocess, "run", asked)
-    assert "java -version" in judging._surroundings.__wrapped__()
+    here = judging._surroundings.__wrapped__()
+    assert "java -version" in here
+    keys = []
+    for found in (here, here, "another"):
+        monkeypatch.setattr(judging, "_surroundings", lambda found=found: found)
+        keys.append(Judge(tmp_path / "judged.jsonl", QUICK)._key(bug(), RIGHT, 0))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_pytest_guards_its_tests_and_reads_no_settings_of_the_project() -> None:

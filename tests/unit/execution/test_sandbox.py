@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from luthier.execution import inside, sandbox
@@ -46,6 +47,10 @@ def test_time_is_limited_and_children_end_too() -> None:
     code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
     outcome = python(code + "print('on', flush=True); time.sleep(600)", Limits(timeout_s=1.5))
     assert outcome.status == "timeout" and outcome.seconds < 6 and outcome.output.strip() == "on"
+    step = Step("x", ["sh", "-c", "sleep 611.7 & sleep 611.7"])
+    (outcome,) = run_steps([step], {}, Limits(timeout_s=1.5), fence="limits")
+    assert outcome.status == "timeout"
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "611.7" in (p.info["cmdline"] or ())]
 
 
 def test_memory_is_limited() -> None:
@@ -147,9 +152,10 @@ def works_here(fence: str) -> bool:
 def test_both_fences_hold(fence: Fence) -> None:
     if not works_here(fence):
         pytest.skip(f"no {fence} here")
-    tries = "echo > /etc/luthier-x; echo > /proc/sys/kernel/hostname; mount -o remount,rw /; ls /dev/vda /dev/sda /dev/mem; id -u"
+    tries = "mount -o remount,rw /; echo > /etc/luthier-x; echo luthier > /proc/sys/kernel/hostname; ls /dev/vda /dev/sda /dev/mem"
+    name = socket.gethostname()
     (outcome,) = run_steps([Step("try", ["sh", "-c", tries])], {}, QUICK, fence=fence)
-    assert outcome.fence == fence and outcome.disk_read_only
+    assert outcome.fence == fence and outcome.disk_read_only and socket.gethostname() == name
     assert not Path("/etc/luthier-x").exists() and outcome.output.count("No such file or directory") == 3
     (outcome,) = run_steps([Step("caps", ["cat", "/proc/self/status"])], {}, QUICK, fence=fence)
     places = """ls -A /run; ls -A . ; awk -v here="$PWD" '$2 == here { print $3, $4 }' /proc/mounts"""
@@ -189,6 +195,17 @@ def test_a_fence_that_does_not_start_says_nothing_of_the_others(
 def test_disk_is_limited() -> None:
     outcome = python("f = open('big', 'wb')\nfor _ in range(64): f.write(bytes(1 << 20)); f.flush()")
     assert outcome.exit_code != 0
+
+
+@pytest.mark.parametrize("fence", ["bubblewrap", "namespaces"])
+def test_all_files_together_have_so_much_disk(fence: Fence) -> None:
+    if not works_here(fence):
+        pytest.skip(f"no {fence} here")
+    for num_files in (4, 64):
+        code = f"for i in range({num_files}): open(f'f{{i}}', 'wb').write(bytes(1 << 20))"
+        limits = Limits(timeout_s=20, memory_mib=512, disk_mib=16)
+        (outcome,) = run_steps([Step("x", [sys.executable, "-I", "-c", code])], {}, limits, fence=fence)
+        assert outcome.status == "exited" and outcome.ok == (num_files == 4)
 
 
 def test_nothing_of_this_process_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

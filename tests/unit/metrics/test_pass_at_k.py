@@ -16,9 +16,10 @@ def test_pass_at_k_is_the_share_of_draws_with_a_passing_sample(samples: int, k: 
     assert pass_at_k([0, samples], num_samples=samples, k=k) == 0.5
 
 
-def test_more_attempts_than_samples_are_refused() -> None:
-    with pytest.raises(UserError, match="pass@10 needs"):
-        pass_at_k([1], num_samples=4, k=10)
+def test_attempts_that_samples_cannot_tell_of_are_refused() -> None:
+    for k in (10, 5, 0, -1):
+        with pytest.raises(UserError, match=f"pass@{k} needs"):
+            pass_at_k([1], num_samples=4, k=k)
 
 
 def test_pass_at_1_runs_the_programs() -> None:

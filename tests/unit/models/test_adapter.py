@@ -98,6 +98,8 @@ def test_what_is_saved_is_what_was_trained_in_plain_peft_on_the_original_base(
     ("kind", "theirs"),
     [
         ({}, {}),
+        ({"init": "gaussian"}, {"init_lora_weights": "gaussian"}),
+        ({"init": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
         ({"init": "pissa"}, {"init_lora_weights": "pissa"}),
         ({"init": "olora"}, {"init_lora_weights": "olora"}),
         ({"variant": "rslora"}, {"use_rslora": True}),
@@ -222,6 +224,10 @@ def test_transposed_layers_have_pissa_but_no_olora() -> None:
     before = model(input_ids=IDS).logits
     adapted = add_adapter(model, Adapter(**SMALL, init="pissa"), [])
     assert torch.allclose(adapted(input_ids=IDS).logits, before, atol=1e-4)
+    layer = adapted.get_base_model().transformer.h[0].attn.c_attn
+    u, s, v = torch.linalg.svd(layer.base_layer.weight.detach(), full_matrices=False)
+    principal = u[:, :4] @ s[:4].diag() @ v[:4]
+    assert torch.allclose(layer.get_delta_weight("default"), principal, atol=1e-5)
 
 
 # Going on from an earlier adapter.

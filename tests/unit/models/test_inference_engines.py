@@ -110,12 +110,13 @@ def tokenizer() -> TextTokenizer:
 
 
 def test_transformers_write_what_beams_give(tokenizer: TextTokenizer) -> None:
-    model, search = make_model(initializer_range=0.3), Search(num_beams=3, max_new_tokens=4)
+    model = make_model(initializer_range=0.3)
+    search = Search(method="sample", num_beams=3, max_new_tokens=4)  # drawn by the names
     engine: InferenceEngine = Transformers(model, tokenizer)
     asked = [[5, 6], [7]]
-    assert dict(engine.continuations(asked, search, "ab")) == dict(
-        continuations(model, tokenizer, asked, search, "ab")
-    )
+    found = dict(engine.continuations(asked, search, "ba"))
+    assert found == dict(continuations(model, tokenizer, asked, search, "ba"))
+    assert found != dict(continuations(model, tokenizer, asked, search))
 
 
 def test_vllm_gives_beams_with_scores_by_new_tokens(

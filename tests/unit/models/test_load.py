@@ -257,6 +257,11 @@ def test_auto_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
         assert choose_precision(Model()) == expected
         assert choose_precision(Model(precision="fp32")) == "fp32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native in (True, False):
+        emulated = lambda including_emulation=True, native=native: native or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+        assert choose_precision(Model()) == ("bf16" if native else "fp32")
 
 
 # New tokens.
@@ -275,8 +280,9 @@ def test_new_tokens_are_trained_saved_and_loaded(
     run.create()
     model = _load(settings)
     old = len(tokenizer) - len(NEW)
-    embedding = _load(settings, training=False).get_input_embeddings().weight
-    assert torch.allclose(embedding[old:], embedding[:old].mean(0).expand(2, -1), atol=1e-6)
+    untrained = _load(settings, training=False)
+    for layer in (untrained.get_input_embeddings(), untrained.get_output_embeddings()):
+        assert torch.allclose(layer.weight[old:], layer.weight[:old].mean(0).expand(2, -1), atol=1e-6)
     before = _logits(model, settings)
     _train(model.train(), settings)
     after = _logits(model, settings)

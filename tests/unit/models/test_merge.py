@@ -53,7 +53,8 @@ def test_a_merge_that_changes_the_model_leaves_nothing(
     from peft.tuners.lora import LoraModel
 
     # The defect to catch: merging in bf16, which rounds a small update away.
-    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload().bfloat16())
+    usual = LoraModel.merge_and_unload
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **how: usual(self.bfloat16(), **how))
     with pytest.raises(Refused, match="differs from the adapter"):
         merge(settings, run, tmp_path / "out")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model", "run"]

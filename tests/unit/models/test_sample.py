@@ -45,6 +45,8 @@ def test_greedy_is_that_of_evaluation_in_any_batch(model, tokenizer, prompts) ->
         assert [
             w.output.ids for w in written(model, tokenizer, prompts, Sampling(20), batch_size=size)
         ] == expected
+    cold = [w.output.ids for w in written(model, tokenizer, prompts, Sampling(20, temperature=1e-5))]
+    assert cold == expected
 
 
 def test_draws_depend_on_the_row_and_the_seed_alone(model, tokenizer, prompts) -> None:
@@ -52,10 +54,14 @@ def test_draws_depend_on_the_row_and_the_seed_alone(model, tokenizer, prompts) -
     alone = [w.output.ids for w in written(model, tokenizer, prompts, how, batch_size=1)]
     assert [w.output.ids for w in written(model, tokenizer, prompts, how)] == alone
     assert [w.output.ids for w in written(model, tokenizer, prompts, Sampling(20, 1.0, 0.9, seed=1))] != alone
+    twins = {}
+    for indices, texts in sample(model, tokenizer, [prompts[0]] * 2, ["a", "b"], how):
+        twins |= dict(zip(indices, texts, strict=True))
+    assert twins[0].output.ids != twins[1].output.ids
 
 
-def test_log_probabilities_are_the_models(model, tokenizer, prompts) -> None:
-    for text, prompt in zip(written(model, tokenizer, prompts, Sampling(12, 1.0)), prompts, strict=True):
+def test_log_probabilities_are_the_models_at_any_temperature(model, tokenizer, prompts) -> None:
+    for text, prompt in zip(written(model, tokenizer, prompts, Sampling(12, 0.5)), prompts, strict=True):
         ids = torch.tensor([[*prompt, *text.output.ids]])
         logs = model(ids).logits[0].log_softmax(-1).detach()
         expected = [float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(text.output.ids)]

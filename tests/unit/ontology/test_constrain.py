@@ -42,6 +42,10 @@ def test_the_form_only() -> None:
         assert accepts(grammar, text)
     for text in ("Top -> a  b\n", "Top -> a \n", "Top ->  a\n", "Top\n", "Top -> a\tb\n", "Top -> a"):
         assert not accepts(grammar, text)
+    # Nor any other character that reading takes for white space, wherever it stands; but all others.
+    for code in range(0x80, 0x3100):
+        for text in (f"Top -> a{chr(code)}b\n", f"Top -> {chr(code)}\n"):
+            assert accepts(grammar, text) == (not PATHS.parse(text).invalid), hex(code)
 
 
 @pytest.mark.parametrize("titles", [None, TITLES])
@@ -72,7 +76,7 @@ def test_random_walks_over_tokens_are_valid_paths(titles: list[str] | None, sepa
     ]
     tokens = [None, *(t.encode() for t in alphabet), *(bytes([b]) for b in range(256))]
     choice = TokenChoice(PathGrammar(paths, titles), tokens, [0])
-    draw = random.Random(0)
+    draw, num_ended = random.Random(0), 0
     for _ in range(30):
         state, text = choice.grammar.start, b""
         for _ in range(400):
@@ -94,4 +98,6 @@ def test_random_walks_over_tokens_are_valid_paths(titles: list[str] | None, sepa
         known = titles.__contains__ if titles else None
         parsed = paths.parse(text.decode(), known=known)
         assert not parsed.invalid and parsed.lines
+        num_ended += 1
+    assert num_ended > 5
     assert choice.after(choice.grammar.start, tokens.index(b"x y")) == frozenset()

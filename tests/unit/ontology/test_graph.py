@@ -63,10 +63,15 @@ def test_control_characters_leave_every_file_readable(tmp_path: Path) -> None:
 
 
 def test_what_is_no_graph_is_refused() -> None:
-    for value in ([], {"nodes": []}, {"nodes": [{"id": 1}], "links": [{"source": 1, "target": 2}], "graph": {"root": 1}},
-                  {"nodes": [{"id": 1}], "links": [], "graph": {}}):  # fmt: skip
-        with pytest.raises(UserError, match=r"graph|JSON"):
+    link = [{"source": 1, "target": 2}]
+    for value, said in (
+        ([], "no node-link JSON"), ({"nodes": []}, "no node-link JSON"),
+        ({"nodes": [{"id": 1}], "links": [], "graph": {}}, "no node-link JSON"),
+        ({"nodes": [{"id": 1}], "links": link, "graph": {"root": 1}}, "'2' is no node"),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as raised:
             from_node_link(value, "here")
+        assert said in raised.value.what
     good = {"nodes": [{"id": 1}, {"id": 2, "title": "b"}], "edges": [{"source": 1, "target": 2, "weight": 3}], "graph": {"root": 1}}  # fmt: skip
     assert from_node_link(good, "here").edges == {("1", "2"): Relation(3.0)}
 

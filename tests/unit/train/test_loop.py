@@ -1,8 +1,11 @@
 """Training without an eval split, and folders in which other training lies."""
 
 import json
+import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.fixtures.tiny_run import write_recipe
 
 from luthier import pipeline
@@ -93,6 +96,7 @@ def test_a_run_cut_off_between_saving_and_noting_it_is_taken_up(recipe, tmp_path
     pipeline.train(recipe, folder=run.path)
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == adapter
     assert "train" in read_json(run.stages)
+    assert "resuming from" in run.log.read_text()
 
 
 def _history(run):
@@ -103,6 +107,21 @@ def _history(run):
             row.pop(key, None)
             row.get("eval", {}).pop(key, None)
     return rows
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run(tmp_path, monkeypatch):
+    losses = iter([9.0, 3.0, 4.0, 5.0])  # before training, and after 2, 4 and 6 steps
+    noted = lambda progress, _, direction: _note_best(progress, next(losses), direction)  # noqa: E731
+    monkeypatch.setattr(sys.modules["luthier.train.loop"], "_note_best", noted)
+    train = {"max_steps": 12, "eval_every_steps": 2, "checkpoint_every_steps": 2, "early_stop_patience": 2,
+             "keep_checkpoints": 9, "num_samples": 0}  # fmt: skip
+    run = pipeline.train(write_recipe(tmp_path, train=train), folder=tmp_path / "run")
+    assert _history(run)[-1]["step"] == 6
+    kept = load_file(run.adapter / "adapter_model.safetensors")
+    for step in (2, 6):
+        saved = load_file(run.checkpoints / f"step-{step}" / "weights.safetensors")
+        same = [torch.equal(saved[name.replace(".weight", ".default.weight")], kept[name]) for name in kept]
+        assert all(same) == (step == 2)
 
 
 def test_a_watcher_stops_the_run_and_it_can_go_on(tmp_path, caplog):
@@ -131,6 +150,7 @@ def test_a_watcher_stops_the_run_and_it_can_go_on(tmp_path, caplog):
 
     # The same command goes on, as does one that no longer stops, and ends as the run that was never stopped.
     pipeline.train(recipe, folder=stopped.path)
+    assert f"resuming from {stopped.checkpoints / f'step-{step}'}" in stopped.log.read_text()
     assert _history(stopped) == _history(whole)
     weights = "model/model.safetensors"
     assert (stopped.path / weights).read_bytes() == (whole.path / weights).read_bytes()

@@ -231,6 +231,7 @@ def test_a_check_that_leaves_a_trace_would_be_seen(tmp_path: Path, monkeypatch: 
         parameter[0] += 1e-3
         return iter(())
 
+    registry.lookup("check", "dropout-off", "test")  # or it would be registered twice
     monkeypatch.setitem(registry._registered["check"], "dropout-off", careless)
     without = trained(whole_model, tmp_path / "without", audits=0)
     after = trained(whole_model, tmp_path / "after", audits=1)
@@ -246,7 +247,11 @@ def test_what_a_check_draws_is_put_back(tmp_path: Path, monkeypatch: pytest.Monk
         context.model.register_forward_hook(lambda *_: None)
         return iter(())
 
+    registry.lookup("check", "dropout-off", "test")  # or it would be registered twice
     monkeypatch.setitem(registry._registered["check"], "dropout-off", drawing)
     without = trained(whole_model, tmp_path / "without", audits=0)
     after = trained(whole_model, tmp_path / "after", audits=1)
     assert after["losses"] == without["losses"] and after["drawn"] == without["drawn"]
+    trainer = whole_model(tmp_path / "hooks")
+    luthier.audit(trainer, only=["dropout-off"])
+    assert not trainer.model._forward_hooks and trainer.state.global_step == 0

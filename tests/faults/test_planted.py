@@ -29,6 +29,8 @@ def holds(what: str, measured: Any) -> bool:
     """Whether a message names the measured value, as a number, a percentage or text."""
     if isinstance(measured, bool) or not isinstance(measured, int | float):
         return str(measured) in what
+    if isinstance(measured, int):
+        return measured in numbers(what)
     shown = [*numbers(what), *(n / 100 for n in numbers(what))]
     return any(
         math.isclose(n, measured, rel_tol=0.02, abs_tol=6e-3 if abs(measured) >= 0.05 else 1e-4)

@@ -58,7 +58,7 @@ TASKS: dict[str, tuple[str, str, str, str, str]] = {
         "repair",
         "repair",
         "repair",
-        "{planted-python/ir4xor2-2/plausible@10:%} of planted Python bugs pass their tests within 10 candidates",
+        "{planted-java/ir4xor2-2/plausible@10:%} of planted Java bugs repaired within 10 candidates, by their tests",
     ),
 }  # fmt: skip
 TOOLS = {

@@ -5,11 +5,12 @@
     python studies/repair/run.py --try                    # two steps and two bugs of each; writes no results
 
 The embedded model learns fixes (in Java, CodRep's pairs, with ``--codrep FILE``; else in Python, bugs planted into the standard
-library) as IR1 x OR1, IR3 x OR2 and IR4 x OR2 for two epochs, and as IR4 x OR2 for one and for five. It is judged in the
-language that it learned: ten candidates of each planted bug of ``benchmarks/planted/LANGUAGE.json`` and of HumanEvalPack
-(``--humaneval-python FILE``, ``--humaneval-java FILE``), ``--bugs`` of each list, by their tests; by exact matches on held-out
-fixes; and IR4 x OR2 once more with its buggy lines commented in another way than it was trained with. Fixes that are among the
-bugs are kept out of training. The longest fix of a bug decides how many tokens a candidate may have, so that none is out of reach.
+library) as IR1 x OR1, IR3 x OR2 and IR4 x OR2 for two epochs, and as IR4 x OR2 for one and for five, of which the weights of
+the best eval loss are judged, and the last ones. Bugs are of the language that it learned: ten candidates of each planted bug of
+``benchmarks/planted/LANGUAGE.json`` and of HumanEvalPack (``--humaneval-python FILE``, ``--humaneval-java FILE``), ``--bugs`` of
+each list, are judged by their tests; besides, exact matches on held-out fixes; and IR4 x OR2 once more with its buggy lines
+commented in another way than it was trained with. Fixes that are among the bugs are kept out of training. The longest fix of a
+bug decides how many tokens a candidate may have, so that none is out of reach.
 
 Every part is a run folder in ``--work`` that goes on where it was stopped; with ``--only``, several calls share the trainings
 between processors, and the one that finds all of them done writes the results. A part that would not end within ``--minutes``, by
@@ -44,8 +45,13 @@ sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 import results  # noqa: E402 # what all benchmarks and studies write
 
 PLANTED = HERE.parents[1] / "benchmarks" / "planted"
-BEST = ("IR4", "OR2", 2)
-TRAININGS = (("IR1", "OR1", 2), ("IR3", "OR2", 2), BEST, ("IR4", "OR2", 1), ("IR4", "OR2", 5))
+# Input, output, epochs, and which weights are kept: those of the best eval loss or the last ones.
+Training = tuple[str, str, int, str]
+BEST: Training = ("IR4", "OR2", 2, "best")
+TRAININGS: tuple[Training, ...] = (
+    ("IR1", "OR1", 2, "best"), ("IR3", "OR2", 2, "best"), BEST, ("IR4", "OR2", 1, "best"), ("IR4", "OR2", 5, "best"),
+    ("IR4", "OR2", 5, "last"),
+)  # fmt: skip
 MISMATCH = "task.comments=indented"
 # Fixes to learn have an input and an output of so many tokens at most, whatever the representation: the same for all.
 LONGEST_FIX = 400
@@ -161,7 +167,7 @@ def limits(benches: dict[str, dict[str, Any]], options: argparse.Namespace) -> d
     """Tokens that outputs and rows have to have room for, and how many bugs have none in the model's positions."""
     tokenizer = load_tokenizer(Model(name=options.model))
     needs: list[tuple[str, int, int, str]] = []
-    for asked, answer, _ in TRAININGS:
+    for asked, answer, *_ in TRAININGS:
         task = Repair(input=asked, output=answer)
         for bugs in benches.values():
             for record in build("source", bugs, "the bugs").records():
@@ -182,17 +188,18 @@ def limits(benches: dict[str, dict[str, Any]], options: argparse.Namespace) -> d
     return {**found, "row": min(MOST, room), "bugs_without_room": len(without)}
 
 
-def name_of(training: tuple[str, str, int]) -> str:
-    return "{}x{}-{}".format(*training).lower()
+def name_of(training: Training) -> str:
+    asked, answer, epochs, kept = training
+    return f"{asked}x{answer}-{epochs}{'-last' * (kept == 'last')}".lower()
 
 
-def judged_of(training: tuple[str, str, int], bench: str, options: argparse.Namespace) -> list[Path]:
+def judged_of(training: Training, bench: str, options: argparse.Namespace) -> list[Path]:
     """Where the verdicts of a training on a list of bugs are kept; of the best one also with other comments."""
     place = options.work / name_of(training) / f"study-{bench}"
     return [place, place.with_name(f"{place.name}-mismatch")] if training == BEST else [place]
 
 
-def recipe(training: tuple[str, str, int], options: argparse.Namespace) -> list[str]:
+def recipe(training: Training, options: argparse.Namespace) -> list[str]:
     """Settings of one training, over the shipped recipe."""
     source: dict[str, Any] = {
         "type": "mutations",
@@ -205,11 +212,11 @@ def recipe(training: tuple[str, str, int], options: argparse.Namespace) -> list[
                   "language": "java", "id_column": "id"}  # fmt: skip
     source["benchmarks"] = options.benchmarks
     rows, held_out = (64, 4) if options.tried else (options.rows, options.held_out)
-    asked, answer, epochs = training
+    asked, answer, epochs, kept = training
     tokens = options.limits[answer]
     return [
         f"data.source={json.dumps(source)}", f"data.max_rows={json.dumps({'train': rows, 'eval': 40, 'test': held_out})}",
-        f"task.input={asked}", f"task.output={answer}", f"train.epochs={epochs}", f"model.name={options.model}",
+        f"task.input={asked}", f"task.output={answer}", f"train.epochs={epochs}", f"train.keep={kept}", f"model.name={options.model}",
         f"task.max_input_tokens={LONGEST_FIX}", f"task.max_output_tokens={LONGEST_FIX}",
         f"evaluate.max_new_tokens={LONGEST_FIX + 1 if answer == 'OR1' else tokens}", f"repair.max_new_tokens={tokens}",
         "repair.refill=false", "repair.num_beams=10", f"data.max_length={options.limits['row']}",

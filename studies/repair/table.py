@@ -27,7 +27,8 @@ CLAIMS = {
     "ir1xor1-2": "IR4 x OR2 against IR1 x OR1",
     "ir3xor2-2": "IR4 x OR2 against IR3 x OR2",
     "ir4xor2-1": "two epochs against one",
-    "ir4xor2-5": "two epochs against five",
+    "ir4xor2-5": "two epochs against five, of which the weights of the best eval loss",
+    "ir4xor2-5-last": "two epochs against five, of which the last weights",
     "ir4xor2-2-other-comments": "same comments against others",
 }
 
@@ -82,7 +83,7 @@ def shown(name: str) -> str:
     """A training in words."""
     form, epochs, *other = name.split("-", 2)
     said = f"{form.upper().replace('X', ' x ')}, {epochs} epoch{'s' * (epochs != '1')}"
-    return f"{said}, other comments" if other else said
+    return ", ".join([said, *(each.replace("-", " ") for each in other)])
 
 
 def share(value: Any) -> str:

@@ -647,7 +647,7 @@ def test_the_judge_sees_what_it_is_there_for(tmp_path):
     assert verdict(case, 2, "", words + "Traceback (most recent call last)", tmp_path)
     assert verdict(case, 2, "", "it did not work", tmp_path)
     assert verdict(case, 2, "", words + "  where: d\n", tmp_path)
-    assert verdict(Case([], (2,), says="x"), 2, "", words, tmp_path)
+    assert verdict(Case([], (2,), says="nothing of it"), 2, "", words, tmp_path)
     (tmp_path / "run/.data-x").mkdir(parents=True)
     assert verdict(case, 2, "", words, tmp_path), "data that was begun"
     (tmp_path / "run/.data-x").rmdir()

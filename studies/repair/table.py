@@ -76,6 +76,10 @@ def page(path: Path = RESULTS) -> str:
             f"A candidate may have {tokens['OR1']} tokens as OR1 and {tokens['OR2']} as OR2: the longest fix of a bug fits. Bugs "
             f"whose fix does not fit in the model's positions: {tokens['bugs_without_room']}.",
         ]
+    lines += [
+        "",
+        "One training of each kind: a comparison whose p is over 0.05 is undecided here; more bugs (`--bugs`) and further seeds would settle it.",
+    ]
     return "\n".join([*lines, "", results["notes"]]) + "\n"
 
 

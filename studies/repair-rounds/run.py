@@ -60,22 +60,19 @@ def main() -> None:
             print(f"{name}: left out, its file is not given", flush=True)
         else:
             write_json(options.work / "figures" / f"{name}.json", found)
-    figures: dict[str, Any] = {}
+    path = HERE / "results.json"
+    figures: dict[str, Any] = read_json(path)["figures"] if path.is_file() and not options.tried else {}
     for name in PARTS:
-        path = options.work / "figures" / f"{name}.json"
-        figures |= results.flat(read_json(path)) if path.is_file() else {}
+        done = options.work / "figures" / f"{name}.json"
+        figures |= results.flat(read_json(done)) if done.is_file() else {}
     if options.tried:
         print(json.dumps(figures, indent=1))
         return
     results.write(
-        HERE / "results.json",
+        path,
         figures,
         command=" ".join(
-            [
-                "python studies/repair-rounds/run.py",
-                *(f"--only {name}" for name in options.only or ()),
-                *(f"--{name.replace('_', '-')} FILE" for name in FILES if getattr(options, name)),
-            ]
+            ["python studies/repair-rounds/run.py", *(f"--{name.replace('_', '-')} FILE" for name in FILES)]
         ),
         packages=["luthier", "torch", "transformers"],
         notes=NOTES,

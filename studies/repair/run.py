@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--codrep", type=Path, help="learn these fixes, in Java")
     for language in ("python", "java"):
         parser.add_argument(f"--planted-{language}", type=Path, default=PLANTED / f"{language}.json")
-        parser.add_argument(f"--humaneval-{language}", type=Path)
+    for name in ("--humaneval-python", "--humaneval-java"):
+        parser.add_argument(name, type=Path)
     parser.add_argument("--rows", type=int, default=600, help="fixes to train on")
     parser.add_argument("--held-out", type=int, default=48, help="fixes to be met exactly")
     parser.add_argument("--bugs", type=int, default=60, help="so many of each list, spread over it")

@@ -1,6 +1,6 @@
 """Repair in rounds, two stages on vulnerable code, and what names give away: all figures of the study.
 
-    python studies/repair-rounds/run.py --humaneval-python FILE --humaneval-java FILE --sven FILE     # hours; writes results.json
+    python studies/repair-rounds/run.py --humaneval-python FILE --humaneval-java FILE --sven FILE     # all bugs: hours; writes results.json
     python studies/repair-rounds/run.py ... --only script                                             # one part; keeps the others' figures
     python studies/repair-rounds/run.py ... --try                                                     # two bugs, two steps; writes nothing
 
@@ -72,7 +72,11 @@ def main() -> None:
         path,
         figures,
         command=" ".join(
-            ["python studies/repair-rounds/run.py", *(f"--{name.replace('_', '-')} FILE" for name in FILES)]
+            [
+                "python studies/repair-rounds/run.py",
+                *(f"--{name.replace('_', '-')} FILE" for name in FILES),
+                *([f"--bugs {options.bugs}"] if options.bugs else []),
+            ]
         ),
         packages=["luthier", "torch", "transformers"],
         notes=NOTES,

@@ -14,8 +14,11 @@ The embedded model, before and after it has learned planted fixes, repairs Human
 script repairs the same bugs exactly when its prompt shows what that bug's own wrong patch raised: what passes in the second round got its own feedback. The other figures are of vulnerable code.
 
 ```
-python studies/repair-rounds/run.py --humaneval-python FILE --humaneval-java FILE --sven FILE
+python studies/repair-rounds/run.py --humaneval-python FILE --humaneval-java FILE --sven FILE --bugs 40
 ```
+
+The model repairs bugs spread over all of each language, as many as the table says: enough to see what training brings, too few to see a round's gain of less than ten points. All bugs (without `--bugs`) and a model of
+some billions would settle whether feedback helps a model that was not trained on conversations.
 """
 FIRST = "plausible_by_round/"
 WHO = {"script": "the script", "base": "the model as it came", "tuned": "the model after training"}

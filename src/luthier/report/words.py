@@ -170,12 +170,15 @@ def _still_falling(evals: list[tuple[int, float]]) -> Observation | None:
     if len(evals) < _FEWEST_EVALS:
         return None
     last_step, last = evals[-1]
-    earlier = [loss for step, loss in evals if step <= 0.75 * last_step]
-    if not earlier or last > min(loss for _, loss in evals) or earlier[-1] - last <= _FLAT * last:
+    earlier = [(step, loss) for step, loss in evals if step <= 0.75 * last_step]
+    if not earlier or last > min(loss for _, loss in evals):
+        return None
+    since, before = earlier[-1]
+    if before - last <= _FLAT * last:
         return None
     return Observation(
         "still-falling",
-        f"Validation loss was still falling at the end, by {1 - last / earlier[-1]:.1%} over the last quarter: longer training may help.",
+        f"Validation loss was still falling at the end, by {1 - last / before:.1%} since step {since}: longer training may help.",
     )
 
 

@@ -146,7 +146,7 @@ def _outside(context: CheckContext, labels: dict[Split, _Labels], head: _Head | 
         f"{low} to {high}, num_labels is {size}{one}",
         outside.where,
         "number the classes from 0: label - 1"
-        if low == 1
+        if low == 1 and high == size
         else f"set num_labels={high + 1} when the model is loaded, or number the classes anew",
         measured=high if low >= 0 else low,
         expected=f"0 to {size - 1 if size else 'num_labels - 1'}",

@@ -90,13 +90,13 @@ def parse(text: str) -> tuple[int, Device]:
     by_letters = {name.lower(): name for name in names}
     count = int(form[1] or 1) if form else 0
     name = by_letters.get(form[2].lower()) if form else None
-    if name is None or not 1 <= count <= _MOST:
+    if name is None or not 1 <= count <= (1 if name == CPU else _MOST):
         near = difflib.get_close_matches(form[2].upper() if form else text, names, n=1)
         hint = f"did you mean {near[0]}? " if near and name is None else ""
         raise UserError(
             f"{text!r} names no GPUs",
             "--gpus",
-            f"{hint}write COUNTxNAME, such as 8xA100-80G; names: {', '.join(names)}",
+            f"{hint}write COUNTxNAME, such as 8xA100-80G, or {CPU}; names: {', '.join(names)}",
         )
     return count, this_processor() if name == CPU else DEVICES[name]
 

@@ -175,3 +175,15 @@ def test_rows_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     labels[7] = 2
     found = check(tmp_path, [i % 2 if i != 7 else 2 for i in range(40)], monkeypatch, 2)
     assert found[0].where == "data/train.arrow: 7"
+
+
+@pytest.mark.parametrize(
+    ("labels", "fix"),
+    [([1, 2, 3] * 20, "label - 1"), ([1, 2, 3, 4, 5] * 20, "num_labels=6")],
+    ids=["of as many classes", "of more classes than the head has"],
+)
+def test_labels_from_one_are_moved_only_where_that_brings_them_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: list[int], fix: str
+) -> None:
+    (finding,) = (f for f in check(tmp_path, labels, monkeypatch, 3) if "outside of 0 to 2" in f.what)
+    assert fix in finding.fix

@@ -21,7 +21,9 @@ def test_gpus_are_named_in_any_letters(text, count, name):
     assert (found, device.name) == (count, name)
 
 
-@pytest.mark.parametrize("text", ["", "8x", "8xA200-80G", "0xA100-80G", "999999999xL40S", "A100 80G, H100"])
+@pytest.mark.parametrize(
+    "text", ["", "8x", "8xCPU", "8xA200-80G", "0xA100-80G", "999999999xL40S", "A100 80G, H100"]
+)
 def test_what_names_no_gpus_is_a_mistake_with_the_list(text):
     with pytest.raises(UserError) as caught:
         devices.parse(text)

@@ -72,7 +72,12 @@ def test_validation_below_training_is_told_and_explained() -> None:
     evals = {0: 3.0, 0.1: 2.2, 0.2: 1.9, 0.4: 1.6, 0.7: 1.3, 1: 1.1}
     found = kinds(*made_up(lambda t: 1 + 2 * np.exp(-3 * t), evals))
     assert "Up to step" in found["validation-below"] and "no fault" in found["validation-below"]
-    assert "by 1" in found["still-falling"] and "plateau" not in found and "over-fitting" not in found
+    # From 1.3 at 70% of the steps, the last one before their last quarter.
+    assert (
+        "by 15.4% since step" in found["still-falling"]
+        and "plateau" not in found
+        and "over-fitting" not in found
+    )
 
 
 @pytest.mark.parametrize("evals", [{}, {0: 3.0, 1: 2.0}])

@@ -12,6 +12,13 @@ from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_value, logger, read_json, write_json
 from luthier.stages import settled
 
+TRAINING = (
+    "task",
+    "model",
+    "data",
+    "train",
+    "seed",
+)  # sections and keys of a recipe that make what is trained
 # Settings of training that may differ when it goes on.
 _CHANGES_NO_STEP = ("stop_on", "sharding", "trackers")
 
@@ -83,6 +90,10 @@ def _trained_by(recipe: Recipe) -> RunFolder | None:
 
 def refuse_other_recipe(place: RunFolder, recipe: Recipe) -> None:
     """A folder that holds training belongs to its recipe: nothing in it is replaced by what another one asks for."""
+    if recipe.stages:
+        if holds_training(place):
+            raise other_training(place, "one training, and the recipe has stages")
+        return
     if place.changes.is_file():
         raise UserError(
             "this run folder holds the training stages of another recipe",
@@ -92,12 +103,12 @@ def refuse_other_recipe(place: RunFolder, recipe: Recipe) -> None:
     if not place.recipe.is_file() or not holds_training(place):
         return
     old = settled(recipe_file.load(place.recipe), place).model_dump(mode="json")
-    new = recipe.model_dump(mode="json")
+    new = settled(recipe, place).model_dump(mode="json")
     for tree in (old, new):
         tree["data"].pop("num_workers")  # changes no row
         for name in _CHANGES_NO_STEP:
             tree["train"].pop(name)
-    differing = [part for part in ("task", "model", "data", "train", "seed") if old[part] != new[part]]
+    differing = [part for part in TRAINING if old[part] != new[part]]
     if differing:
         raise other_training(place, ", ".join(differing))
 

@@ -38,9 +38,9 @@ def open_run(
     """The recipe and its run folder, with the resolved recipe, environment and log in place."""
     given = read(recipe, *overrides)
     place = RunFolder(folder or Path("runs") / given.name)
-    recipe = settled(given, place)
     place.create()
-    refuse_other_recipe(place, recipe)
+    refuse_other_recipe(place, given)
+    recipe = settled(given, place)
     with user_disk_errors(place.path):
         write_text(place.recipe, recipe_file.dump(given))
         if not place.environment.is_file():

@@ -82,6 +82,7 @@ def check(
     """
     from luthier.check.context import RunContext
     from luthier.check.runner import check as run_checks
+    from luthier.refusals import refuse_impossible
     from luthier.train.optimizer import refuse_unavailable
 
     recipe = read(recipe, *overrides)
@@ -97,6 +98,7 @@ def check(
     )
     if is_done(place, "check", key, place.findings):
         return place
+    refuse_impossible(recipe, place)
     context = RunContext(recipe, place, _rehearsal, quick=quick)
     with user_disk_errors(place.path):
         report = run_checks(context, waived=recipe.check.waive, progress=progress)
@@ -272,6 +274,8 @@ def evaluate(
         return place
     if not place.rows("test").is_file() or not len(Rows(place.rows("test"))):
         logger.warning("evaluate: left out, the recipe keeps no test rows (data.splits.test is 0)")
+        for judge, key in waiting.items():
+            note_done(place, judge.name, key)
         return place
     tokenizer = load_tokenizer(recipe.model)
     models = judges.models(recipe, place, tokenizer)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from luthier import recipe as recipes
 from luthier import recipe_file, stages
-from luthier.finished import holds_training, keys_of, other_training
+from luthier.finished import keys_of, refuse_other_recipe
 from luthier.opening import AnyRecipe, Progress, log_in, log_to, read, writes
 from luthier.recipe import Recipe
 from luthier.run_folder import (
@@ -57,8 +57,7 @@ def by_stage(verb: Verb) -> Verb:
 def _begin(whole: Recipe, place: RunFolder) -> None:
     """Writes the recipe with its stages, and what changes from one to the next."""
     place.create()
-    if holds_training(place):
-        raise other_training(place, "one training, and the recipe has stages")
+    refuse_other_recipe(place, whole)
     with user_disk_errors(place.path):
         log_to(place)
         write_text(place.recipe, recipe_file.dump(whole))

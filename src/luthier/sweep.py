@@ -14,6 +14,7 @@ import yaml
 from luthier import recipe_file
 from luthier.errors import UserError, UserErrors
 from luthier.evaluate import significance
+from luthier.finished import TRAINING, refuse_other_recipe
 from luthier.launch import torchrun
 from luthier.recipe import Recipe
 from luthier.report import sweep as report
@@ -94,7 +95,7 @@ def plan(
         folder: Of the sweep; ``runs/NAME-sweep`` if not given.
 
     Raises:
-        UserError: A recipe that is not valid, or a folder that holds something else.
+        UserError: A recipe that is not valid, or a folder that holds something else, runs with other settings included.
     """
     swept = axes(given)
     if fixed := [key for key in swept if any(override.startswith(f"{key}=") for override in overrides)]:
@@ -120,13 +121,23 @@ def plan(
     for combination in itertools.product(*swept.values()):
         settings = dict(zip(swept, combination, strict=True))
         own = [f"{key}={value}" for key, value in settings.items()]
-        recipe_file.load(target, [*overrides, *own])
-        runs.append(Planned(RunFolder(top / _folder(settings)), settings, own))
+        planned = Planned(RunFolder(top / _folder(settings)), settings, own)
+        refuse_other_recipe(planned.run, recipe_file.load(target, [*overrides, *own]))
+        runs.append(planned)
     RunFolder(top).create()
-    known = read_json(top / SWEEP)["runs"] if (top / SWEEP).is_file() else []
+    before = read_json(top / SWEEP) if (top / SWEEP).is_file() else {"runs": []}
+    known = before["runs"]
+    settings_hash = hash_value(base.model_dump(mode="json", include=set(TRAINING)))
+    if before.get("settings_hash", settings_hash) != settings_hash:
+        raise UserError(
+            f"{top} holds runs of {' '.join([before['recipe'], *before['overrides']])} that had other settings",
+            str(top / SWEEP),
+            "name another folder with --run: runs of one table differ in nothing but what is swept",
+        )
     mine = [{"folder": planned.run.path.name, "settings": planned.settings} for planned in runs]
     kept = [each for each in known if each["folder"] not in {one["folder"] for one in mine}]
-    write_json(top / SWEEP, {"recipe": str(target), "overrides": list(overrides), "runs": [*mine, *kept]})
+    told = {"recipe": str(target), "overrides": list(overrides), "settings_hash": settings_hash}
+    write_json(top / SWEEP, told | {"runs": [*mine, *kept]})
     return top, base, runs
 
 

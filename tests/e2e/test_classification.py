@@ -112,9 +112,3 @@ def test_tiny_run_learns_and_reports(tmp_path: Path, way: str) -> None:
     stages = read_json(place.stages)
     pipeline.run(path, folder=tmp_path / "run")
     assert read_json(place.stages) == stages  # nothing was made again
-
-
-def test_metric_that_the_task_does_not_give_is_refused(tmp_path: Path) -> None:
-    path = recipe(tmp_path, {"several": True}, best_metric="macro_f1", best_direction="max")
-    with pytest.raises(UserError, match="gives no macro_f1"):
-        pipeline.train(path, folder=tmp_path / "run")

@@ -776,6 +776,25 @@ def test_how_a_run_ended_is_left_in_its_folder(luthier, stage, recipe_yaml, tmp_
     assert luthier("train", recipe_yaml, "--run", run.path).exit_code == 0 and not run.stopped.exists()
 
 
+def test_verbs_that_do_not_train_leave_how_training_ended(luthier, stage, recipe_yaml, tmp_path):
+    run = RunFolder(tmp_path / "out")
+    stage("train", fail(Refused("the loss is nan", "row 3", "lower")))
+    stage("report", lambda read, place: write_run(place.path))
+    stage("check", fail(UserError("too few rows", "data", "more")))
+    run.create()
+    assert luthier("train", recipe_yaml, "--run", run.path).exit_code == 1
+    before = run.stopped.read_bytes()
+    assert luthier("report", recipe_yaml, "--run", run.path).exit_code == 0
+    assert luthier("check", recipe_yaml, "--run", run.path).exit_code == 2
+    assert run.stopped.read_bytes() == before
+
+
+def test_a_refused_recipe_leaves_no_mark_on_a_finished_run(luthier, recipe_yaml, tmp_path):
+    run = write_run(tmp_path / "out")
+    done = luthier("run", recipe_yaml, "train.epochs=77", "--run", run.path)
+    assert done.exit_code == 2 and "other settings" in done.stderr and not run.stopped.exists()
+
+
 def test_of_several_processes_the_first_speaks(luthier, stage, recipe_yaml, tmp_path, monkeypatch):
     stage("run", lambda read, place: None if os.environ.get("RANK") else write_run(place.path))
     monkeypatch.setenv("RANK", "1")

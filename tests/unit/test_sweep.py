@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -93,6 +94,17 @@ def test_a_sweep_can_be_widened(recipe: Path, tmp_path: Path) -> None:
         "seed=2",
         "seed=0",
     ]
+    before = (tmp_path / "s/sweep.json").read_bytes()
+    with pytest.raises(UserError, match="had other settings"):
+        sweep.plan(recipe, ["train.epochs=3"], ["seed=3"], tmp_path / "s")
+    assert (tmp_path / "s/sweep.json").read_bytes() == before
+
+
+def test_a_folder_of_a_sweep_that_holds_other_training_is_refused(recipe: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "s/seed=1", num_steps=20)
+    with pytest.raises(UserError, match="holds training with other settings"):
+        sweep.plan(recipe, [], ["seed=1,2"], tmp_path / "s")
+    assert not (tmp_path / "s/sweep.json").exists()
 
 
 def test_mistakes_come_before_anything_is_written(recipe: Path, tmp_path: Path) -> None:
@@ -135,6 +147,8 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs that end at once, each in its own way, as its seed tells; the folder of the sweep."""
     whole = write_run(tmp_path / "whole", num_steps=20)
     write_json(whole.stages, {"evaluate": "key"})
+    shutil.rmtree(whole.adapter)  # of another recipe than the runs that take this folder as theirs
+    shutil.rmtree(whole.checkpoints, ignore_errors=True)
 
     def line(arguments: list[str], **_: object) -> list[str]:
         return [sys.executable, "-c", DOES, *arguments]

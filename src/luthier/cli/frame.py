@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 STAGES = "Stages"
 LOOK = "Look at a run"
 START = "Start"
+_TRAIN = (
+    "run",
+    "train",
+    "evaluate",
+)  # how one of these ended is left in its folder, for whoever comes back to it
 _GREETING = """\
 Luthier {version} fine-tunes code language models, and proves before any time is spent that the run can work.
 
@@ -159,16 +164,21 @@ def run_stage(
     """Runs a stage of the pipeline with progress; a failure says what is saved."""
     recipe, place = named(target, overrides, run)
     from luthier import opening, pipeline
+    from luthier.finished import refuse_other_recipe
 
     stage: Callable[..., RunFolder] = getattr(pipeline, name)
-    if opening.writes():
+    trains = name in _TRAIN
+    if trains:
+        refuse_other_recipe(place, recipe)  # here already, it leaves no mark on the run that the folder holds
+    if trains and opening.writes():
         with user_disk_errors(place.path):
             place.stopped.unlink(missing_ok=True)
     try:
         with screen.progress() as progress:
             return stage(recipe, folder=place.path, progress=progress, **options)
     except BaseException as error:
-        failures.note(error, place)
+        if trains:
+            failures.note(error, place)
         if text := failures.saved(place):
             error.add_note(text)
         raise

@@ -13,6 +13,7 @@ from luthier import sweep
 from luthier.cli import failures, screen
 from luthier.display.text import counted, safe
 from luthier.errors import UserError
+from luthier.finished import refuse_other_recipe
 from luthier.launch import slurm, torchrun
 from luthier.recipe import Recipe
 from luthier.report import sweep as report
@@ -45,6 +46,7 @@ def launch(
     """A single run: its script is shown, kept in the run folder, and then run or submitted."""
     arguments = ["run", target, *overrides]
     torchrun.refuse_odd(Path.cwd(), place.path, *arguments)
+    refuse_other_recipe(place, recipe)
     if slurm_options is not None:
         options = slurm.options(slurm_options)
         text = slurm.script(

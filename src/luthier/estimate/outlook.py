@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from luthier.models.memory import MARGIN, MOST_ON_CPU
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, read_json
 from luthier.schedule import total_steps
+from luthier.stages import settled
 
 # Share of the peak that published trainings of large models reached: GPT-3 21.3%, Megatron-Turing 30.2%, Gopher 32.5%,
 # PaLM 46.2%. Source: Chowdhery et al. 2022, arXiv:2204.02311, table 3.
@@ -231,8 +232,12 @@ def row_counts(recipe: Recipe, run: Path, rows: int | None, tokens_per_row: floa
         )
     longest = recipe.data.max_length
     prepared = _prepared(recipe, RunFolder(run))
-    if prepared is not None and rows is None and tokens_per_row is None:
-        return prepared
+    if prepared is not None and tokens_per_row is None:
+        return (
+            prepared
+            if rows is None
+            else replace(prepared, train=rows, source=f"--rows, lengths {prepared.source}")
+        )
     train = rows or recipe.data.max_rows.get("train")
     told = [name for name, value in (("--rows", rows), ("--tokens-per-row", tokens_per_row)) if value]
     sources = [" and ".join(told)] if told else []
@@ -256,7 +261,7 @@ def _prepared(recipe: Recipe, run: RunFolder) -> RowCounts | None:
     """The counts of a run folder whose rows were prepared from the same data, task and model."""
     if not run.ledger.is_file() or not run.recipe.is_file():
         return None
-    before = recipe_file.load(run.recipe)
+    before, recipe = settled(recipe_file.load(run.recipe), run), settled(recipe, run)
     if (before.data, before.task, before.model.name) != (recipe.data, recipe.task, recipe.model.name):
         return None
     train = read_json(run.ledger)["splits"]["train"]

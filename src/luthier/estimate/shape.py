@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from luthier.errors import UserError, one_line
-from luthier.models import rope
+from luthier.models import rope, scratch
 from luthier.models.forward import base_model
 from luthier.models.head import is_linear
 from luthier.models.load import Precision, resolve, without_weights
@@ -140,12 +140,14 @@ def published() -> dict[str, Any]:
 
 
 def config_of(settings: Model) -> tuple[PreTrainedConfig, str]:
-    """The config of a recipe's model, and where it came from: a local folder, the published ones, or the Hub.
+    """The config of a recipe's model, and where it came from: a local folder, the recipe, the published ones, or the Hub.
 
     Raises:
         UserError: Nothing of this name is there, or the Hub is out of reach.
     """
     folder = Path(settings.name).expanduser()
+    if settings.scratch is not None and not (folder / "config.json").is_file():  # it is not made yet
+        return scratch.config_of(settings.scratch.config, settings.scratch.vocab_size), "model.scratch"
     known = {name.lower(): entry for name, entry in published().items()}
     if settings.name.lower() in known and settings.revision is None and not folder.exists():
         entry = known[settings.name.lower()]

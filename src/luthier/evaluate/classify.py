@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from luthier.encoding.batches import collate, micro_batches
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.errors import UserError
 from luthier.evaluate import ngrams
 from luthier.evaluate.runner import Judging, Progress
 from luthier.evaluate.significance import compare
@@ -74,12 +73,6 @@ def evaluate(judging: Judging) -> dict[str, Any]:
     """Writes ``predictions.jsonl`` and ``scores.json`` of the tuned model and its baseline; returns the scores."""
     recipe, run, task, tokenizer = judging.recipe, judging.run, judging.task, judging.tokenizer
     assert isinstance(task, Classification)
-    if recipe.evaluate.metrics != "auto":
-        raise UserError(
-            "metrics of generated text say nothing about classes",
-            "recipe key evaluate.metrics",
-            "leave it out: a classifier's own are always measured",
-        )
     report = judging.progress or (lambda label, done, total: None)
     rows = {split: Rows(run.rows(split)) for split in ("train", "eval", "test") if run.rows(split).is_file()}
     labels: dict[str, Any] = {split: found.labels() for split, found in rows.items() if len(found)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from luthier import registry
 from luthier.encoding.batches import collate, micro_batches
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate.significance import compare
+from luthier.metrics import scores_of
 from luthier.models.forward import TokenScores, head_is_plain, token_scores
 from luthier.models.generate import Output, score_and_generate
 from luthier.recipe import Recipe
@@ -172,17 +172,8 @@ def _scored(
     """The metrics of the text for each row, by name."""
     answers = [task.answer_to(row, text) for row, text in zip(rows, texts, strict=True)]
     targets = [task.answer(row.target) for row in rows]
-    values = {name: _values(metric, answers, targets, rows) for name, metric in metrics.items()}
+    values = {name: scores_of(metric, answers, targets, rows) for name, metric in metrics.items()}
     return [{name: value[i] for name, value in values.items()} for i in range(len(rows))]
-
-
-def _values(
-    metric: Callable[..., list[float]], answers: Sequence[str], targets: Sequence[str], rows: Sequence[Row]
-) -> list[float]:
-    """A metric's scores; one with a parameter ``metas`` is given what the rows know beside their text."""
-    if "metas" in inspect.signature(metric).parameters:
-        return metric(answers, targets, metas=[row.meta for row in rows])
-    return metric(answers, targets)
 
 
 @torch.no_grad()

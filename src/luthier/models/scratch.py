@@ -35,7 +35,8 @@ def make(settings: Scratch, texts: Iterable[str], folder: Path, seed: int) -> Pa
     """
     _check(settings.config)
     tokenizer = train_tokenizer(texts, settings.vocab_size, settings.corpus_bytes)
-    config = _config(settings.config, tokenizer)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = config_of(settings.config, len(tokenizer), **ids)
     torch.manual_seed(seed)
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -119,10 +120,16 @@ def _check(given: dict[str, Any]) -> None:
         )
 
 
-def _config(given: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+def config_of(given: dict[str, Any], vocab_size: int, **ids: int | None) -> PreTrainedConfig:
+    """The config of a model of these sizes.
+
+    Raises:
+        UserError: They do not go together.
+    """
+    _check(given)
     sizes = {key: value for key, value in given.items() if key != "model_type"}
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+    ids = {"vocab_size": vocab_size, "bos_token_id": None} | ids
     try:
-        return AutoConfig.for_model(given["model_type"], **sizes, **ids, eos_token_id=tokenizer.eos_token_id)
+        return AutoConfig.for_model(given["model_type"], **sizes, **ids)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise UserError(f"these sizes do not go together: {one_line(error)}", _CONFIG, "mend them") from error

@@ -104,6 +104,7 @@ def _view(run: RunFolder, recipe: Recipe, rows_shown: Sequence[ShownRow]) -> dic
         "metrics": sections.metrics(scores) if scores else [],
         "macro": sections.macro(scores) if scores else {},
         "scores": scores,
+        "keeps_no_test": _keeps_no_test(ledger),
         "strata": sections.strata(scores) if scores else [],
         "observations": words.observations(past, smoothed),
         "base_name": "Baseline" if scores and scores.get("base_is") == "baseline" else "Base",
@@ -169,7 +170,7 @@ def _state(
 ) -> tuple[str, str] | None:
     """What is missing from a whole run, and how to go on; none for a whole run."""
     go_on = f"luthier run {shlex.quote(str(run.recipe))} --run {shlex.quote(str(run.path))}"
-    if scores:
+    if scores or (run.result() and _keeps_no_test(ledger)):
         return None
     if run.result():
         return "Trained, but not compared with the base model on the test rows yet.", go_on
@@ -192,6 +193,10 @@ def _state(
     return (
         "Prepared, but neither checked nor trained yet." if ledger else "Nothing has been prepared yet."
     ), go_on
+
+
+def _keeps_no_test(ledger: Any) -> bool:
+    return ledger is not None and not ledger["splits"].get("test", {}).get("rows")
 
 
 def _row(shown: ShownRow) -> dict[str, Any]:

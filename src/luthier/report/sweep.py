@@ -36,7 +36,7 @@ class Member:
         state: ``finished``, ``failed``, ``running`` or ``waiting``.
         reason: Why it failed.
         eval_loss: Best validation loss, in nats; none before the first evaluation.
-        scores: The content of its ``scores.json``, once it is finished.
+        scores: The content of its ``scores.json``, once it is finished; none where no test rows are kept.
     """
 
     run: RunFolder
@@ -95,8 +95,9 @@ def _member(run: RunFolder, settings: dict[str, str]) -> Member:
         said = read_json(run.stopped)
         return Member(run, settings, "failed", f"{said['kind']}: {said['what']}", loss)
     stages = read_json(run.stages) if run.stages.is_file() else {}
-    if "evaluate" in stages and run.scores.is_file():
-        return Member(run, settings, "finished", "", loss, read_json(run.scores))
+    if "evaluate" in stages:  # without scores, if it keeps no test rows
+        scores = read_json(run.scores) if run.scores.is_file() else None
+        return Member(run, settings, "finished", "", loss, scores)
     return Member(run, settings, "running" if run.recipe.is_file() else "waiting", "", loss)
 
 
@@ -113,12 +114,13 @@ def collect(folder: Path, paired: Paired) -> list[Setting]:
         groups.setdefault(name_of(varied) or "as the recipe has it", []).append(member)
     settings: list[Setting] = []
     for name, group in groups.items():
-        done = [member for member in group if member.scores is not None]
+        done = [member for member in group if member.state == "finished"]
         losses = [member.eval_loss for member in done if member.eval_loss is not None]
         setting = Setting(
             name, group, fmean(losses) if losses else None, stdev(losses) if len(losses) > 1 else None
         )
-        _score(setting, done, settings[0] if settings else None, paired)
+        scored = [member for member in done if member.scores is not None]
+        _score(setting, scored, settings[0] if settings else None, paired)
         settings.append(setting)
     return settings
 

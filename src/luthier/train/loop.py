@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from luthier.encoding.batches import Batch, Classes, collate, shuffled
 from luthier.encoding.text_tokenizer import TextTokenizer
-from luthier.errors import Interrupted, Refused, UserError
+from luthier.errors import Interrupted, Refused
 from luthier.metrics.classes import class_counts, macro_f1
 from luthier.metrics.loss import bits_per_byte, perplexity, token_accuracy
 from luthier.models.classifier import head_of, uniform_loss
@@ -77,22 +77,10 @@ class Loop:
 
     @cached_property
     def classes(self) -> Classes | None:
-        """How rows are drawn by class; None where each is drawn once an epoch.
-
-        Raises:
-            UserError: Rows have no class, or several.
-        """
+        """How rows are drawn by class; None where each is drawn once an epoch."""
         balance = self.recipe.train.balance_classes
-        if not balance:
-            return None
-        labels = self.train_rows.labels()
-        if labels is None or labels.ndim > 1:
-            raise UserError(
-                "rows are drawn by class, but have no class, or several",
-                "recipe key train.balance_classes",
-                "leave it out; it is for the task classification with one label a row",
-            )
-        return Classes(labels, balance)
+        labels = self.train_rows.labels() if balance else None
+        return None if labels is None else Classes(labels, balance)
 
     @cached_property
     def _num_tokens(self) -> int:
@@ -357,12 +345,6 @@ def evaluate(loop: Loop, progress: Progress, say: Say | None = None) -> dict[str
         result = {"loss": loss, "accuracy": sums["correct"] / sums["tokens"], "num_rows": int(sums["tokens"])}
         if not head.several:
             result["macro_f1"] = macro_f1(*np.array(ranks.sum(counts.ravel().tolist())).reshape(3, -1))
-    if loop.recipe.train.best_metric not in result:
-        raise UserError(
-            f"an evaluation of this task gives no {loop.recipe.train.best_metric}",
-            "recipe key train.best_metric",
-            f"one of: {', '.join(name for name in result if not name.startswith('num_'))}",
-        )
     return result | {
         "best": _note_best(progress, result[loop.recipe.train.best_metric], loop.recipe.train.best_direction),
         "seconds": round(time.perf_counter() - began, 3),

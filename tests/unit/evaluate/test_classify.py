@@ -13,10 +13,8 @@ from sklearn.metrics import f1_score
 from tests.fixtures.tiny_classifier import classifier, labelled_rows, load, save_base
 
 from luthier.encoding.batches import collate
-from luthier.errors import UserError
 from luthier.evaluate import classify, significance
 from luthier.evaluate.ngrams import NGrams, features
-from luthier.evaluate.runner import Judging
 from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
 from luthier.models.forward import base_model, row_logits
 from luthier.recipe import Recipe, Train
@@ -142,12 +140,6 @@ def test_rows_are_judged_by_length_and_answered_in_their_order(tmp_path: Path) -
         alone = [row_logits(base_model(model), collate([row], 0))[0].numpy() for row in rows]
     np.testing.assert_allclose(found, alone, atol=1e-5)
     assert np.abs(found[0] - found[1]).max() > 1e-3  # or the test could not fail
-
-
-def test_metrics_of_generated_text_are_refused() -> None:
-    recipe = Recipe.model_validate({"evaluate": {"metrics": ["exact_match"]}})
-    with pytest.raises(UserError, match="say nothing about classes"):
-        classify.evaluate(Judging(recipe, RunFolder("none"), Classification(), None, {}))
 
 
 def test_rows_of_no_class_have_figures_that_are_json() -> None:

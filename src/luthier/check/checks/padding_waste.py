@@ -94,9 +94,7 @@ def _of_run(context: RunContext, lengths: np.ndarray) -> float:
     settings = context.recipe.train
     steps = min(NUM_STEPS, context.training.plan.num_steps)
     labels = context.rows["train"].labels() if settings.balance_classes else None
-    classes = None
-    if labels is not None and labels.ndim == 1:  # others are refused where training begins
-        classes = Classes(labels, settings.balance_classes)
+    classes = None if labels is None else Classes(labels, settings.balance_classes)
     width = text = 0
     for step in range(steps):
         position = step * settings.batch_size

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# For these the machine or its settings are at fault, not our code.
+_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.ESTALE, errno.ENODEV, errno.ENXIO),
+}
 
 
 class _Said(Exception):
@@ -58,3 +67,29 @@ class Interrupted(Refused):
 def one_line(error: BaseException) -> str:
     """An error of a library, for a message: its kind and the first 300 characters of what it says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def machine_limit(error: BaseException) -> UserError | None:
+    """The machine's limit that an exception stands for: memory, disk, what may be read or written; None if it is none."""
+    text = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    ):
+        return UserError(
+            f"memory is used up: {text.partition(chr(10))[0] or 'no more could be had'}",
+            "this machine",
+            "lower train.micro_batch_tokens, evaluate.batch_size or data.num_workers, or end other programs",
+        )
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return UserError(
+            f"the disk is full: {error.strerror}",
+            str(error.filename or os.getcwd()),
+            "free some space, or name another folder with --run; finished stages are kept and not done again",
+        )
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        return UserError(
+            f"cannot read or write: {error.strerror}",
+            str(error.filename or os.getcwd()),
+            "name what can be read, or a folder that can be written",
+        )
+    return None

@@ -19,8 +19,11 @@ TRAINING = (
     "train",
     "seed",
 )  # sections and keys of a recipe that make what is trained
-# Settings of training that may differ when it goes on.
-_CHANGES_NO_STEP = ("stop_on", "sharding", "trackers")
+# Settings of training that may differ when it goes on: no row of a step, and no more than its rounding, depends on them.
+_CHANGES_NO_STEP = (
+    *("stop_on", "sharding", "trackers", "num_samples", "keep_checkpoints"),
+    *("micro_batch_tokens", "gradient_checkpointing", "packing", "compile"),
+)
 
 
 def is_done(place: RunFolder, stage: str, key: str, result: Path | None) -> bool:

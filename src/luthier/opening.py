@@ -12,7 +12,7 @@ from typing import Any
 from luthier import recipe as recipes
 from luthier import recipe_file
 from luthier.environment import environment
-from luthier.finished import is_done, note_done, refuse_other_recipe
+from luthier.finished import holds_training, is_done, note_done, other_training, refuse_other_recipe
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_value, logger, user_disk_errors, write_json, write_text
 from luthier.stages import settled
@@ -46,12 +46,15 @@ def open_run(
         if not place.environment.is_file():
             write_json(place.environment, environment(recipe.seed))
         log_to(place)
-        _make_start(recipe, place)
     return recipe, place
 
 
-def _make_start(recipe: Recipe, place: RunFolder) -> None:
-    """Writes the random model that a run starts from, unless it lies there already."""
+def make_start(recipe: Recipe, place: RunFolder) -> None:
+    """Writes the random model that a run starts from, unless it lies there already.
+
+    Raises:
+        UserError: The folder holds training that began with another one.
+    """
     from luthier.models import scratch
     from luthier.prepare.raw import read_records
     from luthier.records import Record
@@ -64,6 +67,8 @@ def _make_start(recipe: Recipe, place: RunFolder) -> None:
     )
     if is_done(place, "start", key, place.start):
         return
+    if holds_training(place):
+        raise other_training(place, "what its random start was made of")
     task = recipes.build("task", recipe.task, "recipe key task")
     records = read_records(recipe.data.source, "recipe key data.source")
     texts = (task.duplicate_text(record) for record in records if isinstance(record, Record))

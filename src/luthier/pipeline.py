@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 from luthier import recipe as recipes
 from luthier import registry, stages
 from luthier.errors import Refused, UserError
-from luthier.finished import is_done, key_of, keys_of, note_done, other_training, start_key, train_key
-from luthier.opening import AnyRecipe, Progress, open_run, read, writes
+from luthier.finished import (
+    holds_training,
+    is_done,
+    key_of,
+    keys_of,
+    note_done,
+    other_training,
+    start_key,
+    train_key,
+)
+from luthier.opening import AnyRecipe, Progress, make_start, open_run, read, writes
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, logger, read_json, user_disk_errors, write_json
 from luthier.staged import by_stage
@@ -63,7 +72,9 @@ def prepare(
 
     recipe, place = open_run(recipe, overrides, folder)
     with user_disk_errors(place.path):
-        if not build(recipe, place, load_tokenizer(recipe.model), progress=progress):
+        make_start(recipe, place)
+        tokenizer = load_tokenizer(recipe.model)
+        if not build(recipe, place, tokenizer, trained=holds_training(place), progress=progress):
             logger.info("prepare: skipped, nothing has changed")
     return place
 
@@ -217,11 +228,16 @@ def _engine(
     *,
     sharded: bool,
 ) -> Engine:
-    """How the model is computed; a run that is taken up again, or another of its processes, takes the way that it took."""
+    """How the model is computed; a run that is taken up again, or another of its processes, takes the way that ``auto`` took."""
     from luthier.models import engine, memory
     from luthier.schedule import total_steps
 
     settings = recipe.train
+
+    def kept(key: str) -> Any:
+        given = getattr(settings, key)
+        return before[key] if before is not None and given == "auto" else given
+
     in_rows = int(rows.lengths().sum())
     tokens = total_steps(settings, len(rows), in_rows) * settings.batch_size * in_rows / len(rows)
     compiling = settings.compile if not sharded else False  # tried on whole weights, it would run on shards
@@ -240,10 +256,8 @@ def _engine(
         found,
         rows,
         rows_at_once=-(-settings.batch_size // num_processes),
-        micro_batch_tokens=before["micro_batch_tokens"] if before else settings.micro_batch_tokens,
-        gradient_checkpointing=before["gradient_checkpointing"]
-        if before
-        else settings.gradient_checkpointing,
+        micro_batch_tokens=kept("micro_batch_tokens"),
+        gradient_checkpointing=kept("gradient_checkpointing"),
     )
     logger.info("train: %s", found)
     return found

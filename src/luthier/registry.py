@@ -28,6 +28,7 @@ KINDS = {
     "model": "luthier.models",
 }
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+_in_order: list[tuple[str, str]] = []  # kind and name of each registration so far
 _Entry = TypeVar("_Entry")
 
 
@@ -41,6 +42,7 @@ def _register(kind: str, name: str) -> Callable[[_Entry], _Entry]:
                 "give one of them another name",
             )
         _registered[kind][name] = entry
+        _in_order.append((kind, name))
         return entry
 
     return add
@@ -99,7 +101,9 @@ def _load_plugins() -> None:
 
 
 @functools.cache
-def _load_file(path: str, content_hash: str) -> None:
+def _load_file(path: str, content_hash: str) -> frozenset[tuple[str, str]]:
+    """Imports a file; kind and name of each entry that it registers."""
+    before = len(_in_order)
     spec = importlib.util.spec_from_file_location(f"luthier_file_{content_hash[:12]}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file", path, "name a file that ends in .py")
@@ -113,6 +117,7 @@ def _load_file(path: str, content_hash: str) -> None:
         raise UserError(
             f"{path} does not import: {type(error).__name__}: {error}", path, "mend that file"
         ) from error
+    return frozenset(_in_order[before:])
 
 
 def lookup(kind: str, name: str, where: str) -> Any:
@@ -130,16 +135,19 @@ def lookup(kind: str, name: str, where: str) -> Any:
     if at and path.endswith(".py"):
         if not Path(path).is_file():
             raise UserError(f"there is no file {path}", where, "name a file that exists")
-        _load_file(path, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        own = _load_file(path, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        known = {n: e for n, e in _registered[kind].items() if (kind, n) in own}
         name = short
     else:
         _load_all(kind)
-    if name not in _registered[kind]:
-        names = sorted(_registered[kind])
+        known = _registered[kind]
+    if name not in known:
+        names = sorted(known)
         near = difflib.get_close_matches(name, names, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(names)}"
-        raise UserError(f"there is no {kind} named {name!r}", where, fix)
-    return _registered[kind][name]
+        fix = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(names) or 'none'}"
+        there = f" in {path}" if at and path.endswith(".py") else ""
+        raise UserError(f"there is no {kind} named {name!r}{there}", where, fix)
+    return known[name]
 
 
 def registered(kind: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import pipeline, recipe_file
-from luthier.errors import UserError
+from luthier.errors import Refused, UserError
 from luthier.opening import Progress
 from luthier.recipe import Recipe
 from luthier.records import Record
@@ -33,7 +33,8 @@ def learn(
         progress: Called with a label, what is done and the total (or None).
 
     Raises:
-        UserError: No patch passed; or a server is to write them, which learns nothing here.
+        UserError: A server is to write them, which learns nothing here.
+        Refused: No patch passed.
     """
     if recipe.repair.rounds.server is not None:
         raise UserError(
@@ -42,10 +43,12 @@ def learn(
     root = place.path / "rejection"
     writer = place
     folders = [pipeline.repair(recipe, folder=place.path, base=base, rounds=True, progress=progress)]
+    path = root / "iterations.json"
     entries = [_entry(0, writer, folders)]
+    write_json(path, {"iterations": entries})
     for number in range(1, iterations + 1):
         if not entries[-1]["num_patches"]:
-            raise UserError(
+            raise Refused(
                 "no patch passed, so that there is nothing to learn from",
                 str(folders[-1] / "rounds.json"),
                 "take easier bugs, or raise repair.num_candidates or --rounds",
@@ -56,9 +59,8 @@ def learn(
         pipeline.train(own, folder=writer.path, progress=progress)
         folders.append(pipeline.repair(own, folder=writer.path, rounds=True, progress=progress))
         entries.append(_entry(number, writer, folders))
+        write_json(path, {"iterations": entries})
         logger.info("repair: iteration %d: %d patches to learn from", number, entries[-1]["num_patches"])
-    path = root / "iterations.json"
-    write_json(path, {"iterations": entries})
     return path
 
 
@@ -91,6 +93,11 @@ def _with_patches(recipe: Recipe, folders: Sequence[Path], start: RunFolder | No
         tree["model"] |= {"start_from": str(start.path.resolve()), "start_mode": "continue"}
         if tree["model"]["adapter"]:
             tree["model"]["adapter"]["init"] = "default"  # it has its weights
-    elif start is not None and start.model.is_dir():
-        tree["model"]["name"] = str(start.model.resolve())
+    elif start is not None and start.model.is_dir():  # new tokens are in it
+        tree["model"] |= {
+            "name": str(start.model.resolve()),
+            "revision": None,
+            "scratch": None,
+            "new_tokens": [],
+        }
     return recipe_file.with_overrides(tree, ())

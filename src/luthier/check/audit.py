@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.runner import Progress, Report, check
+from luthier.check.runner import Progress, Report, check, names_of
 from luthier.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def audit(
             "luthier.audit",
             'luthier.audit(trainer), or luthier.audit(model="DIR", rows="rows.jsonl")',
         )
+    names_of(only, "--only")  # before data is read
     with TemporaryDirectory(prefix="luthier-audit-") as folder:
         context: CheckContext
         if trainer is None:

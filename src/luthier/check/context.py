@@ -42,6 +42,12 @@ def shown(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
+def evenly(num_rows: int, count: int) -> list[int]:
+    """Indices of at most ``count`` rows, from the first to the last with the same distances."""
+    places: list[int] = np.linspace(0, num_rows - 1, min(num_rows, count)).round().astype(int).tolist()
+    return places
+
+
 class CheckContext:
     """What is checked, read-only; what is costly is loaded when first asked for and shared by all checks.
 
@@ -232,7 +238,7 @@ class CheckContext:
     def spread(self, split: Split, count: int) -> Iterator[Row]:
         """At most ``count`` rows of a split, evenly spread over it."""
         rows: Sequence[Row] = self.rows.get(split, ())
-        for index in range(0, len(rows), max(1, len(rows) // count))[:count]:
+        for index in evenly(len(rows), count):
             yield rows[index]
 
 
@@ -292,7 +298,8 @@ class RunContext(CheckContext):
     @cached_property
     def rows(self) -> Mapping[Split, Rows]:
         """The rows of each split that has any."""
-        return {split: Rows(self.run.rows(split)) for split in SPLITS if self.run.rows(split).is_file()}
+        found = {split: Rows(self.run.rows(split)) for split in SPLITS if self.run.rows(split).is_file()}
+        return {split: rows for split, rows in found.items() if len(rows)}
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import shutil
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import registry
 from luthier.check.context import CheckContext, Skip
-from luthier.errors import UserError, one_line
+from luthier.errors import UserError, machine_limit, one_line
 from luthier.records import Finding
 from luthier.run_folder import logger, write_text
 
@@ -155,12 +156,7 @@ def check(
     Raises:
         UserError: ``waived`` or ``only`` names a check that does not exist.
     """
-    for name in waived:
-        registry.lookup("check", name, "recipe key check.waive")
-    for name in only:
-        registry.lookup("check", name, "--only")
-    # Of ``path/to/file.py@name`` the name, under which looking it up has registered it.
-    waived, only = ({name.rpartition("@")[2] for name in names} for names in (waived, only))
+    waived, only = names_of(waived, "recipe key check.waive"), names_of(only, "--only")
     checks = {n: f for n, f in registry.registered("check").items() if not only or n in only}
     findings: list[Finding] = []
     passed: list[str] = []
@@ -180,10 +176,9 @@ def check(
         except UserError as error:
             findings.append(Finding(name, "error", error.what, error.where, error.fix))
         except Exception as error:
-            exhausted = isinstance(error, RuntimeError) and "memory" in str(error)  # torch's way to say it
-            if exhausted or isinstance(error, OSError | MemoryError):  # the machine's limits
+            if machine_limit(error):
                 raise
-            findings.append(_broken(context, name, error))
+            findings.append(_broken(context, name, function, error))
         else:
             findings += found
             if not found:
@@ -203,10 +198,23 @@ def check(
     )
 
 
-def _broken(context: CheckContext, name: str, error: Exception) -> Finding:
+def names_of(given: Collection[str], where: str) -> set[str]:
+    """The checks of these names, or of ``path/to/file.py@name``, registered by now.
+
+    Raises:
+        UserError: There is no such check.
+    """
+    for name in given:
+        registry.lookup("check", name, where)
+    return {name.rpartition("@")[2] for name in given}
+
+
+def _broken(context: CheckContext, name: str, function: Callable[..., Any], error: Exception) -> Finding:
     """The finding of a check that failed itself: nothing is proved then, and the other checks still speak."""
-    logger.debug("the check %s failed", name, exc_info=error)
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    logger.error("the check %s failed", name, exc_info=error, extra={"only_log": True})
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == inspect.getsourcefile(function)]
+    place = (own or frames)[-1]
     return Finding(
         name,
         "error",

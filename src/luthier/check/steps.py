@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from luthier.check.context import CheckContext, Skip
+from luthier.check.context import CheckContext, Skip, evenly
 from luthier.check.model_rows import cut, only_embedded
 from luthier.check.trainer import TrainerContext, is_cut_as_row
 from luthier.plan import Step
@@ -56,7 +56,7 @@ def step_rows(context: CheckContext, count: int, max_tokens: int, *, varied: boo
     _ = context.model  # says that it is left out, or cannot be loaded
     rows = context.training_rows()
     found: dict[str, StepRow] = {}
-    for index in range(0, len(rows), max(1, len(rows) // _CANDIDATES))[:_CANDIDATES]:
+    for index in evenly(len(rows), _CANDIDATES):
         row = rows.row(index)
         pack = row.meta.get("pack")
         part = cut(row, max_tokens)
@@ -77,8 +77,7 @@ def step_rows(context: CheckContext, count: int, max_tokens: int, *, varied: boo
         found.values(), key=lambda r: (r.num_trained if varied else len(r.row.input_ids), r.index)
     )
     if varied and count < len(chosen):
-        places = np.linspace(0, len(chosen) - 1, count).round().astype(int).tolist()
-        chosen = [chosen[place] for place in places]
+        chosen = [chosen[place] for place in evenly(len(chosen), count)]
     chosen = chosen[:count]
     only_embedded(context, [r.row.input_ids for r in chosen])
     return chosen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import traceback
@@ -12,15 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from luthier.display.text import safe
-from luthier.errors import Interrupted, Refused, UserError, UserErrors
+from luthier.errors import Interrupted, Refused, UserError, UserErrors, machine_limit
 from luthier.run_folder import RunFolder, logger
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# For these the machine or its settings are at fault, not our code.
-_MACHINE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG),
-    *(errno.ELOOP, errno.ESTALE, errno.ENODEV, errno.ENXIO),
-}
 
 
 def tell(error: BaseException, console: Console, *, debug: bool) -> int:
@@ -78,28 +70,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     """The mistake, or the machine's limit, that an exception stands for; None if it is a defect of ours."""
     if isinstance(error, UserError):
         return error
-    text = str(error)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
-    ):
-        return UserError(
-            f"memory is used up: {text.partition(chr(10))[0] or 'no more could be had'}",
-            "this machine",
-            "lower train.micro_batch_tokens, evaluate.batch_size or data.num_workers, or end other programs",
-        )
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return UserError(
-            f"the disk is full: {error.strerror}",
-            str(error.filename or os.getcwd()),
-            "free some space, or name another folder with --run; finished stages are kept and not done again",
-        )
-    if isinstance(error, OSError) and error.errno in _MACHINE:
-        return UserError(
-            f"cannot read or write: {error.strerror}",
-            str(error.filename or os.getcwd()),
-            "name what can be read, or a folder that can be written",
-        )
-    return None
+    return machine_limit(error)
 
 
 def _print_defect(error: BaseException, console: Console) -> None:

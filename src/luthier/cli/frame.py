@@ -149,13 +149,26 @@ def opened(target: str, overrides: Sequence[str] | None, run: Path | None) -> tu
         raise UserError(
             f"the recipe has {len(recipe.stages)} training stages, and this is about one",
             target,
-            f"name the folder of a stage: {folder.training(next(iter(recipe.stages))).path}",
+            f"name the folder of a stage: {folder.training(next(iter(recipe.stages))).path}"
+            + ("" if folder.trainings() else f", once `luthier prepare {target}` has made it"),
         )
     if not is_run(target):
         return recipe, folder
     from luthier.stages import settled
 
     return settled(recipe, folder), folder
+
+
+def opened_run(run: Path) -> tuple[Recipe, RunFolder]:
+    """The same for a verb that is about what a run has trained."""
+    if not is_run(str(run)):
+        known = ", ".join(str(path.parent) for path in sorted(Path("runs").glob("*/recipe.yaml"))[:10])
+        raise UserError(
+            f"{run} holds no run: there is no recipe.yaml in it",
+            str(run),
+            f"name a run folder: {known}" if known else "name a run folder, as --run did",
+        )
+    return opened(str(run), None, None)
 
 
 def run_stage(

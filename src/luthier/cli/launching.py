@@ -11,6 +11,7 @@ from typer import Exit
 
 from luthier import sweep
 from luthier.cli import failures, screen
+from luthier.cli.frame import is_run
 from luthier.display.text import counted, safe
 from luthier.errors import UserError
 from luthier.finished import refuse_other_recipe
@@ -79,7 +80,7 @@ def launch_sweep(
     slurm_options: Sequence[str] | None,
 ) -> None:
     """A sweep: one run after the other on this machine, or all as an array job."""
-    if Path(target).is_dir():
+    if is_run(target):
         target = str(Path(target) / "recipe.yaml")
     if nodes > 1 and slurm_options is None:
         raise UserError(

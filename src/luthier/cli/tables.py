@@ -74,7 +74,7 @@ def prepared(run: RunFolder, console: Console) -> None:
     records, rows = ledger["records"], ledger["rows"]
     console.print(
         f"{records['in']:,} records in, {records['kept']:,} kept; {rows['in']:,} rows made, {rows['kept']:,} kept; "
-        f"{ledger['drop_share']:.1%} dropped of a budget of {ledger['drop_budget']:.0%}"
+        f"{ledger['drop_share']:.1%} dropped of a budget of {100 * ledger['drop_budget']:g}%"
     )
 
 
@@ -187,7 +187,8 @@ def verdict(metric: Mapping[str, Any]) -> Text:
 def _figure(value: float | None, share: bool, *, sign: bool = False) -> str:
     if value is None:
         return "-"
-    text = f"{100 * value:+.1f}%" if share else f"{value:+.4f}"
+    unit = " points" if sign else "%"
+    text = f"{100 * value:+.1f}{unit}" if share else f"{value:+.4f}"
     zero = not any(digit in text for digit in "123456789")
     return text if sign and not zero else text.lstrip("+" if not zero else "+-")
 

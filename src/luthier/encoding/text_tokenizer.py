@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+_GENERATION = "generation_config.json"
+
+
 class TextTokenizer:
     """The ids of text, and the text of ids, for one transformers tokenizer.
 
@@ -47,7 +50,9 @@ class TextTokenizer:
         self._never_data[list(self.special_ids - {hf.unk_token_id})] = True
         added = {token.content: int(i) for i, token in hf.added_tokens_decoder.items()}
         ends = [added[token] for token in stop_tokens(added)]
-        self.stop_ids = frozenset([*stop_ids, *ends, *([] if self.eos_id is None else [self.eos_id])])
+        own = frozenset([*ends, *([] if self.eos_id is None else [self.eos_id])])
+        self.stop_ids = own | frozenset(stop_ids)
+        self._only_named = self.stop_ids - own  # by generation_config.json
         self._num_read = 0  # characters
         settings = json.loads(hf.backend_tokenizer.to_str())
         # The post-processor adds BOS and shortens offsets; truncation and padding would cut text in silence.
@@ -67,12 +72,11 @@ class TextTokenizer:
         # Loads torch, which processes that only encode do without.
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        generation = Path(folder) / "generation_config.json"
         try:
             hf = AutoTokenizer.from_pretrained(
                 str(folder), revision=revision, trust_remote_code=trust_remote_code
             )
-            stops = json.loads(generation.read_text()).get("eos_token_id") if generation.is_file() else None
+            stops = _stops(Path(folder), revision)
         except Exception as error:  # transformers and tokenizers raise anything at all over damaged files
             raise UserError(
                 f"no tokenizer can be loaded: {str(error).strip().partition(chr(10))[0] or type(error).__name__}",
@@ -85,7 +89,15 @@ class TextTokenizer:
                 str(folder),
                 "convert it to a tokenizer.json",
             )
-        return cls(hf, stops if isinstance(stops, list) else [] if stops is None else [stops])
+        return cls(hf, stops)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes files from which ``load`` makes the same tokenizer; a ``generation_config.json`` that is there stays."""
+        self.hf.save_pretrained(folder)
+        if self._only_named and not (Path(folder) / _GENERATION).is_file():
+            from transformers import GenerationConfig
+
+            GenerationConfig(eos_token_id=sorted(self.stop_ids)).save_pretrained(folder)
 
     def add_tokens(self, tokens: Sequence[str]) -> TextTokenizer:
         """A tokenizer that knows these control tokens as well."""
@@ -223,6 +235,23 @@ class TextTokenizer:
             repr(sorted(self.stop_ids)),
         ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _stops(folder: Path, revision: str | None) -> list[int]:
+    """The stop ids of ``generation_config.json``, of a local folder or a Hub model; none where there is no such file."""
+    local = folder / _GENERATION
+    if local.is_file():
+        stops = json.loads(local.read_text()).get("eos_token_id")
+    elif folder.is_dir():
+        return []
+    else:
+        from transformers import GenerationConfig
+
+        try:
+            stops = GenerationConfig.from_pretrained(str(folder), revision=revision).eos_token_id
+        except OSError:  # the model has none
+            return []
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
 
 
 def _without_prefix_space(part: Any) -> Any:

@@ -52,8 +52,12 @@ def ask(
     """
     asked: list[Asked] = []
     left_out: list[Dropped] = []
+    known: set[str] = set()
     for record in records:
         found = record if isinstance(record, Dropped) else _asked(record, task, tokenizer, recipe)
+        if record.id in known:
+            found = Dropped(record.id, "duplicate-id", "an earlier bug has the same id")
+        known.add(record.id)
         if isinstance(found, Dropped):
             left_out.append(found)
         else:
@@ -115,7 +119,7 @@ def generate_candidates(
     """
     settings = recipe.repair
     search = search_of(recipe)
-    key = hash_value([identity, str(search), settings.num_candidates, settings.refill, settings.written_order,
+    key = hash_value([identity, search.key, settings.num_candidates, settings.refill, settings.written_order,
                       task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
     head = {"key": key, "engine": engine}
     lines = read_jsonl(path)

@@ -199,7 +199,8 @@ def label_text(
     logits = _scores(model, _tree(task, model, tokenizer, names), [row])
     if task.several:
         p = expit(logits[0])
-        least = [c["threshold"] for c in scores["classes"]] if scores else [0.5] * len(names)
+        fixed = 0.5 if task.threshold == "fit" else task.threshold  # a fitted one is in the scores
+        least = [c["threshold"] for c in scores["classes"]] if scores else [fixed] * len(names)
         order = [int(c) for c in np.argsort(-p, kind="stable") if p[c] >= least[c]]
     else:
         temperature = scores["figures"]["tuned"]["temperature"] if scores else 1.0

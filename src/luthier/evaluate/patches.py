@@ -91,7 +91,11 @@ def judge_candidates(
         progress: Called with a label, what is done and all.
     """
     proven = prove(asked, left_out, recipe, memory, progress)
-    wanted = [(each, row) for each in proven.asked for row in candidates[each.bug.id]]
+    wanted = [
+        (each, {**row, "written_rank": rank})
+        for each in proven.asked
+        for rank, row in enumerate(candidates[each.bug.id], 1)
+    ]
     found = proven.judge.judge([(each.bug, row["function"]) for each, row in wanted], progress)
     judged = [(each, row, judgement) for (each, row), judgement in zip(wanted, found, strict=True)]
     if recipe.repair.rank_by == "tests":
@@ -194,12 +198,17 @@ def summary(
             for verdict in VERDICTS
         },
         "plausible_at_1_by_order": {
-            order: _mean([float(bool(of[b]) and _passes(min(of[b], key=by))) for b in bugs])
+            order: _mean([float(bool(of[b]) and _passes(_first(of[b], by))) for b in bugs])
             for order, by in _ORDERS.items()
         },
         "fences": sorted({r["fence"] for r in rows if r["fence"]}),
         "table": {bug: [r["verdict"] for r in of[bug]] for bug in bugs},
     }
+
+
+def _first(rows: Sequence[Mapping[str, Any]], by: Callable[[Mapping[str, Any]], float]) -> Mapping[str, Any]:
+    """The first row by an order; of equal ones that which was written first, whatever the tests made of it."""
+    return min(rows, key=lambda row: (by(row), row["written_rank"]))
 
 
 def judged_and_not(num_judged: int, left_out: Sequence[Dropped]) -> dict[str, Any]:

@@ -17,11 +17,20 @@ from luthier.evaluate.patches import given_candidates, judge_candidates
 from luthier.evaluate.rounds import repair_in_rounds
 from luthier.models.inference_engines import Name, Opener, Transformers, chosen_engine, open_engine
 from luthier.models.load import load_tokenizer, resolve
+from luthier.models.start import start_hash
 from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_folder, logger, read_json
 from luthier.tasks.repair import Repair
 
 Progress = Callable[[str, int, int | None], None]
+_OF_WEIGHTS = {
+    "revision",
+    "precision",
+    "quantisation",
+    "start_mode",
+    "new_tokens",
+    "rope",
+}  # how a model is loaded
 
 
 def repair(
@@ -70,8 +79,8 @@ def repair(
             "recipe key task.format",
             "set task.format=chat task.input=IR1 task.output=OR1",
         )
-    tokenizer = load_tokenizer(recipe.model) if server is None else None
-    if tokenizer is not None and which != "base" and given is None:
+    tokenizer = load_tokenizer(recipe.model) if server is None and given is None else None
+    if tokenizer is not None and which != "base":
         _same_form(task.identity(tokenizer), run, recipe)
     records = list(recipes.build("source", recipe.repair.bugs, "recipe key repair.bugs").records())
     asked, left_out = ask(records, task, tokenizer, recipe)
@@ -97,7 +106,8 @@ def repair(
     else:
         engine = chosen_engine(recipe, checkpoint=lend is not None)
         opener, weights = _opening(recipe, run, which, tokenizer, engine, lend, weights)
-        identity = [weights, task.identity(tokenizer), *([engine] if engine != "transformers" else [])]
+        model = recipe.model.model_dump(mode="json", include=_OF_WEIGHTS)
+        identity = [weights, start_hash(recipe.model), model, task.identity(tokenizer), engine]
     if rounds:
         return repair_in_rounds(
             asked, left_out, task, tokenizer, opener, identity, recipe, folder, memory, progress

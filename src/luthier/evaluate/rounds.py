@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from luthier.encoding.lexer import normalised
 from luthier.encoding.text_tokenizer import TextTokenizer
+from luthier.errors import UserError
 from luthier.evaluate import server as servers
 from luthier.evaluate.candidates import Asked, chosen, prompt_of, search_of
 from luthier.evaluate.patches import Proven, judged_and_not, prove, shown
@@ -119,7 +120,7 @@ def repair_in_rounds(
     settings = recipe.repair.rounds
     proven = prove(asked, left_out, recipe, memory, progress)
     # Budgets are no part of it: with a larger one the same conversations go on.
-    key = hash_value([identity, str(search_of(recipe)), recipe.repair.num_candidates, recipe.repair.refill,
+    key = hash_value([identity, search_of(recipe).key, recipe.repair.num_candidates, recipe.repair.refill,
                       recipe.repair.written_order, task.model_dump(mode="json"), recipe.data.max_length])  # fmt: skip
     talks = [_begun(each, folder / "conversations", key) for each in proven.asked]
     writer = _Writer(task, tokenizer, opener, recipe, progress)
@@ -149,6 +150,7 @@ def _begun(asked: Asked, folder: Path, key: str) -> Talk:
         "bug": asked.bug.id, "group": asked.bug.group, "language": asked.bug.language, "context": asked.bug.context,
         "before": place.text, "span": [place.start, place.end], "reference": asked.fixed, "key": key,
     }  # fmt: skip
+    _put_aside(path, key)
     old = read_jsonl(path)
     if path.is_file() and "".join(map(json_line, old)).encode() != path.read_bytes():
         write_jsonl(path, old)  # a line was cut off
@@ -157,6 +159,18 @@ def _begun(asked: Asked, folder: Path, key: str) -> Talk:
         path.unlink()
     talk.put(head)
     return talk
+
+
+def _put_aside(path: Path, key: str) -> None:
+    """Moves away what another model wrote, or other settings made, into a folder by its key; takes out what lies there by this one."""
+    head = next(iter(read_jsonl(path)), None)
+    if head is not None and head["key"] != key:
+        other = path.parent / head["key"][:12]
+        other.mkdir(exist_ok=True)
+        path.replace(other / path.name)
+    own = path.parent / key[:12] / path.name
+    if own.is_file() and not path.is_file():
+        own.replace(path)
 
 
 def _goes_on(talk: Talk, number: int, recipe: Recipe) -> bool:
@@ -201,12 +215,19 @@ class _Writer:
                 todo.append((index, shown, prompt))
         names = [talks[index].asked.bug.id for index, _, _ in todo]
         outputs = self._outputs([prompt for _, _, prompt in todo], names, number)
+        refused: UserError | None = None
         for done, (place, written, num_prompt_tokens) in enumerate(outputs, 1):
             index, text, prompt = todo[place]
+            if isinstance(written, UserError):
+                refused, talks[index].end = written, "refused"
+                logger.warning("repair: %s: %s", talks[index].asked.bug.id, written.what)
+                continue
             found[index] = self._line(talks[index], number, text, prompt, written, num_prompt_tokens)
             talks[index].put(found[index])
             if self.progress:
                 self.progress(f"round {number}", done, len(todo))
+        if refused is not None and number == 1 and not found:
+            raise refused  # all of them: it is not their length
         for index, line in found.items():
             talk = talks[index]
             talk.num_tokens += line["num_prompt_tokens"] + line["num_output_tokens"]
@@ -226,7 +247,8 @@ class _Writer:
 
     def _outputs(
         self, prompts: Sequence[Any], names: Sequence[str], number: int
-    ) -> Iterator[tuple[int, list[Continuation], int]]:
+    ) -> Iterator[tuple[int, list[Continuation] | servers.RefusedConversation, int]]:
+        """By index of the prompt what was written, or why a server refuses it; and tokens of the prompt."""
         if not prompts:
             return
         search = search_of(self.recipe)
@@ -234,7 +256,10 @@ class _Writer:
         server = self.recipe.repair.rounds.server
         if server is not None:
             for index, answers in servers.answers(server, prompts, search):
-                yield index, answers.outputs, answers.num_prompt_tokens
+                if isinstance(answers, servers.RefusedConversation):
+                    yield index, answers, 0
+                else:
+                    yield index, answers.outputs, answers.num_prompt_tokens
             return
         assert self.opener is not None
         self.engine = self.engine or self.opener()

@@ -20,6 +20,11 @@ from luthier.recipe import Server
 
 _WHERE = "recipe key repair.rounds.server"
 _LONGEST_WAIT_S = 60.0
+_REFUSED = (400, 413, 422)  # what servers say to a conversation that is too long for the model
+
+
+class RefusedConversation(UserError):
+    """The server takes this conversation not, and may take others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +42,11 @@ class Answers:
 
 def answers(
     server: Server, conversations: Sequence[Sequence[Mapping[str, str]]], search: Search
-) -> Iterator[tuple[int, Answers]]:
-    """The answers to each conversation by its index, as they come.
+) -> Iterator[tuple[int, Answers | RefusedConversation]]:
+    """The answers to each conversation by its index, as they come, or why the server gives none.
 
     Raises:
-        UserError: No key, no such server, or it refuses.
+        UserError: No key, no such server, or it refuses whatever is asked.
     """
     headers = {}
     if server.key_variable is not None:
@@ -63,7 +68,8 @@ def answers(
         }
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                error = future.exception()
+                yield futures[future], error if isinstance(error, RefusedConversation) else future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -125,7 +131,8 @@ def _post(client: httpx.Client, server: Server, body: Mapping[str, Any]) -> dict
                 return _json(response)
             problem = f"says {response.status_code}: {' '.join(response.text.split())[:300]}"
             if response.status_code != 429 and response.status_code < 500:
-                raise UserError(
+                kind = RefusedConversation if response.status_code in _REFUSED else UserError
+                raise kind(
                     f"the server {problem}", _WHERE, "see to url, model and key; what was written is kept"
                 )
             given = response.headers.get("retry-after", "")

@@ -91,7 +91,7 @@ class Adapter(Options):
     address_space: ClassVar[bool] = True
     copies: ClassVar[tuple[str, ...]] = ()
 
-    timeout_s: float | None = None
+    timeout_s: float | None = Field(None, gt=0)
     """Seconds of each step, instead of the recipe's."""
     disk_mib: int | None = Field(None, ge=1)
     """Room for its files, the copied project included, instead of the recipe's."""

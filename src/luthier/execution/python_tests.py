@@ -17,11 +17,12 @@ def passes(program: str, limits: Limits | None = None) -> tuple[bool, Outcome]:
     A program that leaves early with exit code 0 did not pass: its last line has to have run.
     """
     seal = secrets.token_hex(16)
+    # What threads and exit handlers say comes behind it. A program that shows its own source has more on that line.
     # "\nprint" begins a line of its own even behind an unfinished one; a backslash there is an error, as it should be.
     source = f"{program}\nprint({seal!r}, flush=True)\n"
     outcome = run([sys.executable, "-I", "program.py"], {"program.py": source}, limits)
     ended = outcome.status == "exited" and outcome.exit_code == 0
-    return ended and outcome.output.rstrip().endswith(seal), outcome
+    return ended and any(line.endswith(seal) for line in outcome.output.splitlines()), outcome
 
 
 def all_passes(programs: Sequence[str], limits: Limits | None = None) -> list[bool]:

@@ -41,7 +41,7 @@ class Limits:
     """What a command may use.
 
     Attributes:
-        timeout_s: Seconds from its start, and with one more of processor time.
+        timeout_s: Seconds from its start, and of processor time so many on each processor, with one more.
         memory_mib: Resident memory of all its processes, and address space of each.
         disk_mib: Largest file, and all of its folder where that is in memory.
         processes: Processes and threads.
@@ -62,14 +62,12 @@ class Step:
     Attributes:
         name: For the outcome.
         command: Program and arguments.
-        timeout_s: Other than the limits'.
         collect: Files of the folder whose text is wanted afterwards.
         environment: Variables beside PATH, LANG, HOME and TMPDIR.
     """
 
     name: str
     command: Sequence[str]
-    timeout_s: float | None = None
     collect: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -151,7 +149,7 @@ def run_steps(
     ):
         environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         environment |= {"HOME": folder, "TMPDIR": folder}
-        seconds = [step.timeout_s or limits.timeout_s for step in steps]
+        seconds = [limits.timeout_s for _ in steps]
         order = {
             "steps": [
                 {"name": s.name, "command": list(s.command), "seconds": t, "collect": list(s.collect),
@@ -166,7 +164,7 @@ def run_steps(
             "memory_bytes": limits.memory_mib << 20 if limits.address_space else 0,
             "disk_bytes": limits.disk_mib << 20,
             "processes": limits.processes,
-            "threads": 1 if limits.address_space else os.cpu_count() or 1,
+            "threads": os.cpu_count() or 1,
             "keep_bytes": _KEEP_BYTES,
             "collect_bytes": _COLLECT_BYTES,
             "report": report.fileno(),

@@ -39,7 +39,7 @@ from luthier.models.adapter import (
 )
 from luthier.models.classifier import head_of, pad_id, settle_head
 from luthier.models.forward import base_model
-from luthier.models.pretrained import UNLOADABLE, WHERE, fit_to_tokenizer, pretrained
+from luthier.models.pretrained import UNLOADABLE, WHERE, fit_to_tokenizer, pretrained, warn_of_code
 from luthier.recipe import Classifier, Model
 from luthier.run_folder import RunFolder, new_folder, write_json
 
@@ -135,8 +135,11 @@ def load_tokenizer(settings: Model) -> TextTokenizer:
     Raises:
         UserError: No tokenizer, or a new token that it has already.
     """
+    name = resolve(settings)
+    if settings.trust_remote_code:
+        warn_of_code(name)
     tokenizer = TextTokenizer.load(
-        resolve(settings), revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
     )
     new = settings.new_tokens
     if not new:
@@ -267,7 +270,7 @@ def earlier_adapter(settings: Model) -> Path:
     Raises:
         UserError: It belongs to others.
     """
-    return start.adapter_folder(settings, resolve(settings), load_tokenizer(settings).hash())
+    return start.adapter_folder(settings, resolve(settings), load_tokenizer(settings))
 
 
 def starts_adapted(settings: Model) -> bool:
@@ -348,7 +351,7 @@ def save_trained(
         if head is not None:  # an adapter's base does not know the names, nor perhaps what pads
             tokenizer.hf.pad_token = tokenizer.hf.convert_ids_to_tokens(pad_id(tokenizer))
             write_json(folder / "labels.json", {"names": list(head.names), "several": head.several})
-        tokenizer.hf.save_pretrained(folder)
+        tokenizer.save(folder)
     return path
 
 

@@ -106,7 +106,7 @@ def merged_start(settings: Model) -> Path:
             f"set model.name={earlier.name}",
         )
     start.adapter_folder(
-        earlier.model_copy(update={"start_from": settings.start_from}), base, load_tokenizer(earlier).hash()
+        earlier.model_copy(update={"start_from": settings.start_from}), base, load_tokenizer(earlier)
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     # Of several processes that start at once, one merges; the others wait and then find the folder.
@@ -131,7 +131,7 @@ def _merge(settings: Model, adapter: Path, out: Path) -> Proof:
     merged = model.merge_and_unload(safe_merge=True)
     with new_folder(out) as folder:
         merged.save_pretrained(folder)
-        tokenizer.hf.save_pretrained(folder)
+        tokenizer.save(folder)
         del model, merged, base
         kind: Any = (
             AutoModelForSequenceClassification if isinstance(settings, Classifier) else AutoModelForCausalLM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ UNLOADABLE = (
 )
 
 
+@functools.cache
+def warn_of_code(name: str) -> None:
+    """Says, once a process, that code which comes with a model or its tokenizer is run."""
+    logger.warning("model.trust_remote_code: code that comes with %s is run", name)
+
+
 def pretrained(name: str, settings: Model, dtype: torch.dtype) -> tuple[PreTrainedModel, bool]:
     """The model as it came, and whether its head for classes is not in its files.
 
@@ -49,7 +56,7 @@ def pretrained(name: str, settings: Model, dtype: torch.dtype) -> tuple[PreTrain
     head = settings.head if isinstance(settings, Classifier) else None
     kind: Any = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     if settings.trust_remote_code:
-        logger.warning("model.trust_remote_code: code that comes with %s is run", name)
+        warn_of_code(name)
     try:
         config: dict[str, Any] = {}
         if settings.rope is not None:

@@ -6,7 +6,7 @@ Shapes: B beams, L candidates of a beam, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -43,6 +43,11 @@ class Search:
     top_p: float = 1.0
     seed: int = 0
     rows_at_once: int = 80
+
+    @property
+    def key(self) -> str:
+        """All that outputs depend on, as text."""
+        return str(replace(self, rows_at_once=0))
 
 
 @dataclass(frozen=True, slots=True)

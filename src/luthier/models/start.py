@@ -44,7 +44,7 @@ def find(settings: Model) -> tuple[Path, Model]:
             "save the adapter again with peft's save_pretrained",
         )
     if adapter == run.adapter and run.recipe.is_file():
-        return adapter, stages.in_run(recipe_file.load(run.recipe).model, run)
+        return adapter, stages.settled(recipe_file.load(run.recipe), run).model
     return adapter, settings.model_copy(update={"start_from": None})
 
 
@@ -53,13 +53,13 @@ def start_hash(settings: Model) -> str:
     return hash_folder(find(settings)[0], (WEIGHTS, "adapter_config.json")) if settings.start_from else ""
 
 
-def adapter_folder(settings: Model, base: str, tokenizer_hash: str) -> Path:
+def adapter_folder(settings: Model, base: str, tokenizer: TextTokenizer) -> Path:
     """The folder of the adapter, proven to be made for this model.
 
     Args:
         settings: Of this run.
         base: Folder or Hub name of its base model.
-        tokenizer_hash: Of its tokenizer, chat template included.
+        tokenizer: Its own.
 
     Raises:
         UserError: It belongs to another base model, other weights of it, or another tokenizer.
@@ -80,7 +80,7 @@ def adapter_folder(settings: Model, base: str, tokenizer_hash: str) -> Path:
             _KEY,
             f"set model.quantisation={earlier.quantisation or 'null'}, or model.start_mode=merge",
         )
-    if (adapter / "tokenizer.json").is_file() and TextTokenizer.load(str(adapter)).hash() != tokenizer_hash:
+    if (adapter / "tokenizer.json").is_file() and not _same_tokenizer(adapter, settings, tokenizer):
         raise UserError(
             "the adapter was trained with another tokenizer, other added tokens or another chat template",
             _KEY,
@@ -94,6 +94,12 @@ def adapter_folder(settings: Model, base: str, tokenizer_hash: str) -> Path:
             "save it with peft's path_initial_model_for_weight_conversion, for the base model as it is",
         )
     return adapter
+
+
+def _same_tokenizer(adapter: Path, settings: Model, tokenizer: TextTokenizer) -> bool:
+    """Whether texts get the same ids; what ends a generation, which adapters of others do not say, is the base model's."""
+    saved = TextTokenizer.load(adapter, trust_remote_code=settings.trust_remote_code)
+    return TextTokenizer(saved.hf, sorted(tokenizer.stop_ids)).hash() == tokenizer.hash()
 
 
 def check_same(model: PeftModel, adapter: Path, settings: Adapter, targets: set[str]) -> None:

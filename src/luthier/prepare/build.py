@@ -13,7 +13,7 @@ import shutil
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,12 @@ _OWN_SOURCES = {"eval": "eval_source", "test": "test_source"}  # by split; later
 
 
 def prepare(
-    recipe: Recipe, run: RunFolder, tokenizer: TextTokenizer, *, progress: Progress | None = None
+    recipe: Recipe,
+    run: RunFolder,
+    tokenizer: TextTokenizer,
+    *,
+    trained: bool = False,
+    progress: Progress | None = None,
 ) -> bool:
     """Writes ``run.data``, whole or not at all; False if it, or another run of the sweep, had those rows already.
 
@@ -66,10 +71,11 @@ def prepare(
         recipe: The run's.
         run: Its folder.
         tokenizer: The model's, new tokens included.
+        trained: Training has begun on the rows that lie there: others are refused.
         progress: Called with the phase, how much of it is done, and of how much (None: unknown).
 
     Raises:
-        UserError: Two records of one id, nothing to keep, an empty split, a disk that cannot be written.
+        UserError: Other rows than were trained on, two records of one id, nothing to keep, an empty split, a disk that cannot be written.
     """
     # What multiprocessing itself asks when a process is started; by then this one would wait for its parent, or it for us.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -84,8 +90,21 @@ def prepare(
     with run.alone_in_sweep():
         if _unchanged(run, key) or _taken_over(run, key):
             return False
+        if trained and run.manifest.is_file():
+            _refuse_others(run, facts)
         _write(recipe, run, tokenizer, report, {"key": key, "inputs": facts})
     return True
+
+
+def _refuse_others(run: RunFolder, facts: Mapping[str, Any]) -> None:
+    """Keeps the rows of a training from being replaced, by which it could not go on nor be looked at."""
+    before = read_json(run.manifest).get("inputs", {})
+    if changed := [name for name in facts if before.get(name) != facts[name]]:
+        raise UserError(
+            f"the rows that this run was trained on would be replaced: {', '.join(changed)} changed since they were made",
+            str(run.data),
+            f"name another folder with --run; or, to train anew here, delete {run.path} first",
+        )
 
 
 def _write(

@@ -42,7 +42,7 @@ class Data(Options):
     """Shares of the splits; by group, by a stable hash."""
     max_length: int = Field(512, ge=8)
     """Longest row in tokens; context is trimmed to it, targets never."""
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, lt=1 << 32)
     """Seed of what is drawn when rows are made: splits, ``max_rows``, what a task draws. Without it the recipe's; with it, runs of several seeds have the same rows."""
     max_rows: dict[Literal["train", "eval", "test"], Annotated[int, Field(ge=1)]] = {}
     """Keep at most this many rows of a split, chosen by a stable hash; the rest is counted as ``over-max-rows``."""

@@ -55,7 +55,7 @@ class Train(Options):
     final_learning_rate_share: Share = 0.0
     """Where linear and cosine schedules end, as a share of the peak."""
     warmup_steps: int | None = Field(None, ge=0)
-    """Steps of linear warm-up; excludes ``warmup_share``."""
+    """Steps of linear warm-up, in place of ``warmup_share``."""
     warmup_share: Share = 0.05
     """Warm-up as a share of all steps, when ``warmup_steps`` is not given."""
     weight_decay: float = Field(0.0, ge=0)

@@ -82,15 +82,16 @@ def _resolve(tree: dict[str, Any], lines: Mapping[tuple[str, ...], int], file: s
             problems += problems_of(error, entry, path, lines, file)
         except UserError as error:
             problems.append(error)
-    evaluate = tree.get("evaluate")
-    named = evaluate.get("metrics") if isinstance(evaluate, dict) else None
-    for index, name in enumerate(named if isinstance(named, list) else ()):
-        key = ("evaluate", "metrics", str(index))
-        try:
-            if isinstance(name, str):  # else it is reported above
-                registry.lookup("metric", name, place_of(key, file, line_of(key, lines)))
-        except UserError as error:
-            problems.append(error)
+    for section, list_name, kind in (("evaluate", "metrics", "metric"), ("check", "waive", "check")):
+        options = tree.get(section)
+        named = options.get(list_name) if isinstance(options, dict) else None
+        for index, name in enumerate(named if isinstance(named, list) else ()):
+            key = (section, list_name, str(index))
+            try:
+                if isinstance(name, str):  # else it is reported above
+                    registry.lookup(kind, name, place_of(key, file, line_of(key, lines)))
+            except UserError as error:
+                problems.append(error)
     return problems
 
 

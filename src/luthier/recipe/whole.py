@@ -23,7 +23,7 @@ class Recipe(Options):
     """Short name; names the default run folder ``runs/NAME``."""
     description: str = ""
     """One line for lists and the report."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 32)
     """Seed of everything that is drawn."""
     task: dict[str, Any] = Field(default_factory=lambda: {"type": "line-completion"})
     """``type`` and the options of that task (``luthier list tasks``)."""

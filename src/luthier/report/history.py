@@ -43,9 +43,9 @@ def read(run: RunFolder) -> History:
     return from_rows(read_jsonl(run.history))
 
 
-def from_rows(rows: Iterable[Mapping[str, Any]]) -> History:
+def from_rows(rows: Iterable[dict[str, Any]]) -> History:
     """The history of the objects of ``history.jsonl``. Of a step written twice (a resumed run) the later one counts."""
-    by_step = {row["step"]: dict(row) for row in rows if isinstance(row.get("step"), int)}
+    by_step = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
     ordered = [by_step[step] for step in sorted(by_step)]
     return History([row for row in ordered if "loss" in row], [row for row in ordered if row.get("eval")])
 

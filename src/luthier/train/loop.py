@@ -37,7 +37,7 @@ from luthier.models.sharded import is_sharded, whole
 from luthier.recipe import Recipe
 from luthier.records import Finding, Row
 from luthier.rows import Rows
-from luthier.run_folder import RunFolder, logger
+from luthier.run_folder import RunFolder, logger, read_json, write_json
 from luthier.schedule import eval_interval, learning_rate, num_warmup_steps, total_steps
 from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress, trainable
@@ -273,6 +273,10 @@ def _halve(loop: Loop) -> None:
     loop.model.zero_grad(set_to_none=True)
     most = loop.engine.micro_batch_tokens
     loop.engine = replace(loop.engine, micro_batch_tokens=most // 2)
+    if (
+        loop.ranks.is_first and loop.run.environment.is_file()
+    ):  # whoever goes on begins with what is known to fit
+        write_json(loop.run.environment, read_json(loop.run.environment) | {"engine": loop.engine.to_dict()})
     logger.warning("train: out of memory with %d tokens at once; going on with %d", most, most // 2)
     give_back()
 
@@ -454,14 +458,19 @@ def _figures(row: dict[str, Any]) -> str:
 
 @contextmanager
 def _interruption() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step under way ends and a checkpoint is saved."""
+    """An event that Ctrl-C or SIGTERM sets, so that the step under way ends and a checkpoint is saved; a second Ctrl-C does not wait."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
-    def note(_signal: int, _frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
         event.set()
+        logger.warning(
+            "train: ends after the step or evaluation under way, with a checkpoint; Ctrl-C again ends at once"
+        )
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

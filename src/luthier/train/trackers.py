@@ -16,6 +16,7 @@ from luthier.run_folder import RunFolder, hash_value, logger, read_json, write_j
 FOLDER = "trackers"
 # Holds the run id that MLflow has drawn, so that a resumed run goes on under it.
 _MLFLOW_RUN = "mlflow-run-id"
+_set_here: dict[str, str] = {}  # environment variables
 
 
 class Trackers:
@@ -89,7 +90,7 @@ def _options(name: str, recipe: Recipe, run: RunFolder, step: int) -> dict[str, 
             "resume": "allow",
         }
     if name == "mlflow":
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        _unless_given("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         known = folder / _MLFLOW_RUN
         return {
             "experiment_name": recipe.name,
@@ -97,8 +98,14 @@ def _options(name: str, recipe: Recipe, run: RunFolder, step: int) -> dict[str, 
             "logging_dir": str(folder / "mlflow"),
             "run_id": known.read_text() if step and known.is_file() else None,
         }
-    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+    _unless_given("TRACKIO_DIR", str(folder / "trackio"))
     return {"run_name": recipe.name, "name": run.path.name, "resume": "allow"}
+
+
+def _unless_given(variable: str, value: str) -> None:
+    """Sets what the environment does not say; what an earlier run of this process set is not the user's."""
+    if os.environ.get(variable) == _set_here.get(variable):
+        os.environ[variable] = _set_here[variable] = value
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

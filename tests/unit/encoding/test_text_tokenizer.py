@@ -160,6 +160,19 @@ def test_a_folder_says_what_ends_a_generation(tmp_path: Path, monkeypatch: pytes
                        ('{"eos_token_id": [3, 4]}', {3, 4})):  # fmt: skip
         (tmp_path / "generation_config.json").write_text(text)
         assert TextTokenizer.load(tmp_path).stop_ids == {PLAIN.eos_id, *more}
+    loads = []
+    monkeypatch.setattr(
+        made,
+        "GenerationConfig",
+        SimpleNamespace(
+            from_pretrained=lambda *given, **how: (
+                loads.append((given, how)) or SimpleNamespace(eos_token_id=[3])
+            )
+        ),
+        raising=False,
+    )
+    assert TextTokenizer.load("owner/of-the-hub", revision="v1").stop_ids == {3, PLAIN.eos_id}
+    assert loads == [(("owner/of-the-hub",), {"revision": "v1"})]
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match="no tokenizer can be loaded: Expecting property name"):
         TextTokenizer.load(tmp_path)

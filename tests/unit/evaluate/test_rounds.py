@@ -392,6 +392,32 @@ def test_a_slow_answer_is_charged_to_the_bug_that_it_is_for(
     assert seconds.pop("gamma") >= 0.6 > 0.5 > max(seconds.values()) > 0
 
 
+def test_a_conversation_that_a_server_refuses_ends_and_the_others_go_on(
+    base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    changes = [*CHAT, "repair.num_candidates=1"]
+    with served(scripted.reply, status=[400]) as (url, _):
+        found = ran(base, run, *changes, server_settings(url), which="server")
+        assert len(found["ends"]["refused"]) == 1 and len(found["ends"]["passed"]) == len(SECRETS) - 1
+    with served(scripted.reply, status=[400] * 9) as (url, _), pytest.raises(UserError, match="says 400"):
+        ran(base, run, *changes, server_settings(url, model="no-such"), which="server")
+
+
+def test_what_one_server_wrote_is_kept_while_another_is_asked(
+    base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    changes = [*CHAT, "repair.num_candidates=1"]
+    with served(scripted.reply) as (url, asked):
+        for model, more in (("a", 8), ("b", 8), ("a", 0), ("b", 0)):
+            before = len(asked)
+            ran(base, run, *changes, server_settings(url, model=model), which="server")
+            assert len(asked) - before == more, model
+        ran(base, run, *changes, "repair.rows_at_once=1", server_settings(url, model="b"), which="server")
+        assert len(asked) == 16  # it changes speed alone
+
+
 def test_what_a_server_cannot_do_is_said(
     base: Recipe, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

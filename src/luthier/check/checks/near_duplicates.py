@@ -3,12 +3,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 
 from luthier.check.columns import Offenders, flat, ngram_hashes, values_at, whole_ngrams
-from luthier.check.context import CheckContext, RunContext, Skip
+from luthier.check.context import CheckContext, RunContext, Skip, evenly
 from luthier.encoding.minhash import band_keys, bands, candidates, signatures
 from luthier.records import Finding, Split
 from luthier.registry import check
@@ -128,9 +128,8 @@ class _Sample:
 
 
 def _forms(rows: Rows) -> _Forms:
-    step = max(1, len(rows) // NUM_ROWS_FOR_FORMS)
     sets = [np.empty(0, np.uint32)]
-    for index in islice(range(0, len(rows), step), NUM_ROWS_FOR_FORMS):
+    for index in evenly(len(rows), NUM_ROWS_FOR_FORMS):
         sets.append(np.unique(_cut(ngram_hashes(np.asarray(rows.row(index).input_ids), NGRAM))))
     num_rows = len(sets) - 1
     ngrams, counts = np.unique(np.concatenate(sets), return_counts=True)

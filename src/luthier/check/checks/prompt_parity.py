@@ -66,7 +66,7 @@ def _from_records(context: RunContext) -> Iterator[Finding]:
         raise Skip("there are no rows")
     context.looked_at(f"{sum(map(len, waiting.values()))} rows and their records")
     with TemporaryDirectory() as folder:
-        context.tokenizer.hf.save_pretrained(folder)
+        context.tokenizer.save(folder)
         tokenizer = TextTokenizer.load(folder, trust_remote_code=context.trust_remote_code)
     other_ids, other_prompts = Offenders(context), Offenders(context)
     num_records = 0

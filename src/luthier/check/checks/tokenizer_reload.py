@@ -34,7 +34,7 @@ def tokenizer_reload(context: CheckContext) -> Iterator[Finding]:
     """
     tokenizer = context.tokenizer
     with TemporaryDirectory() as folder:
-        tokenizer.hf.save_pretrained(folder)
+        tokenizer.save(folder)
         again = TextTokenizer.load(folder, trust_remote_code=context.trust_remote_code)
     fix = "put into tokenizer.json and tokenizer_config.json what was set in Python, or do it to the text itself"
     if changes := _changes(tokenizer, again):

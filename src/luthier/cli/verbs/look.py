@@ -21,6 +21,7 @@ from luthier.cli.frame import (
     app,
     is_run,
     opened,
+    opened_run,
     run_stage,
 )
 from luthier.display.text import safe
@@ -69,6 +70,9 @@ def show(
             )
     tokenizer = load_tokenizer(settled(read, place).model)
     console = screen.out()
+    if not indices:
+        console.print(f"the {split} split has no rows")
+        return
     token_view.legend(console)
     for index in indices:
         one = data.row(index)
@@ -104,7 +108,7 @@ def generate(
 
     [dim]$[/] luthier generate runs/infill --prompt 'def add(a, b):' --suffix '    return total'
     """
-    recipe, place = opened(str(run), None, None)
+    recipe, place = opened_run(run)
     text = _given("prompt", prompt, prompt_file)
     if suffix is not None or suffix_file is not None:
         suffix = _given("suffix", suffix, suffix_file)
@@ -203,6 +207,10 @@ def repair(
         )
     if candidates is not None and not candidates.is_file():
         raise UserError(f"there is no file {candidates}", "--candidates", "name a file that exists")
+    if against is not None and not (against / "repair.json").is_file():
+        raise UserError(
+            f"{against} holds no repair.json", "--against", "name the folder of a result: RUN/repair/base"
+        )
     if rounds is not None:
         overrides = [*(overrides or ()), f"repair.rounds.max_rounds={rounds}"]
     read, place = opened(recipe, overrides, run)
@@ -255,7 +263,12 @@ def compare(
         _Requirement | None,
         typer.Option(help="Exit with 1 unless each run is that, against the first.", show_default=False),
     ] = None,
-    metric: Annotated[str, typer.Option(help="The metric that --require is about.")] = "bits_per_byte",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="The metric that --require is about; bits_per_byte if not given.", show_default=False
+        ),
+    ] = None,
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -281,6 +294,8 @@ def compare(
 
     [dim]$[/] luthier compare runs/old runs/new --require better --metric exact_match
     """
+    if metric is not None and require is None:
+        raise UserError("--metric is what --require is about", "--metric", "add --require better")
     from luthier.evaluate import significance
     from luthier.report import compare as comparing
 
@@ -297,7 +312,7 @@ def compare(
 
         console.print(f"page: {compare_files.write(out, result)}", markup=False, soft_wrap=True)
     if require is not None:
-        _require(require, metric, result.against_first, [str(path) for path in runs[1:]])
+        _require(require, metric or "bits_per_byte", result.against_first, [str(path) for path in runs[1:]])
 
 
 def _require(requirement: _Requirement, metric: str, tests: dict[str, list[Any]], names: list[str]) -> None:
@@ -327,7 +342,7 @@ def merge(
 
     [dim]$[/] luthier merge runs/demo models/demo
     """
-    recipe, place = opened(str(run), None, None)
+    recipe, place = opened_run(run)
     from luthier.models.merge import merge as merge_into
 
     with user_disk_errors(out):

@@ -19,11 +19,14 @@ TRAINING = (
     "train",
     "seed",
 )  # sections and keys of a recipe that make what is trained
-# Settings of training that may differ when it goes on: no row of a step, and no more than its rounding, depends on them.
-_CHANGES_NO_STEP = (
-    *("stop_on", "sharding", "trackers", "num_samples", "keep_checkpoints"),
-    *("micro_batch_tokens", "gradient_checkpointing", "packing", "compile"),
-)
+# Settings of training that may differ when it goes on.
+_CHANGES_NO_STEP = ("stop_on", "sharding", "trackers", "num_samples", "keep_checkpoints")
+_CHANGES_SPEED = (
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "packing",
+    "compile",
+)  # and what checks say of it
 
 
 def is_done(place: RunFolder, stage: str, key: str, result: Path | None) -> bool:
@@ -58,7 +61,7 @@ def key_of(
         before: Key of the stage, or hash of the start, that this one goes on from.
     """
     tree = recipe.model_dump(mode="json")
-    for name in _CHANGES_NO_STEP:
+    for name in (*_CHANGES_NO_STEP, *(() if "check" in parts else _CHANGES_SPEED)):
         tree["train"].pop(name)
     if recipe.model.scratch is not None or _trained_by(recipe) is not None:
         tree["model"].pop("name")  # wherever the run folder lies by now
@@ -109,7 +112,7 @@ def refuse_other_recipe(place: RunFolder, recipe: Recipe) -> None:
     new = settled(recipe, place).model_dump(mode="json")
     for tree in (old, new):
         tree["data"].pop("num_workers")  # changes no row
-        for name in _CHANGES_NO_STEP:
+        for name in (*_CHANGES_NO_STEP, *_CHANGES_SPEED):
             tree["train"].pop(name)
     differing = [part for part in TRAINING if old[part] != new[part]]
     if differing:

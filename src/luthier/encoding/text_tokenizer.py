@@ -248,7 +248,7 @@ def _stops(folder: Path, revision: str | None) -> list[int]:
         from transformers import GenerationConfig
 
         try:
-            stops = GenerationConfig.from_pretrained(str(folder), revision=revision).eos_token_id
+            stops = GenerationConfig.from_pretrained(str(folder), revision=revision or "main").eos_token_id
         except OSError:  # the model has none
             return []
     return stops if isinstance(stops, list) else [] if stops is None else [stops]

@@ -97,7 +97,9 @@ def judge_candidates(
         for rank, row in enumerate(candidates[each.bug.id], 1)
     ]
     found = proven.judge.judge([(each.bug, row["function"]) for each, row in wanted], progress)
-    judged = [(each, row, judgement) for (each, row), judgement in zip(wanted, found, strict=True)]
+    judged: list[Judged] = [
+        (each, row, judgement) for (each, row), judgement in zip(wanted, found, strict=True)
+    ]
     if recipe.repair.rank_by == "tests":
         judged = by_tests(judged)
     rows: list[dict[str, Any]] = []

@@ -39,7 +39,7 @@ def test_outputs_that_give_no_function_agree_with_nothing() -> None:
     rows = chosen(asked(), written("no", "nor this", good), task, recipe(num_candidates=3))
     assert [(row["function"] is None, row["agreement"]) for row in rows] == [(True, 0), (True, 0), (False, 1)]
     judged = [
-        {**row, "bug": "b", "rank": rank, "exact": False, "ast": False, "fence": "", "compiled": row["function"] is not None,
+        {**row, "bug": "b", "rank": rank, "written_rank": rank, "exact": False, "ast": False, "fence": "", "compiled": row["function"] is not None,
          "verdict": "not-judged" if row["function"] is None else "passed"}
         for rank, row in enumerate(rows, 1)
     ]  # fmt: skip
@@ -61,6 +61,10 @@ def test_ranked_by_tests_what_passes_comes_first_and_duplicates_name_it(tmp_path
         tables.append(found["table"]["b"])
         ranks.append([found["metrics"][f"plausible@{k}"]["value"] for k in (1, 3)])
         assert found["metrics"]["distinct_rate"]["value"] == 0.75
+        # Equal ones stay in the order in which they were written: that of the tests would tell the answer.
+        assert found["plausible_at_1_by_order"] | {"agreement": None} == {
+            "score": 0, "mean-logprob": 0, "agreement": None, "tests": 1
+        }  # fmt: skip
     assert tables == [
         ["compile-error", "test-failed", "passed", "passed"],
         ["passed", "passed", "test-failed", "compile-error"],

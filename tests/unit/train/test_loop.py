@@ -1,6 +1,7 @@
 """Training without an eval split, and folders in which other training lies."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from luthier import pipeline
 from luthier.errors import Refused, UserError
 from luthier.recipe import Recipe, Train
 from luthier.run_folder import RunFolder, read_json, write_json
+from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress
 from luthier.train.loop import _checkpoint_due, _eval_due, _note_best, _stopped_early
 
@@ -82,9 +84,25 @@ def test_training_is_never_replaced_by_that_of_another_recipe_or_data(recipe, tm
         pipeline.prepare(recipe, "seed=1", "train.learning_rate=1", folder=run.path)
     assert before == {path: path.read_bytes() for path in before}
     (tmp_path / "code" / "module_0.py").unlink()
-    with pytest.raises(UserError, match="other settings or data"):
+    with pytest.raises(UserError, match="would be replaced: sources changed"):
         pipeline.train(recipe, folder=run.path)
-    assert run.result() == run.adapter
+    assert before == {path: path.read_bytes() for path in before} and run.result() == run.adapter
+    pipeline.report(recipe, folder=run.path)  # looks at what is there
+
+
+def test_a_run_that_memory_ended_goes_on_with_less_at_once(recipe, tmp_path):
+    run = pipeline.train(recipe, "train.keep_checkpoints=9", folder=tmp_path / "run")
+    shutil.rmtree(run.adapter)
+    for step in sorted(checkpoint.steps(run))[1:]:
+        shutil.rmtree(run.checkpoints / f"step-{step}")
+    engine = read_json(run.environment)["engine"]
+    assert engine["micro_batch_tokens"] > 64
+    pipeline.train(
+        recipe, "train.micro_batch_tokens=64", "train.gradient_checkpointing=true", folder=run.path
+    )
+    engine = read_json(run.environment)["engine"]
+    assert engine["micro_batch_tokens"] == 64 and engine["gradient_checkpointing"]
+    assert "resuming from" in run.log.read_text() and run.result() == run.adapter
 
 
 def test_a_run_cut_off_between_saving_and_noting_it_is_taken_up(recipe, tmp_path):

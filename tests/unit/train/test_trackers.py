@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -100,6 +101,17 @@ def test_mlflow_goes_on_with_its_run_in_a_file_of_the_run_folder(run, monkeypatc
         (2, 5.5),
     ]
     assert client.get_run(number).data.params["train.batch_size"] == "8"
+
+
+def test_each_run_of_a_process_has_its_own_place_unless_the_user_names_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "_set_here", {})
+    monkeypatch.delenv("TRACKIO_DIR", raising=False)
+    for name in ("one", "two"):
+        trackers._options("trackio", recipe("trackio"), RunFolder(tmp_path / name), 0)
+        assert os.environ["TRACKIO_DIR"] == str(tmp_path / name / "trackers" / "trackio")
+    monkeypatch.setenv("TRACKIO_DIR", "mine")
+    trackers._options("trackio", recipe("trackio"), RunFolder(tmp_path / "three"), 0)
+    assert os.environ["TRACKIO_DIR"] == "mine"
 
 
 @pytest.mark.slow

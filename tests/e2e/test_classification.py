@@ -95,7 +95,11 @@ def test_tiny_run_learns_and_reports(tmp_path: Path, way: str) -> None:
 
     settled = pipeline.settled(pipeline.read(path), place)
     lines = complete(settled, place, "apple pear plum apple fig 5").text.splitlines()
-    assert "fruit" in " ".join(lines)
+    if way != "several":
+        shares = [float(line.split()[0]) for line in lines]
+        assert {line.split()[1] for line in lines} == set(WORDS) and shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-3)
+    assert lines[0].split()[1] == "fruit"
     if way == "words":
         return
     with pytest.raises(UserError, match="no head for these classes"):

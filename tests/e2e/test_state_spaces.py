@@ -54,6 +54,7 @@ def test_a_run_of_a_state_space_model(family: str, way: str, tmp_path: Path) -> 
     predictions = [json.loads(line) for line in run.predictions.read_text().splitlines()]
     tokenizer = load_tokenizer(recipe.model)
     model = load_trained(recipe.model, run, len(tokenizer)).eval()
+    compared = 0
     for prediction in predictions[:6]:  # written with a cache, in batches: as by one forward pass a token
         ids, written = tokenizer.encode(prediction["prompt"], first=True), []
         stop = recipe.evaluate.max_new_tokens
@@ -63,4 +64,8 @@ def test_a_run_of_a_state_space_model(family: str, way: str, tmp_path: Path) -> 
             if int(logits.argmax()) in tokenizer.stop_ids:
                 break
             written.append(int(logits.argmax()))
-        assert tokenizer.decode(written).startswith(prediction["tuned"]["output"][:4])
+        said, output = tokenizer.decode(written), prediction["tuned"]["output"]
+        shorter = min(len(said), len(output))
+        assert said[:shorter] == output[:shorter]
+        compared += shorter
+    assert compared > 40

@@ -18,4 +18,6 @@ def test_scores_equal_a_worked_example() -> None:
     np.testing.assert_allclose(index.scores(["cat", "sat", "unknown"]), expected)
     assert index.best(["cat"], 5) == [0]
     assert index.best(["bird"], 5) == []
+    ties = BM25([["a"], ["a", "a"], ["b"], ["a"], ["a"], ["c"]])
+    assert all(ties.best(["a"], count) == [1, 0, 3, 4][:count] for count in range(7))
     assert index.scores(["cat", "cat"])[0] == pytest.approx(2 * index.scores(["cat"])[0])

@@ -84,6 +84,8 @@ def test_only_some_folders_tests_and_licences(repository: tuple[str, str]) -> No
     assert [item.reason for item in without if item.id.endswith("test_app.py")] == ["test"]
     with pytest.raises(UserError, match="no file of any project gives rows"):
         list(Git(repositories={url: first}, licences=["Apache-2.0"]).records())
+    whole = list(Git(repositories={url: first}).records())
+    assert list(Git(repositories={url: first}, licences=["MIT"]).records()) == whole
     assert some.fingerprint() != Git(repositories={url: first}).fingerprint()
     by_file = Git(repositories={url: first}, group_by="file", complete=["src/**"])
     assert [
@@ -150,6 +152,7 @@ def test_a_hook_of_another_repository_does_not_lead_git_into_it(
     ]
     fixes = GitFixes(path=url, message="one")
     assert fixes.own_fingerprint() != head + "\n"
+    assert [r.reason for r in GitFixes(path=url, message="two").records()] == ["no-function-changed"]
     monkeypatch.undo()
     assert paths == ["docs/conf.py", "src/app.py", "tests/test_app.py"]
     assert sorted(path.name for path in theirs.iterdir()) == [".git", "mine.py"]

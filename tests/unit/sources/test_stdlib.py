@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import json.decoder
+from pathlib import Path
 
-from luthier import registry
+import pytest
+
 from luthier.records import Dropped, Record
 from luthier.sources.stdlib import Stdlib
 
@@ -23,12 +25,12 @@ def test_the_library_without_tests_and_installed_packages() -> None:
     assert not any(r.budgeted for r in everything if isinstance(r, Dropped))  # nothing in it is broken
 
 
-def test_tests_on_demand_and_further_excludes() -> None:
-    names = {r.id for r in Stdlib(include_tests=True, exclude=["email/**"]).records()}
-    plain = {r.id for r in Stdlib().records()}
-    assert {n for n in plain if not n.startswith("email/")} <= names
-    assert not any(name.startswith("email/") for name in names)
-
-
-def test_it_is_registered_with_the_others() -> None:
-    assert set(registry.registered("source")) >= {"files", "code", "stdlib"}
+def test_tests_on_demand_and_further_excludes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = ["json/tests/x.py", "test/y.py", "idlelib/idle_test/z.py", "test_it.py"]
+    for name in ("os.py", "email/a.py", "site-packages/w.py", *tests):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert {r.id for r in Stdlib().records()} == {"os.py", "email/a.py"}
+    found = {r.id for r in Stdlib(include_tests=True, exclude=["email/**"]).records()}
+    assert found == {"os.py", *tests}

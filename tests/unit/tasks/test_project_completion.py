@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.fixtures.small_project import PATH, TEXT, records
+from tests.fixtures.small_project import FILES, PATH, TEXT, records
 from tests.fixtures.tokenizers import characters, smollm, with_sentinels
 
 from luthier.encoding.encode import encode
@@ -194,14 +194,29 @@ def test_a_gap_lies_in_the_stretch_with_the_project_before_it(name: str, order: 
 def test_the_context_of_another_project_holds_nothing_of_the_own() -> None:
     small, long = with_neighbours(records("a"), long_project("b"))
     task = ProjectCompletion(from_project="other", max_lines_per_file=3)
-    for row in rows(task, small, "test", 1024):
+    of_small, of_long = (list(rows(task, one, "test", 1024)) for one in (small, long))
+    assert of_small and of_long
+    for row in of_small:
         assert {path for _, path in row.meta["context"]} <= {f"pkg{i % 2}/f{i}.py" for i in range(4)}
         assert row.meta["context"] and row.meta["strata"]["project"] == "a"
-    for row in rows(task, long, "test", 1024):
-        assert {path for _, path in row.meta["context"]} & {"shop/cart.py", "tools/report.py"}
+    for row in of_long:
+        paths = {path for _, path in row.meta["context"]}
+        assert paths and paths <= set(FILES)
     [alone] = with_neighbours(records())
     with pytest.raises(UserError, match="single project"):
         rows(task, alone, "test", 1024)
+
+
+def test_no_file_gives_more_rows_than_it_may() -> None:
+    [long] = with_neighbours(long_project())
+    counts = [
+        len(rows(ProjectCompletion(max_lines_per_file=999, stretches_per_file=n), long, "test", 1024))
+        for n in (1, 2, 99)
+    ]
+    assert counts[0] < counts[1] < counts[2]
+    assert len(rows(ProjectCompletion(max_lines_per_file=4), long, "test", 1024)) == 4
+    assert len(rows(ProjectCompletion(max_train_rows_per_file=3), long, "train", 1024)) == 3
+    assert ProjectCompletion().baseline("a\nb\nc\na\n") == "b"
 
 
 def test_files_that_are_only_shown_give_no_rows_and_are_no_copies() -> None:

@@ -63,7 +63,13 @@ def make_start(recipe: Recipe, place: RunFolder) -> None:
         return
     source = recipes.build("source", recipe.data.source, "recipe key data.source")
     key = hash_value(
-        [recipe.model.scratch.model_dump(mode="json"), recipe.data.source, source.fingerprint(), recipe.seed]
+        [
+            recipe.model.scratch.model_dump(mode="json"),
+            recipe.data.source,
+            source.fingerprint(),
+            recipe.task,
+            recipe.seed,
+        ]
     )
     if is_done(place, "start", key, place.start):
         return

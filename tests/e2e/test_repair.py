@@ -85,9 +85,11 @@ def test_given_candidates_are_counted_as_they_are(run: RunFolder, tmp_path: Path
              ("bug-2", good), ("bug-1", "def total(a, b):\n    c = 1\n    return a - b"), ("nowhere", good)]  # fmt: skip
     path = tmp_path / "given.jsonl"
     path.write_text("".join(json.dumps({"bug": name, "function": text}) + "\n" for name, text in lines))
-    result = invoke(
-        "repair", str(run.path), "--candidates", str(path), "--against", str(run.repair / "given")
-    )
+    command = ["repair", str(run.path), "--candidates", str(path)]
+    early = invoke(*command, "--against", str(run.repair / "given"))
+    assert early.exit_code == 2 and "holds no repair.json" in early.output
+    assert invoke(*command).exit_code == 0
+    result = invoke(*command, "--against", str(run.repair / "given"))
     assert result.exit_code == 0, result.output
     found = read_json(run.repair / "given" / "repair.json")
     assert found["table"] == {

@@ -87,7 +87,6 @@ def test_preparing_ends_at_once_and_leaves_nothing(workers, tmp_path):
         "recipe.yaml",
         "environment.json",
         "run.log",
-        "stopped.json",
     }
 
 

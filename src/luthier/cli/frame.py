@@ -180,17 +180,18 @@ def run_stage(
     from luthier.finished import refuse_other_recipe
 
     stage: Callable[..., RunFolder] = getattr(pipeline, name)
-    trains = name in _TRAIN
-    if trains:
-        refuse_other_recipe(place, recipe)  # here already, it leaves no mark on the run that the folder holds
-    if trains and opening.writes():
-        with user_disk_errors(place.path):
-            place.stopped.unlink(missing_ok=True)
+    leaves_word = False
     try:
+        if name in _TRAIN:
+            refuse_other_recipe(place, recipe)  # before the run that the folder holds is marked in any way
+            leaves_word = True
+            if opening.writes():
+                with user_disk_errors(place.path):
+                    place.stopped.unlink(missing_ok=True)
         with screen.progress() as progress:
             return stage(recipe, folder=place.path, progress=progress, **options)
     except BaseException as error:
-        if trains:
+        if leaves_word:
             failures.note(error, place)
         if text := failures.saved(place):
             error.add_note(text)

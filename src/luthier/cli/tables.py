@@ -159,13 +159,13 @@ def _compared(scores: Mapping[str, Any], console: Console, title: str, names: tu
     for name in sorted(scores["metrics"], key=lambda n: order.index(n) if n in order else len(order)):
         metric = scores["metrics"][name]
         share = metric["unit"] == "share"
-        ends = [_figure(end, share, sign=True) for end in metric["interval"] or ()]
+        ends = [_figure(end, share, sign=True, unit="") for end in metric["interval"] or ()]
         result.add_row(
             *cells(
                 name + (" (nats)" if metric["unit"] == "nats" else ""),
                 _figure(metric["base"], share),
                 _figure(metric["tuned"], share),
-                _figure(metric["difference"], share, sign=True),
+                _figure(metric["difference"], share, sign=True, unit=" points"),
                 " to ".join(ends) or "-",
                 verdict(metric),
             )
@@ -184,10 +184,9 @@ def verdict(metric: Mapping[str, Any]) -> Text:
     return Text("better", "bold green") if better else Text("worse", "bold red")
 
 
-def _figure(value: float | None, share: bool, *, sign: bool = False) -> str:
+def _figure(value: float | None, share: bool, *, sign: bool = False, unit: str = "%") -> str:
     if value is None:
         return "-"
-    unit = " points" if sign else "%"
     text = f"{100 * value:+.1f}{unit}" if share else f"{value:+.4f}"
     zero = not any(digit in text for digit in "123456789")
     return text if sign and not zero else text.lstrip("+" if not zero else "+-")

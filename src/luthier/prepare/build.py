@@ -240,7 +240,7 @@ class _Preparation:
                     if raw.add(
                         record,
                         fields,
-                        self.task.duplicate_text(record),
+                        self._duplicate_text(record),
                         SPLITS[rank] if rank else None,
                         self.task.neighbourhood(record),
                     ):
@@ -253,6 +253,11 @@ class _Preparation:
             return deduplicator.find(
                 np.array(self.ranks), lambda done, total: self.report("duplicates", done, total)
             )
+
+    def _duplicate_text(self, record: Record) -> str:
+        """The task's; a record without text is no copy of another, and dropped for what it is."""
+        text = self.task.duplicate_text(record)
+        return text if text.strip() else f"{stable_hash(record.id):x}"
 
     def _note_labels(self, record: Record, rank: int) -> None:
         """Labels of a split's own source add none: what training never sees has no class."""
@@ -271,6 +276,12 @@ class _Preparation:
     def _resolve(self, keep: np.ndarray, splits: np.ndarray) -> None:
         """Tells the task which labels there are, and writes them down."""
         if not self.label_names:
+            if self.task.model_dump().get("labels") == "auto":
+                raise UserError(
+                    "no record has a label",
+                    "recipe key task.label",
+                    "name the column that holds the class of a row",
+                )
             return
         labels = np.array(self.labels)[keep & (splits == 0)]
         counts = np.bincount(labels[labels >= 0], minlength=len(self.label_names))

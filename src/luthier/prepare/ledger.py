@@ -65,11 +65,15 @@ class Ledger:
         return sum(reason.count for reason in self._reasons[level].values())
 
     def drop_share(self) -> float:
-        """The share of budgeted drops, of records or of rows, whichever is worse, in [0, 1]."""
+        """The share of budgeted drops, of records or of rows, whichever is worse, in [0, 1].
+
+        What a rule drops, copies or files that are only context, is in neither number: it would hide what is lost of the rest.
+        """
         shares = []
         for level, reasons in self._reasons.items():
             budgeted = sum(reason.num_budgeted for reason in reasons.values())
-            shares.append(budgeted / self.num_in[level] if self.num_in[level] else 0.0)
+            wanted = self.num_in[level] - sum(r.count - r.num_budgeted for r in reasons.values())
+            shares.append(budgeted / wanted if wanted else 0.0)
         return max(shares)
 
     def check(self) -> None:

@@ -49,7 +49,8 @@ def without_comments(program: str) -> str:
     source, root = syntax.parse(program, "python")
     cuts = [(node.start_byte, node.end_byte) for node in syntax.nodes(root, "python", {"comment"})]
     for node in syntax.nodes(root, "python", {"expression_statement"}):
-        alone = len(node.parent.named_children) == 1 and node.parent.type == "block"
+        beside = [child for child in node.parent.named_children if child.type != "comment"]
+        alone = len(beside) == 1 and node.parent.type == "block"
         if [child.type for child in node.named_children] == ["string"] and not alone:
             cuts.append((node.start_byte, node.end_byte))
     for start, end in sorted(cuts, reverse=True):

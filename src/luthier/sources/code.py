@@ -224,9 +224,9 @@ def _walk(
             here = f"{inside}{entry.name}"
             file = _File(entry.path, entry.name if name == "." else f"{name}/{entry.name}")
             is_folder = os.path.isdir(entry.path)  # not entry.is_dir(), which raises on a link to itself
-            if exclude.fullmatch(f"{here}/" if is_folder else here) or not (
-                is_folder or include.fullmatch(here)
-            ):
+            if exclude.fullmatch(here) or (is_folder and exclude.fullmatch(f"{here}/")):
+                continue
+            if not (is_folder or include.fullmatch(here)):
                 continue
             if entry.is_symlink():
                 yield Dropped(_printable(file.name), "symlink", "links are not followed", budgeted=False)
@@ -238,7 +238,11 @@ def _walk(
 
 
 def glob_pattern(globs: list[str]) -> re.Pattern[str]:
-    """One regular expression for a list of globs, over paths with ``/`` (of folders too, which end in one)."""
+    """One regular expression for a list of globs, over paths with ``/`` (of folders too, which end in one).
+
+    Raises:
+        UserError: A range that no character is in.
+    """
     tokens = re.compile(r"\*\*/|\*\*|\*|\?|\[[!^]?\]?[^\]]*\]|.", re.DOTALL)
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
@@ -251,9 +255,14 @@ def glob_pattern(globs: list[str]) -> re.Pattern[str]:
             return f"(?!/)[{'^' if negated else ''}{inner}]"
         return re.escape(token)
 
-    return re.compile(
-        "|".join("".join(map(translate, tokens.findall(glob))) for glob in globs) or r"(?!)", re.DOTALL
-    )
+    try:
+        return re.compile(
+            "|".join("".join(map(translate, tokens.findall(glob))) for glob in globs) or r"(?!)", re.DOTALL
+        )
+    except re.error as error:
+        raise UserError(
+            f"a glob has an impossible range: {error}", f"globs {', '.join(globs)}", "write [a-z]"
+        ) from error
 
 
 def _as_list(path: str | list[str]) -> list[str]:

@@ -44,7 +44,8 @@ class CwePairs(Vulnerable):
             if self.language == "path":
                 suffix = "." + str(fields["path"]).rpartition(".")[2].lower()
                 language = SUFFIXES.get(suffix, suffix)
-            group = str(fields["group"]) if self.group_column else item.id
+            named = fields.get("group") if self.group_column else None
+            group = item.id if named is None else str(named)  # without one it stands alone
             yield weakness(item.id, fields["before"], fields["after"], language, fields["cwe"], group)
 
     def own_fingerprint(self) -> str:

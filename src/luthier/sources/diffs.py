@@ -6,15 +6,19 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from luthier.encoding.lexer import split_lines
 from luthier.encoding.repair import Hunk, hunks
+from luthier.encoding.syntax import PARSED, Parsed, functions, parses
 from luthier.errors import UserError
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.run_folder import hash_file
 from luthier.sources.pairs import SUFFIXES, Pairs, changed_functions
+
+_USUAL_CONTEXT = 3  # lines, of diff and git
 
 
 @source("diffs")
@@ -83,4 +87,34 @@ def _functions(name: str, file: str, found: list[Hunk]) -> Iterator[Record | Dro
         )
     else:
         old, new = ("".join(side).encode() for side in (found[0].old, found[0].new))
-        yield from changed_functions(name, old, new, language)
+        cut = _cut_off(found[0], old, new, language) if language in PARSED else set()
+        for item in changed_functions(name, old, new, language):
+            if item.id.removeprefix(f"{name}:") in cut:
+                said = (
+                    "nothing tells that the diff holds it to its end; write diffs with more context (-U1000)"
+                )
+                item = Dropped(item.id, "cut-off", said)
+            yield item
+
+
+def _cut_off(hunk: Hunk, old: bytes, new: bytes, language: Parsed) -> set[str]:
+    """Names of functions that go on, or may go on, behind the hunk.
+
+    Those of a language with braces do not parse then. A function of Python may end anywhere: it is whole if the file ends with the
+    hunk, which shows where fewer lines of context stand behind the change than before it, or a newline is missing.
+    """
+    pairs = list(zip(hunk.old, hunk.new, strict=False))
+    before = next((i for i, (one, other) in enumerate(pairs) if one != other), len(pairs))
+    behind = zip(reversed(hunk.old[before:]), reversed(hunk.new[before:]), strict=False)
+    after = sum(1 for _ in takewhile(lambda both: both[0] == both[1], behind))
+    usual = before if hunk.start else _USUAL_CONTEXT  # at the top of a file there may be no more lines
+    ended = not old.endswith(b"\n") or not new.endswith(b"\n") or after != usual
+    names = set()
+    for text in (old, new):
+        for function in functions(text, language):
+            if function.end < len(text.rstrip()):
+                continue
+            own = text[function.start : function.end].decode("utf-8", "replace")
+            if not ended if language == "python" else not parses(own, language):
+                names.add(function.name)
+    return names

@@ -19,9 +19,11 @@ from luthier.run_folder import cache_folder, logger, new_folder
 from luthier.sources.project_files import ProjectFiles, hash_of, refuse_nothing
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-# Nothing of a repository is run: no hooks, no filters for large files, no prompt for a password.
+# Nothing of a repository is run: no hooks, no filters, no prompt for a password.
 _SETTINGS = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false", "-c", "core.symlinks=false")
-_ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0", "GIT_LFS_SKIP_SMUDGE": "1"}
+_ENVIRONMENT = {"GIT_TERMINAL_PROMPT": "0"}
+# Files are as they were committed, whatever line ends and filters the user's settings or the repository ask for.
+_ATTRIBUTES = "* -text -filter -ident -working-tree-encoding\n"
 # What says which repository git works on (`git rev-parse --local-env-vars`, without what only configures it, and what git sets
 # for its hooks): a run that a hook or `git rebase --exec` starts would otherwise work on the user's own.
 _PLACES = {
@@ -103,6 +105,8 @@ def fetch(url: str, commit: str, folders: Sequence[str] = ()) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as work:
         _git(url, work, "init", "--quiet", f"--object-format={'sha1' if len(commit) == 40 else 'sha256'}")
+        (work / ".git" / "info").mkdir(exist_ok=True)
+        (work / ".git" / "info" / "attributes").write_text(_ATTRIBUTES)
         if folders:
             _git(url, work, "sparse-checkout", "set", "--", *folders)
         # A host that cannot leave out contents sends them all, so the filter is only asked for where it helps.

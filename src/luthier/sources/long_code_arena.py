@@ -45,6 +45,12 @@ class LongCodeArena(Source):
                     f"name files of the data set, whose rows have {', '.join(_COLUMNS)}",
                 )
             done = fields["completion_file"]
+            if not isinstance(done, dict) or not {"filename", "content"} <= done.keys():
+                raise UserError(
+                    "completion_file is no object with filename and content",
+                    f"{self.path} ({item.id})",
+                    "name files of the data set as they are published",
+                )
             name = f"{fields['repo']}@{fields['commit_hash'][:12]}/{done['filename']}"
             for path, text in _pairs(fields["repo_snapshot"]):
                 if path.endswith(tuple(self.suffixes)) and path != done["filename"] and text:

@@ -122,7 +122,10 @@ def changed_functions(name: str, old: bytes, new: bytes, language: Language) -> 
     """The functions that stand in both versions of a file and differ, innermost ones only."""
     if language not in PARSED:
         yield Dropped(
-            name, "no-functions", f"functions of {language} are not found in files; give them as pairs"
+            name,
+            "no-functions",
+            f"functions of {language} are not found in files; give them as pairs",
+            budgeted=False,
         )
         return
     pairs, unpaired = _same_functions(functions(old, language), functions(new, language))

@@ -128,6 +128,12 @@ class Task(Options):
         return {}
 
     def duplicate_text(self, record: Record) -> str:
-        """The text by which near and exact copies of a record are found: its text columns, by name."""
+        """The text by which near and exact copies of a record are found: its text columns, by name; without any it is no copy."""
         fields = record.fields
         return "\n".join(fields[name] for name in sorted(fields) if isinstance(fields[name], str))
+
+
+def text_of(record: Record, field: str) -> str:
+    """The text in a field of a record; empty where there is none."""
+    text = record.fields.get(field)
+    return text if isinstance(text, str) else ""

@@ -21,7 +21,7 @@ from luthier.encoding.windows import windows
 from luthier.errors import UserError
 from luthier.records import Dropped, Example, Record, Row, Span, Split
 from luthier.registry import task
-from luthier.tasks import Task
+from luthier.tasks import Task, text_of
 
 # Tokens by which a window may grow when it is encoded by itself.
 _SLACK = 4
@@ -79,6 +79,11 @@ class LanguageModelling(Task):
             line = text.count("\n", 0, part.start) + 1
             example = Example(f"{record.id}#{number}", spans, record.group, {"line": line})
             yield infilled(example, self.infill, tokenizer, max_length=max_length, seed=seed)
+
+    def duplicate_text(self, record: Record) -> str:
+        """The text itself, wherever it lies; of a gap with what stands around it."""
+        gap = [text_of(record, name) for name in ("prefix", "middle", "suffix")]
+        return text_of(record, self.text_field) or "".join(gap)
 
     def answer_to(self, row: Row, text: str) -> str:
         """The text without what of it already stands behind the gap."""

@@ -14,7 +14,7 @@ from luthier.encoding.infill import Infill, infilled
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
-from luthier.tasks import Task
+from luthier.tasks import Task, text_of
 
 
 @task("line-completion")
@@ -67,7 +67,7 @@ class LineCompletion(Task):
 
     def duplicate_text(self, record: Record) -> str:
         """The code itself."""
-        return str(record.fields.get(self.text_field, ""))
+        return text_of(record, self.text_field)
 
     def examples(
         self, record: Record, split: Split, tokenizer: TextTokenizer, *, max_length: int, seed: int

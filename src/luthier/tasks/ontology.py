@@ -99,8 +99,11 @@ class Ontology(Task):
         return "\n".join("\t".join(line.titles) for line in self.paths.parse(text).lines)
 
     def duplicate_text(self, record: Record) -> str:
-        """Title and abstract: one document may have other paths in another part of the graph."""
-        return "\n".join(str(record.fields.get(name, "")) for name in ("title", "abstract"))
+        """The prompt: one document may have other paths in another part of the graph."""
+        try:
+            return render(self.prompt_template, record.fields)
+        except RowError:
+            return ""
 
     def epoch_weights(self, rows: Rows, seed: int) -> Callable[[Row, int], Row] | None:
         """Masks drawn for each epoch, or weights by frequency, over the training rows' own edge counts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from luthier.projects.project import File, Project
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.sources.project_files import gives_rows
-from luthier.tasks import Task
+from luthier.tasks import Task, text_of
 
 # Tokens kept free, since pieces that are counted apart may break otherwise where they meet.
 _SLACK = 8
@@ -111,9 +110,7 @@ class ProjectCompletion(Task):
 
     def duplicate_text(self, record: Record) -> str:
         """The code of a file that gives rows; files that are only shown are no copies of anything."""
-        if gives_rows(record):
-            return str(record.fields.get("text", ""))
-        return hashlib.sha256(record.id.encode("utf-8", "surrogatepass")).hexdigest()
+        return text_of(record, "text") if gives_rows(record) else ""
 
     def prompt(self, text: str, tokenizer: TextTokenizer) -> list[Span]:
         """The text up to its last visible character, as the contexts of rows end."""

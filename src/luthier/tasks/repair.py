@@ -36,7 +36,7 @@ from luthier.recipe import Options
 from luthier.records import Dropped, Example, Record, Span, Split
 from luthier.registry import task
 from luthier.run_folder import hash_value
-from luthier.tasks import Task
+from luthier.tasks import Task, text_of
 
 _NAMES: dict[Language, str] = {"python": "Python", "java": "Java", "c": "C"}
 _ANSWER = "Answer with the whole fixed function in one fenced block."
@@ -219,7 +219,7 @@ class Repair(Task):
         attempts = record.fields.get("attempts")
         found = attempts if isinstance(attempts, list) else []
         tried = [str(one.get("output")) for one in found if isinstance(one, Mapping)]
-        return "\n".join([str(record.fields.get("before")), *tried, str(record.fields.get("after"))])
+        return "\n".join([text_of(record, "before"), *tried, text_of(record, "after")])
 
     def _row(
         self,

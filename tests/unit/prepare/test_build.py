@@ -67,7 +67,8 @@ def test_rows_ledger_and_manifest_agree(tmp_path: Path, run: RunFolder) -> None:
     assert (ledger["records"]["in"], ledger["records"]["kept"]) == (66, 62)
     assert (ledger["rows"]["in"], ledger["rows"]["kept"]) == (123, 121)
     assert ledger["records"]["dropped"]["exact-duplicate"]["ids"] == ["row:61"]
-    assert ledger["drop_share"] == pytest.approx(2 / 66) and ledger["drop_budget"] == 0.05
+    # What rules drop is in neither number.
+    assert ledger["drop_share"] == pytest.approx(2 / 64) and ledger["drop_budget"] == 0.05
     assert ledger["duplicates"] == {"exact": 1, "near": 0, "clusters": 0}
     dropped = {
         (line["stage"], line["id"], line["reason"], line["detail"]) for line in read_jsonl(run.dropped)

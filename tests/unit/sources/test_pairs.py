@@ -100,7 +100,7 @@ DIFF = """diff --git a/A.java b/A.java
 
 
 def test_diffs_are_read_by_their_numbers(tmp_path: Path) -> None:
-    (tmp_path / "one.diff").write_text(DIFF.replace("-1,7", "-1,7"))
+    (tmp_path / "one.diff").write_text(DIFF)
     (found,) = Diffs(path=str(tmp_path / "one.diff")).records()
     assert isinstance(found, Record)
     assert found.fields["before"] == "  int f() {\n-- x;\n    return 1;\n  }\n"
@@ -128,6 +128,43 @@ def test_diffs_that_hold_no_whole_function_are_counted(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(UserError, match="no file matches"):
         list(Diffs(path=str(tmp_path / "*.patch")).records())
+
+
+LOOP = """def total(rows):
+    found = 0
+    for row in rows:
+        found += row
+"""
+
+
+@pytest.mark.parametrize(
+    ("behind", "whole"),
+    [
+        ("    a()\n    b()\n    c()\n", False),  # as many lines as stand before the change: it may go on
+        ("    a()\n    b()\n", True),  # the file ends
+        ("    a()\n    b()\n    return found\n\ndef other():\n", True),
+    ],
+)
+def test_a_function_that_the_diff_may_cut_off_is_no_pair(tmp_path: Path, behind: str, whole: bool) -> None:
+    lines = [f" {line}\n" for line in LOOP.splitlines()[:3]] + [
+        "-        found += row\n",
+        "+        found += 1\n",
+    ]
+    lines += [f" {line}\n" for line in behind.splitlines()]
+    count = 4 + behind.count("\n")
+    text = f"--- a/a.py\n+++ b/a.py\n@@ -9,{count} +9,{count} @@\n" + "".join(lines)
+    (tmp_path / "a.diff").write_text(text)
+    (found,) = Diffs(path=str(tmp_path / "a.diff")).records()
+    assert isinstance(found, Record) == whole
+    assert whole or (isinstance(found, Dropped) and found.reason == "cut-off" and found.budgeted)
+
+
+def test_a_function_with_an_open_brace_is_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "a.diff").write_text(
+        "--- a/A.java\n+++ b/A.java\n@@ -3,4 +3,4 @@\n   int f() {\n     int x = 0;\n-    x--;\n+    x++;\n     g(x);\n"
+    )
+    found = list(Diffs(path=str(tmp_path / "a.diff")).records())
+    assert found and not [item for item in found if isinstance(item, Record)]
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -12,6 +12,7 @@ from tests.fixtures.tiny_prepare import rows_source, tiny_recipe, tiny_tokenizer
 from luthier.errors import UserError
 from luthier.prepare import build
 from luthier.prepare.build import inputs, prepare
+from luthier.recipe import Recipe
 from luthier.records import SPLITS
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, read_json, read_jsonl
@@ -314,6 +315,50 @@ def test_a_defective_task_is_named(rows: Path, run: RunFolder, defect: str, what
     with pytest.raises(UserError, match=what) as caught:
         prepare(tiny_recipe(rows, defect=defect, num_workers=workers), run, TOKENIZER)
     assert "tiny-parts" in caught.value.where and os.listdir(run.path) == []
+
+
+def test_records_without_text_are_no_copies_of_each_other(tmp_path: Path, run: RunFolder) -> None:
+    code = [f"def f{i}(a, b):\n    return a * {i * 7919} + b\n\n\nprint(f{i}({i}, 2))\n" for i in range(40)]
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": text} for text in code] + [{"text": None}] * 9)
+    recipe = Recipe.model_validate(
+        {
+            "task": {"type": "line-completion", "min_context_tokens": 4},
+            "data": {
+                "source": {"type": "files", "path": str(path)},
+                "max_length": 200,
+                "num_workers": 1,
+                "drop_budget": 0.9,
+            },
+        }
+    )
+    prepare(recipe, run, TOKENIZER)
+    ledger = read_json(run.ledger)
+    dropped = {
+        level: {n: r["count"] for n, r in ledger[level]["dropped"].items()} for level in ("records", "rows")
+    }
+    assert "exact-duplicate" not in dropped["records"] and dropped["rows"]["no-text"] == 9
+    assert ledger["drop_share"] > 0.1
+
+
+def test_labels_that_no_record_has_are_said(tmp_path: Path, run: RunFolder) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": f"word {i}", "label": []} for i in range(40)])
+    recipe = Recipe.model_validate(
+        {
+            "task": {"type": "classification", "text": "{{ text }}", "several": True},
+            "data": {"source": {"type": "files", "path": str(path)}, "max_length": 60, "num_workers": 1},
+        }
+    )
+    with pytest.raises(UserError, match="no record has a label"):
+        prepare(recipe, run, TOKENIZER)
+
+
+def test_rows_under_a_training_are_not_replaced(rows: Path, run: RunFolder) -> None:
+    prepare(tiny_recipe(rows), run, TOKENIZER, trained=True)
+    before = {path: path.read_bytes() for path in sorted(run.data.iterdir())}
+    assert prepare(tiny_recipe(rows), run, TOKENIZER, trained=True) is False
+    with pytest.raises(UserError, match="would be replaced: seed changed"):
+        prepare(tiny_recipe(rows, seed=1), run, TOKENIZER, trained=True)
+    assert before == {path: path.read_bytes() for path in sorted(run.data.iterdir())}
 
 
 def test_half_a_surrogate_pair_is_counted(tmp_path: Path, run: RunFolder) -> None:

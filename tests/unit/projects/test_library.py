@@ -138,3 +138,8 @@ def test_chrf_equals_sacrebleu_and_stays_in_bounds() -> None:
 
 def test_a_program_runs_if_it_comes_to_its_end() -> None:
     assert metrics.runs(["x = 1", "1 / 0"], ["", ""]) == [1.0, 0.0]
+
+
+def test_a_body_of_a_docstring_and_a_comment_stays_a_program() -> None:
+    text = 'def f():\n    """Says."""\n    # and more\n\n\nf()\n'
+    compile(library.without_comments(text), "f", "exec")

@@ -140,6 +140,9 @@ def test_globs(tmp_path: Path) -> None:
     assert found(include=["**/a[!0-9].py"]) == {"s/t/a[.py"}
     assert found(include=["**/a[[].py"]) == {"s/t/a[.py"}
     assert found(exclude=["**/tests/**", "s/t/**", "**/.*/**"]) == {"a.py", "s/a.py"}
+    assert found(exclude=["tests", "s"]) == {"a.py"}  # folders by their bare names
+    with pytest.raises(UserError, match="impossible range"):
+        Code(path=str(tmp_path), exclude=["[z-a].py"]).fingerprint()
     for glob in ("[", "[]", "a[", "(", "**/**", "\\"):  # never a regular expression that does not compile
         Code(path=str(tmp_path), exclude=[glob]).fingerprint()
 

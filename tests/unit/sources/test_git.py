@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from luthier.errors import UserError
 from luthier.records import Dropped, Record
-from luthier.sources.git import Git, _names
+from luthier.sources.git import Git, _names, fetch
 from luthier.sources.git_fixes import GitFixes
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -74,6 +74,18 @@ def test_the_files_of_the_pinned_commit_are_records_with_project_licence_and_rol
     }  # fmt: skip
     assert not any(item.budgeted for item in dropped.values())
     assert not list((tmp_path / "cache" / "git").rglob(".git"))
+
+
+def test_files_are_as_they_were_committed_whatever_the_user_has_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    commit_hash = made(tmp_path / "own.git", {"a.py": "x = 'abc'\n", ".gitattributes": "*.py filter=loud\n"})
+    settings = tmp_path / "gitconfig"
+    settings.write_text('[core]\n\tautocrlf = true\n[filter "loud"]\n\tsmudge = tr a-z A-Z\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    folder = fetch(str(tmp_path / "own.git"), commit_hash)
+    assert (folder / "a.py").read_bytes() == b"x = 'abc'\n"
 
 
 def test_only_some_folders_tests_and_licences(repository: tuple[str, str]) -> None:

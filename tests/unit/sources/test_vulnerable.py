@@ -186,6 +186,12 @@ def test_rows_with_a_cwe_are_read_and_grouped_by_commit(tmp_path: Path) -> None:
     assert kept[0].group == kept[1].group
     reasons = {item.reason for item in found if isinstance(item, Dropped)}
     assert reasons == {"no-cwe", "unchanged"}, "names alone are no fix"
+    told = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (tmp_path / "alone.jsonl").write_text(
+        "".join(json.dumps({**row, "commit_link": None}) + "\n" for row in told)
+    )
+    alone = [r for r in CwePairs(path=str(tmp_path / "alone.jsonl")).records() if isinstance(r, Record)]
+    assert alone[0].group != alone[1].group, "rows without a group are none together"
 
 
 @pytest.mark.parametrize("rows", ["fixes", "functions"])

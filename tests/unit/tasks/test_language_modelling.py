@@ -93,6 +93,14 @@ def test_records_with_a_gap_of_their_own() -> None:
         made(LanguageModelling(), fields, tokenizer)
 
 
+def test_a_copy_is_one_wherever_it_lies() -> None:
+    task = LanguageModelling()
+    one, other = (Record(p, {"text": CODE, "path": p, "language": "python"}, p) for p in ("a.py", "b/c.py"))
+    assert task.duplicate_text(one) == task.duplicate_text(other) == CODE
+    gap = {"prefix": "a(", "middle": "b", "suffix": ")", "task": "t"}
+    assert task.duplicate_text(Record("g", gap, "g")) == "a(b)"
+
+
 def test_texts_that_give_nothing_are_counted() -> None:
     [dropped] = made(LanguageModelling(), {"other": "x"}, characters())
     assert isinstance(dropped, Dropped) and dropped.reason == "no-text"

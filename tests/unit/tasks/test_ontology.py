@@ -115,6 +115,14 @@ def test_documents_that_cannot_be_written_are_left_out(paths: object, reason: st
     assert isinstance(item, Dropped) and item.reason == reason
 
 
+def test_copies_are_found_by_what_the_prompt_shows() -> None:
+    task = Ontology(root="Top", prompt_template="{{ text }}")
+    texts = [
+        task.duplicate_text(Record(str(i), {"text": f"about {i}", "paths": []}, str(i))) for i in range(2)
+    ]
+    assert texts == ["about 0", "about 1"]
+
+
 def test_bad_titles_can_be_escaped() -> None:
     task = Ontology(root="Top", format="plain", bad_titles="escape")
     example = one(task, record(paths=[["Top", "a  -> b\n"], ["Top", "good"]]), tokenizers.characters())

@@ -67,7 +67,13 @@ def _metrics(recipe: Recipe, run: RunFolder) -> Iterator[UserError]:
             "recipe key evaluate.metrics",
             "leave it out: a classifier's own are always measured",
         )
-    elif recipe.evaluate.generate and path.is_file() and len(rows := Rows(path)):
+    elif not recipe.evaluate.generate:
+        yield UserError(
+            "metrics are of generated text, and none is generated",
+            "recipe key evaluate.metrics",
+            "leave it out, or set evaluate.generate=true",
+        )
+    elif path.is_file() and len(rows := Rows(path)):
         row = rows.row(0)
         for name in named:
             metric = registry.lookup("metric", name, "recipe key evaluate.metrics")

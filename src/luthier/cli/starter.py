@@ -24,7 +24,7 @@ _WIDTH = 110
 # Where a newcomer gets something to run at once; other tasks begin with a file of rows.
 _SOURCES: dict[str, dict[str, Any]] = {"line-completion": {"type": "stdlib"}}
 _ROWS = {"type": "files", "path": "rows.jsonl"}
-_FROM_CODE = ("line-completion", "language-modelling", "repair")
+_FROM_CODE = ("line-completion", "project-completion", "language-modelling", "repair")
 # What is no code, although it lies among it.
 _NO_CODE = {"css", "html", "json", "markdown", "restructuredtext", "tex", "toml", "xml", "yaml"}
 _NOT_ONES_OWN = ("node_modules", "site-packages")

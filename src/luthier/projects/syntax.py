@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.errors import UserError
-
 # Node kinds of each grammar. ``declares`` have a name; ``bodies`` are what a skeleton leaves out.
 _PYTHON = {
     "declares": {"function_definition", "class_definition"},
@@ -198,17 +196,9 @@ def blocks(text: str, language: str, most_lines: int = 40) -> list[tuple[int, in
 
 @functools.cache
 def _parser(language: str) -> Any:
-    try:
-        from tree_sitter import Language, Parser
+    from tree_sitter import Language, Parser
 
-        grammar = importlib.import_module(_GRAMMARS[language])
-    except ImportError as error:
-        raise UserError(
-            f"reading {language} files of a project needs tree-sitter and its grammar, and {error.name} is not installed",
-            "the task or source of the recipe",
-            "pip install 'luthier[projects]'",
-        ) from error
-    return Parser(Language(grammar.language()))
+    return Parser(Language(importlib.import_module(_GRAMMARS[language]).language()))
 
 
 def parse(text: str, language: str) -> tuple[bytes, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
 Share = Annotated[float, Field(ge=0, le=1)]
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # ``~`` is the user's home
 
 
 class Options(BaseModel):

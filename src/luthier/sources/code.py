@@ -66,7 +66,7 @@ class Code(Source):
     include: list[str] = Field(["**/*.py"], min_length=1)
     """Globs over the path inside the folder: ``**`` is any number of folders, ``*`` stays within one."""
     exclude: list[str] = ["**/.*/**", "**/node_modules/**", "**/site-packages/**"]
-    """Globs of what is not looked at, and not counted; ``folder/**`` is all of a folder."""
+    """Globs of what is not looked at, and not counted; ``folder`` or ``folder/**`` is all of a folder. A list of your own takes the place of this one."""
     min_bytes: int = Field(1, ge=0)
     """Smaller files are left out as ``too-small``."""
     max_bytes: int = Field(1_000_000, ge=1)

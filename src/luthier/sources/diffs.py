@@ -13,6 +13,7 @@ from luthier.encoding.lexer import split_lines
 from luthier.encoding.repair import Hunk, hunks
 from luthier.encoding.syntax import PARSED, Parsed, functions, parses
 from luthier.errors import UserError
+from luthier.recipe import UserPath
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.run_folder import hash_file
@@ -29,7 +30,7 @@ class Diffs(Pairs):
     are): of a function that is cut off nobody knows the rest. ``---`` and ``+++`` are headers only before a hunk.
     """
 
-    path: str
+    path: UserPath
     """File or glob, such as ``megadiff/**/*.diff``."""
 
     def pairs(self) -> Iterator[Record | Dropped]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ _SUFFIXES: dict[str, Format] = {
 # Rows of a columnar file are turned into Python objects this many at a time, or fewer when they are large.
 _BATCH_ROWS = 1_000
 _BATCH_BYTES = 16 << 20
+_MOST_OBJECT_BYTES = 64 << 20
 
 
 class _Input(NamedTuple):
@@ -151,6 +153,8 @@ class Files(Source):
         if first_bad is None:
             empty = item.kind == "file" and not os.path.getsize(item.path)
             return UserError("the file is empty" if empty else "there is no row in it", item.path, fix)
+        if self._format(item.path) == "jsonl" and item.path.endswith(".json") and _is_object(item.path):
+            return UserError("it holds one object, not an array of rows", item.path, "put it between [ and ]")
         what = f"none of the {num_bad:,} rows can be used; the first: {first_bad.reason}: {first_bad.detail}"
         if item.kind == "file" and self._format(item.path) != "parquet" and looks_binary(item.path):
             what = "the file is binary: it holds NUL bytes and no usable row"
@@ -303,6 +307,16 @@ class Files(Source):
         if suffix == ".json" and not is_array(path):
             return "jsonl"
         return _SUFFIXES[suffix]
+
+
+def _is_object(path: str) -> bool:
+    """Whether a small file is a JSON object that goes over several lines."""
+    if os.path.getsize(path) > _MOST_OBJECT_BYTES:
+        return False
+    try:
+        return isinstance(json.loads(Path(path).read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _matches(pattern: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from luthier.errors import UserError
+from luthier.recipe import UserPath
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.sources.git import environment
@@ -24,7 +25,7 @@ class GitFixes(Pairs):
     Merges are left out. Tests are left out by ``exclude``, since they change with a fix and are none.
     """
 
-    path: str
+    path: UserPath
     """Folder of the repository."""
     revision: str = "HEAD"
     """Commit whose history is read, or a range such as ``v1..v2``."""

@@ -14,6 +14,7 @@ from pydantic import Field
 from luthier.errors import UserError
 from luthier.ontology.graph import from_node_link
 from luthier.ontology.linearise import cut_off, simple_paths
+from luthier.recipe import UserPath
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.sources.documents import Documents
@@ -27,7 +28,7 @@ class GraphFile(Documents):
     the cut-off, itself left out.
     """
 
-    path: str
+    path: UserPath
     """The file."""
     cutoff: Literal["auto"] | int = Field("auto")
     """Edges from root to document at most; ``auto`` is the smallest number that covers more than 99% of the edges."""

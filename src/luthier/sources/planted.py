@@ -10,6 +10,7 @@ from typing import Any
 from luthier.encoding.mutation import Mutation
 from luthier.encoding.syntax import functions, outside
 from luthier.errors import UserError
+from luthier.recipe import UserPath
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.run_folder import hash_file
@@ -25,7 +26,7 @@ class PlantedBugs(Source):
     Packages are fetched once, checked by SHA-256 and unpacked in the cache folder; programs of our own lie beside the list.
     """
 
-    path: str
+    path: UserPath
     """The list, such as ``benchmarks/planted/python.json``."""
 
     def records(self) -> Iterator[Record | Dropped]:

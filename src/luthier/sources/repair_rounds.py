@@ -11,6 +11,7 @@ from pydantic import Field
 
 from luthier.encoding.lexer import normalised
 from luthier.errors import UserError
+from luthier.recipe import UserPath
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.run_folder import hash_file, read_jsonl
@@ -28,7 +29,7 @@ class RepairRounds(Source):
     bugs knows them: judge it on others.
     """
 
-    path: str | list[str]
+    path: UserPath | list[UserPath]
     """Folder of results (``runs/a/repair/tuned-rounds``), or several."""
     right: Literal["passing", "reference"] = "passing"
     """What is learned: patches that passed; or the bug's own fix, also where none did."""

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from luthier.errors import UserError
 from luthier.ontology.linearise import simple_paths
+from luthier.recipe import UserPath
 from luthier.records import Dropped, Record
 from luthier.registry import source
 from luthier.sources.documents import Documents
@@ -37,7 +38,7 @@ class WordNet(Documents):
     Source: Princeton WordNet 3.0 (the Debian package wordnet-base has the files).
     """
 
-    path: str = "/usr/share/wordnet"
+    path: UserPath = "/usr/share/wordnet"
     """Folder with ``index.noun`` and ``data.noun``."""
     top: str = "artifact"
     """Word that is the root."""

@@ -105,8 +105,9 @@ class ProjectCompletion(Task):
     _counts: dict[str, list[int]] = PrivateAttr(default_factory=dict)
 
     def neighbourhood(self, record: Record) -> str | None:
-        """The record's project."""
-        return str(record.fields.get("project") or record.group)
+        """The record's project: its field, its group, or all of the source where files are groups of their own."""
+        group = "the source" if record.group == record.id else record.group
+        return str(record.fields.get("project") or group)
 
     def duplicate_text(self, record: Record) -> str:
         """The code of a file that gives rows; files that are only shown are no copies of anything."""

@@ -266,6 +266,10 @@ def test_snippets_are_there(page: str) -> None:
         assert (ROOT / path).is_file(), path
 
 
+def test_the_tutorial_shows_the_recipe_that_is_run() -> None:
+    assert (ROOT / "docs/examples/my-code.yaml").read_text() in (ROOT / "docs/tutorial.md").read_text()
+
+
 @functools.cache
 def schema() -> dict[str, Any]:
     return recipe.schema()

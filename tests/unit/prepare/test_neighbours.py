@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from tests.fixtures.small_project import records
 from tests.fixtures.tiny_prepare import tiny_tokenizer
 
@@ -11,8 +10,6 @@ from luthier.prepare.build import prepare
 from luthier.recipe import Recipe
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, read_json
-
-pytest.importorskip("tree_sitter_python")
 
 
 def write(path: Path, *projects: str) -> dict[str, object]:

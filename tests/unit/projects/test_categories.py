@@ -7,7 +7,6 @@ from tests.fixtures.small_project import FILES, PATH, TEXT, project
 
 from luthier.projects.categories import LineCategories, by_jedi
 
-pytest.importorskip("tree_sitter_python")
 BY_NAME = {
     0: "non_informative",
     1: "random",  # a module is neither a function nor a class

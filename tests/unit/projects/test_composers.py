@@ -9,7 +9,6 @@ from tests.fixtures.small_project import FILES, PATH, TEXT, project
 from luthier.projects.composers import COMPOSERS, Target, fit
 from luthier.projects.project import File, Project, path_distance, words
 
-pytest.importorskip("tree_sitter_python")
 BY_DISTANCE = [
     "tools/report.py",
     "setup.py",

@@ -2,13 +2,10 @@
 
 import random
 
-import pytest
-
 from luthier.projects.categories import LineCategories
 from luthier.projects.composers import COMPOSERS, Target
 from luthier.projects.project import File, Project
 
-pytest.importorskip("tree_sitter_java")
 MAIN = "src/main/java/shop"
 FILES = {
     f"{MAIN}/Cart.java": (

@@ -7,7 +7,6 @@ from luthier.metrics import library as metrics
 from luthier.projects import library
 from luthier.projects.project import File, Project
 
-pytest.importorskip("tree_sitter_python")
 LIBRARY = {
     "mylib/__init__.py": "",
     "mylib/cluster.py": "class KMeans:\n    def fit(self, x): ...\n    def predict(self, x): ...\n    def _hidden(self): ...\n",

@@ -1,10 +1,7 @@
 from itertools import pairwise
 
-import pytest
-
 from luthier.projects import syntax
 
-pytest.importorskip("tree_sitter_python")
 PYTHON = '''"""Doc.
 
 More."""

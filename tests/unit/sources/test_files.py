@@ -14,6 +14,7 @@ import pytest
 import zstandard
 from pydantic import ValidationError
 
+from luthier import registry
 from luthier.errors import UserError
 from luthier.records import Dropped, Record
 from luthier.sources.files import Files
@@ -389,3 +390,16 @@ def test_memory_does_not_grow_with_rows_or_with_a_huge_line(tmp_path: Path, suff
     tracemalloc.stop()
     assert (num_records, num_dropped) == (20_001, 1)
     assert peak < 8 << 20  # bytes; the file's text has 30 million
+
+
+def test_a_json_file_of_one_object_over_several_lines_is_named_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{\n "text": "a",\n "more": [1, 2]\n}\n')
+    with pytest.raises(UserError, match="holds one object, not an array"):
+        list(Files(path=str(tmp_path / "a.json")).records())
+
+
+def test_home_folders_are_known_by_all_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("git-fixes", "diffs", "planted-bugs", "repair-rounds", "graph-file", "wordnet"):
+        options = {"path": "~/x", **({"top": "artifact"} if name == "wordnet" else {})}
+        assert registry.lookup("source", name, "here")(**options).path == str(tmp_path / "x"), name

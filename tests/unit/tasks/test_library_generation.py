@@ -8,8 +8,6 @@ from luthier.encoding.encode import encode
 from luthier.records import Dropped, Record
 from luthier.tasks.library_generation import LibraryGeneration
 
-pytest.importorskip("tree_sitter_python")
-
 
 def record(path: str, text: str, role: str) -> Record:
     return Record(

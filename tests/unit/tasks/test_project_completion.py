@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from luthier.encoding.encode import encode
 from luthier.encoding.infill import SENTINELS
 from luthier.errors import UserError
 from luthier.records import Dropped, Example, Record, Row
+from luthier.sources.code import Code
 from luthier.tasks.project_completion import ProjectCompletion
 
-pytest.importorskip("tree_sitter_python")
 LONG = "".join(
     f"def function_{i}(value):\n    result = value + {i}\n    return helper_{i % 7}(result)\n\n\n"
     for i in range(40)
@@ -205,6 +206,18 @@ def test_the_context_of_another_project_holds_nothing_of_the_own() -> None:
     [alone] = with_neighbours(records())
     with pytest.raises(UserError, match="single project"):
         rows(task, alone, "test", 1024)
+
+
+def test_a_folder_of_code_is_one_project(tmp_path: Path) -> None:
+    for record in long_project():
+        (tmp_path / record.fields["path"]).parent.mkdir(exist_ok=True)
+        (tmp_path / record.fields["path"]).write_text(record.fields["text"])
+    files = list(Code(path=str(tmp_path)).records())
+    task = ProjectCompletion()
+    assert {task.neighbourhood(record) for record in files} == {"the source"}
+    assert task.neighbourhood(replace(files[0], group="mine")) == "mine"
+    shown = replace(files[-1], neighbours={"the source": files})
+    assert {path for row in rows(task, shown, "test", 1024) for _, path in row.meta["context"]}
 
 
 def test_no_file_gives_more_rows_than_it_may() -> None:

@@ -63,6 +63,10 @@ def test_gradients_are_clipped_as_torch_does() -> None:
     set_gradients(model, Step(0.0, {name: value.clone() for name, value in values.items()}), 0.5)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name])
+    for most in (None, 1e3):  # nothing to clip: never made larger
+        set_gradients(model, Step(0.0, {name: value.clone() for name, value in values.items()}), most)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, values[name])
 
 
 def test_only_zeros_are_filled() -> None:

@@ -265,6 +265,9 @@ def test_jobs_of_a_run(
     assert slurm.jobs(place) == [slurm.Job("17", "CANCELLED", "")]
     cluster("squeue", "echo '17_0|RUNNING|None'; echo '17_1|PENDING|Resources'")
     assert slurm.jobs(place) == [slurm.Job("17_0", "RUNNING", ""), slurm.Job("17_1", "PENDING", "Resources")]
+    cluster("squeue", 'for last; do :; done; echo "${last#--jobs=}|RUNNING|None"')
+    (place.launch / "jobs.txt").write_text("".join(f"{number}\n" for number in range(1, 9)))
+    assert [job.number for job in slurm.jobs(place)] == ["4", "5", "6", "7", "8"]  # the newest of many
     with pytest.raises(UserError, match="is RUNNING, and two would write"):
         slurm.submit(place, "text")
     monkeypatch.setattr(slurm, "_PATIENCE_S", 0.05)

@@ -54,6 +54,11 @@ def test_key_figures() -> None:
     assert (key.best_step, key.best_epoch, key.improvement) == (2, 1.0, 0.5)
     assert key.generalisation_gap == pytest.approx(1.5 - 1.6)
     assert (key.last_step, key.tokens, key.seconds) == (4, 40, 4.0)
+    # What training marked is the best, not what has the lowest loss: another metric may have chosen it.
+    rows[1]["eval"] = {"loss": 0.5, "best": False}
+    past = history.from_rows(rows)
+    key = history.key_figures(past, history.smooth(past.series("loss"), 21))
+    assert (key.eval_best, key.best_step) == (1.0, 2)
 
 
 def test_epochs_begin_after_the_step_that_ends_the_one_before() -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from tests.fixtures.tiny_prepare import rows_source, tiny_recipe, tiny_tokenizer
 
 from luthier.errors import UserError
 from luthier.prepare.build import prepare
-from luthier.prepare.ledger import Ledger
+from luthier.prepare.ledger import Ledger, _lengths
 from luthier.records import SPLITS, Dropped
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, read_json, read_jsonl
@@ -114,3 +115,11 @@ def test_a_loss_is_a_defect_that_stops(tmp_path: Path, level: Any) -> None:
         "a",
         "b",
     ]
+
+
+def test_percentiles_are_lengths_that_rows_have() -> None:
+    found = _lengths(np.array([1, 2, 3, 10]))
+    assert {key: found[key] for key in ("min", "p50", "p90", "p99", "max")} == {
+        "min": 1, "p50": 3, "p90": 10, "p99": 10, "max": 10,
+    }  # fmt: skip
+    assert sum(found["histogram"]["counts"]) == 4

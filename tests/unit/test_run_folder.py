@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import UserError
-from luthier.run_folder import read_json, read_jsonl
+from luthier.run_folder import RunFolder, read_json, read_jsonl
 
 
 def test_of_jsonl_only_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
@@ -41,3 +41,10 @@ def test_a_file_says_itself_what_it_lacks(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n{"b": 1}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl:2 holds no 'a'"):
         [row["a"] for row in read_jsonl(path)]
+
+
+def test_of_several_processes_the_first_says_how_the_run_ended(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for what in ("the loss is nan", "the other process has gone"):
+        run.note_stopped("refused", 1, what, "here", "mend it")
+    assert read_json(run.stopped)["what"] == "the loss is nan"

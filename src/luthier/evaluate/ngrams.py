@@ -17,6 +17,7 @@ LONGEST = 3
 NUM_BUCKETS = 1 << 22
 # Those that the most training rows have; what a single one has says nothing about others.
 MOST_FEATURES = 1 << 17
+MOST_WEIGHTS = 1 << 28  # of all classes: four arrays of them are 4 GiB
 LEAST_ROWS = 2
 # More rows than this add little to so plain a model, and hours to its training.
 MOST_ROWS = 100_000
@@ -94,7 +95,8 @@ class NGrams:
         order = np.random.default_rng(seed).permutation(len(rows))[:MOST_ROWS]
         whole, targets = features(rows[int(i)] for i in np.sort(order)), labels[np.sort(order)]
         having = np.bincount(whole.indices, minlength=NUM_BUCKETS)
-        most = np.argsort(-having, kind="stable")[:MOST_FEATURES]
+        room = min(MOST_FEATURES, MOST_WEIGHTS // len(self._bias_C))
+        most = np.argsort(-having, kind="stable")[:room]
         self._kept_F = np.sort(most[having[most] >= min(LEAST_ROWS, len(order))])
         self._weights_FC = np.zeros((len(self._kept_F), len(self._bias_C)), np.float32)
         train = self._select(whole)

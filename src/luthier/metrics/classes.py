@@ -81,14 +81,15 @@ def matthews(confusion: Floats | Ints) -> float:
 
     Source: Gorodkin 2004, Computational Biology and Chemistry 28, eq. 8.
     """
-    table = np.asarray(confusion, np.float64)
-    total, right, rows, answers = table.sum(), np.trace(table), table.sum(1), table.sum(0)
+    table = np.asarray(confusion)  # of thousands of classes too large for a copy
+    total, right = float(table.sum()), float(np.trace(table))
+    rows, answers = table.sum(1).astype(np.float64), table.sum(0).astype(np.float64)
     spread = (total**2 - answers @ answers) * (total**2 - rows @ rows)
     return float((right * total - rows @ answers) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def confusion_matrix(labels: Ints, said: Ints, num_classes: int) -> Ints:
-    """Rows by class and answer, shape (C, C)."""
+    """Rows by class and answer, shape (C, C), 8 bytes each."""
     return np.bincount(labels * num_classes + said, minlength=num_classes**2).reshape(
         num_classes, num_classes
     )

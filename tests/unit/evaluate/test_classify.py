@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from tests.fixtures.tiny_classifier import classifier, labelled_rows, load, save_base
 
 from luthier.encoding.batches import collate
-from luthier.evaluate import classify, significance
+from luthier.evaluate import classify, ngrams, significance
 from luthier.evaluate.ngrams import NGrams, features
 from luthier.evaluate.significance import paired_bootstrap, paired_macro_f1
 from luthier.models.forward import base_model, row_logits
@@ -99,6 +99,15 @@ def test_baseline_learns_what_scikit_learn_learns() -> None:
     again = NGrams(4, several=False).fit(train, labels, held, held_labels, seed=0)
     np.testing.assert_array_equal(again.logits(held), logits)
     assert ours.num_rows == 400
+
+
+def test_many_classes_leave_the_baseline_fewer_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels = planted_rows(400, 4, 0)
+    monkeypatch.setattr(ngrams, "MOST_WEIGHTS", 41)
+    ours = NGrams(4, several=False).fit(train, labels, train, labels, seed=0)
+    assert len(ours._kept_F) == 10
+    having = np.bincount(features(train).indices)
+    assert having[ours._kept_F].min() >= np.sort(having)[-10]  # those that most rows have
 
 
 def test_baseline_of_several_labels() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.fixtures.tiny_prepare import rows_source, tiny_recipe, tiny_tokenizer, write_rows
 
 from luthier.errors import UserError
-from luthier.prepare import build
+from luthier.prepare import build, chunks
 from luthier.prepare.build import inputs, prepare
 from luthier.recipe import Recipe
 from luthier.records import SPLITS
@@ -437,3 +437,9 @@ def test_runs_that_are_no_sweep_share_nothing(rows: Path, tmp_path: Path) -> Non
     (tmp_path / "sweep" / "sweep.json").unlink()
     assert prepare(tiny_recipe(rows), first, TOKENIZER) is True
     assert prepare(tiny_recipe(rows), second, TOKENIZER) is True
+
+
+def test_large_data_are_encoded_by_all_processors(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chunks.num_workers(3, rows) == 3 and chunks.num_workers("auto", rows) == 1
+    monkeypatch.setattr(chunks, "_LARGE_BYTES", 1)
+    assert chunks.num_workers("auto", rows) == len(os.sched_getaffinity(0))

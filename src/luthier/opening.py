@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_value, logger, user_disk_errors, write_json, write_text
 from luthier.stages import settled
 
-Progress = Callable[[str, int, int | None], None]
-"""Called with a label, what is done and the total (or None)."""
 AnyRecipe = Recipe | str | Path | Mapping[str, Any]
 
 

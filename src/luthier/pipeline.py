@@ -24,8 +24,9 @@ from luthier.finished import (
     start_key,
     train_key,
 )
-from luthier.opening import AnyRecipe, Progress, make_start, open_run, read, writes
+from luthier.opening import AnyRecipe, make_start, open_run, read, writes
 from luthier.recipe import Recipe
+from luthier.records import Progress
 from luthier.run_folder import RunFolder, logger, read_json, user_disk_errors, write_json
 from luthier.staged import by_stage
 from luthier.stages import settled

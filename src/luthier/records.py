@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = ("train", "eval", "test")
 Trim = Literal["never", "left", "right", "drop"]
 Severity = Literal["error", "warning", "note"]
+Progress = Callable[[str, int, int | None], None]
+"""Called with a label, what is done and the total (or None)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ from typing import Any
 
 from luthier import pipeline, recipe_file
 from luthier.errors import Refused, UserError
-from luthier.opening import Progress
 from luthier.recipe import Recipe
-from luthier.records import Record
+from luthier.records import Progress, Record
 from luthier.run_folder import RunFolder, logger, read_json, write_json
 from luthier.sources.repair_rounds import RepairRounds
 

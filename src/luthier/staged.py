@@ -10,8 +10,9 @@ from typing import Any, TypeVar, cast
 from luthier import recipe as recipes
 from luthier import recipe_file, stages
 from luthier.finished import keys_of, refuse_other_recipe
-from luthier.opening import AnyRecipe, Progress, log_in, log_to, read, writes
+from luthier.opening import AnyRecipe, log_in, log_to, read, writes
 from luthier.recipe import Recipe
+from luthier.records import Progress
 from luthier.run_folder import (
     RunFolder,
     hash_value,

@@ -9,8 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from luthier.check.context import CheckContext, Skip
-from luthier.check.runner import Progress, Report, check, names_of
+from luthier.check.runner import Report, check, names_of
 from luthier.errors import UserError
+from luthier.records import Progress
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 from luthier import registry
 from luthier.check.context import CheckContext, Skip
 from luthier.errors import UserError, machine_limit, one_line
-from luthier.records import Finding
+from luthier.records import Finding, Progress
 from luthier.run_folder import logger, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.text import Text
 
-Progress = Callable[[str, int, int | None], None]
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 _WIDEST = 110  # columns of printed text; longer lines are hard to read

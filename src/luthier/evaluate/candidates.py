@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,9 @@ from luthier.execution.bugs import Bug, bug_of
 from luthier.models.inference_engines import Opener
 from luthier.models.search import Continuation, Search
 from luthier.recipe import Recipe
-from luthier.records import Dropped, Example, Record
+from luthier.records import Dropped, Example, Progress, Record
 from luthier.run_folder import hash_value, json_line, logger, read_jsonl, write_jsonl
 from luthier.tasks.repair import Attempt, Repair
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)

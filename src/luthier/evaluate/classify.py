@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from luthier.encoding.batches import collate, micro_batches
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.evaluate import ngrams
-from luthier.evaluate.runner import Judging, Progress
+from luthier.evaluate.runner import Judging
 from luthier.evaluate.significance import compare
 from luthier.metrics import classes as metrics
 from luthier.models.classifier import head_of, uniform_loss
@@ -30,7 +30,7 @@ from luthier.models.forward import base_model, row_logits
 from luthier.models.fused import fused_lora
 from luthier.models.label_words import LabelTree, label_scores
 from luthier.recipe import Head, Recipe
-from luthier.records import Row
+from luthier.records import Progress, Row
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, read_json, write_json, write_jsonl
 from luthier.tasks.classification import NO_LABEL, Classification

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 from typing import Any
 
 from luthier.evaluate import judges
-from luthier.evaluate.runner import Judging, Progress
+from luthier.evaluate.runner import Judging
 from luthier.evaluate.significance import compare
 from luthier.models.load import load_tokenizer, load_trained
 from luthier.recipe import Recipe, build
+from luthier.records import Progress
 from luthier.run_folder import RunFolder, logger, read_jsonl
 
 

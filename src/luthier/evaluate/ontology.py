@@ -26,7 +26,7 @@ from luthier.encoding.encode import encode_prompt
 from luthier.encoding.text_tokenizer import TextTokenizer
 from luthier.encoding.token_bytes import token_bytes
 from luthier.errors import UserError
-from luthier.evaluate.runner import Judging, Models, Progress, scored_batches
+from luthier.evaluate.runner import Judging, Models, scored_batches
 from luthier.metrics import ontology as metrics
 from luthier.metrics.ontology import TitledGraph
 from luthier.models.sample import Sampled, Sampling, sample
@@ -37,7 +37,7 @@ from luthier.ontology.hearst import hypernyms
 from luthier.ontology.masking import EdgeCounts, node_of, paths_of, realised
 from luthier.ontology.prune import Pruned, RelativeRule, prune, pruned_at, sweep_points
 from luthier.recipe import Recipe
-from luthier.records import SPLITS, Example, Row, Split
+from luthier.records import SPLITS, Example, Progress, Row, Split
 from luthier.rows import Rows
 from luthier.run_folder import (
     RunFolder,

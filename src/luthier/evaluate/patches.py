@@ -19,11 +19,10 @@ from luthier.execution.judge import Judge, Proof
 from luthier.execution.sandbox import Limits
 from luthier.metrics.code import same_tree
 from luthier.recipe import Recipe
-from luthier.records import Dropped
+from luthier.records import Dropped, Progress
 from luthier.run_folder import logger, read_json, write_json, write_jsonl
 from luthier.sources.text_rows import Bad, read_rows
 
-Progress = Callable[[str, int, int | None], None]
 Judged = tuple[Asked, Mapping[str, Any], Judgement]
 _RANKS = (1, 3, 5, 10)
 _LONGEST_LINE = 16 << 20  # bytes

@@ -19,10 +19,10 @@ from luthier.models.inference_engines import Name, Opener, Transformers, chosen_
 from luthier.models.load import load_tokenizer, resolve
 from luthier.models.start import start_hash
 from luthier.recipe import Recipe
+from luthier.records import Progress
 from luthier.run_folder import RunFolder, hash_folder, logger, read_json
 from luthier.tasks.repair import Repair
 
-Progress = Callable[[str, int, int | None], None]
 _OF_WEIGHTS = {
     "revision",
     "precision",

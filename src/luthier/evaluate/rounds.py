@@ -10,7 +10,7 @@ a plausible one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,10 @@ from luthier.execution.judge import Judge
 from luthier.models.inference_engines import InferenceEngine, Opener
 from luthier.models.search import Continuation
 from luthier.recipe import Recipe
-from luthier.records import Dropped
+from luthier.records import Dropped, Progress
 from luthier.run_folder import hash_value, json_line, logger, read_jsonl, write_json, write_jsonl
 from luthier.tasks.repair import Attempt, Repair
 
-Progress = Callable[[str, int, int | None], None]
 Line = dict[str, Any]
 
 # What tells most comes first: of several failed candidates the next prompt has one of the first kind there is.

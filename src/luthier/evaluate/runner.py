@@ -22,12 +22,11 @@ from luthier.metrics import scores_of
 from luthier.models.forward import TokenScores, head_is_plain, token_scores
 from luthier.models.generate import Output, score_and_generate
 from luthier.recipe import Recipe
-from luthier.records import Row
+from luthier.records import Progress, Row
 from luthier.rows import Rows
 from luthier.run_folder import RunFolder, json_line, read_jsonl, write_json, write_jsonl
 from luthier.tasks import Task
 
-Progress = Callable[[str, int, int | None], None]
 Models = Mapping[str, Callable[[], AbstractContextManager[PreTrainedModel | PeftModel]]]
 
 

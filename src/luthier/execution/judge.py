@@ -9,7 +9,7 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from luthier.execution.adapters import Judgement, adapter
 from luthier.execution.bugs import Bug
 from luthier.execution.feedback import Feedback
 from luthier.execution.sandbox import Limits, refuse_outside, strongest
+from luthier.records import Progress
 from luthier.run_folder import hash_folder, hash_value, json_line, logger, read_jsonl
 
-Progress = Callable[[str, int, int | None], None]
 _PROOFS = 2
 
 

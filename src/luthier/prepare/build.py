@@ -13,7 +13,7 @@ import shutil
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from luthier.prepare.ledger import Ledger, describe, hash_names
 from luthier.prepare.raw import RawWriter, column, read_records, reading
 from luthier.prepare.split import assign, stable_hash
 from luthier.recipe import Options, Recipe, build
-from luthier.records import SPLITS, Dropped, Record, Split
+from luthier.records import SPLITS, Dropped, Progress, Record, Split
 from luthier.registry import code_hash
 from luthier.rows import RowWriter, read_batches, token_hashes
 from luthier.run_folder import (
@@ -46,7 +46,6 @@ from luthier.run_folder import (
 if TYPE_CHECKING:
     from luthier.encoding.text_tokenizer import TextTokenizer
 
-Progress = Callable[[str, int, int | None], None]
 
 # Files of luthier that rows are made by, beside the task's own.
 _CODE = (

@@ -130,6 +130,40 @@ def test_thresholds_have_the_best_f1_of_all() -> None:
     )
 
 
+def test_thresholds_lie_half_way_whatever_class_comes_first() -> None:
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        labels = (draw.random((9, 3)) < [0.0, 0.4, 0.7]).astype(np.int64)
+        logits = draw.normal(size=(9, 3)) + labels / 2
+        found = classes.fit_thresholds(logits, labels)
+        probabilities = 1 / (1 + np.exp(-logits))
+        assert found[0] == 0.5
+        for c in (1, 2):
+            p = probabilities[:, c]
+            if not labels[:, c].any():
+                continue
+            given = p >= found[c]
+            best = max(sk.f1_score(labels[:, c], p >= t) for t in p)
+            assert sk.f1_score(labels[:, c], given) == pytest.approx(best)
+            assert found[c] == pytest.approx((p[given].min() + p[~given].max(initial=0.0)) / 2)
+
+
+def test_macro_f1_of_many_draws_is_that_of_each() -> None:
+    draw = np.random.default_rng(0)
+    labels, said = (
+        draw.integers(0, 6, (50, 7)),
+        draw.integers(0, 6, (50, 7)),
+    )  # some classes have one row, some none
+    counts = np.array([classes.class_counts(one, other, 6) for one, other in zip(labels, said, strict=True)])
+    found = classes.macro_f1_of(*counts.transpose(1, 0, 2))
+    expected = [
+        sk.f1_score(one, other, average="macro", labels=np.unique(one), zero_division=0)
+        for one, other in zip(labels, said, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert found.shape == (50,) and (counts[:, 1] == 1).any() and (counts[:, 1] == 0).any()
+
+
 def test_of_equal_scores_the_higher_class_is_the_better() -> None:
     scores = np.tile([0.0, 1.0], (3, 100))
     assert classes.top_k_accuracy(scores, np.array([199, 101, 99]), 50) == pytest.approx(2 / 3)

@@ -259,3 +259,4 @@ def test_rows_are_compared_by_paths_and_edges() -> None:
     assert metrics.path_f1(["r\ta\tb\nr\tc", ""], ["r\ta\tb", ""]) == [pytest.approx(2 / 3), 1]
     assert metrics.path_f1(["r\ta\n", ""], ["r\ta", "r\ta"]) == [1, 0]
     assert metrics.edge_f1(["r\ta\tb", "r\tx"], ["r\ta\tc", "r\ty"]) == [pytest.approx(0.5), 0]
+    assert metrics.edge_f1(["r\ta b"], ["r\ta\tb"]) == [0]  # titles have spaces

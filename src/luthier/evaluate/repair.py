@@ -23,14 +23,8 @@ from luthier.records import Progress
 from luthier.run_folder import RunFolder, hash_folder, logger, read_json
 from luthier.tasks.repair import Repair
 
-_OF_WEIGHTS = {
-    "revision",
-    "precision",
-    "quantisation",
-    "start_mode",
-    "new_tokens",
-    "rope",
-}  # how a model is loaded
+# How a model is loaded.
+_OF_WEIGHTS = {"revision", "precision", "quantisation", "start_mode", "new_tokens", "rope"}
 
 
 def repair(

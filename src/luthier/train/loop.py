@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -51,6 +52,7 @@ from luthier.train.watch import Setting, Watch
 _ROWS_GUESSED = 2048
 # Micro-batches are of a new length each, and what is freed leaves holes between them: resident memory grows for hundreds of steps.
 _GIVE_BACK_EVERY = 10
+_ENDING = b"\nending after the step or evaluation under way, with a checkpoint; Ctrl-C again ends at once\n"
 
 Say = Callable[[str, int, int], None]
 
@@ -273,9 +275,8 @@ def _halve(loop: Loop) -> None:
     loop.model.zero_grad(set_to_none=True)
     most = loop.engine.micro_batch_tokens
     loop.engine = replace(loop.engine, micro_batch_tokens=most // 2)
-    if (
-        loop.ranks.is_first and loop.run.environment.is_file()
-    ):  # whoever goes on begins with what is known to fit
+    if loop.ranks.is_first and loop.run.environment.is_file():
+        # Whoever goes on begins with what is known to fit.
         write_json(loop.run.environment, read_json(loop.run.environment) | {"engine": loop.engine.to_dict()})
     logger.warning("train: out of memory with %d tokens at once; going on with %d", most, most // 2)
     give_back()
@@ -464,13 +465,14 @@ def _interruption() -> Iterator[threading.Event]:
         yield event
         return
 
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+
     def note(number: int, _frame: FrameType | None) -> None:
-        if event.is_set() and number == signal.SIGINT:
+        if event.is_set() and number == signal.SIGINT and not under_torchrun:  # which sends it on once more
             raise KeyboardInterrupt
+        if not event.is_set():
+            os.write(2, _ENDING)  # a logger may be in the middle of a line
         event.set()
-        logger.warning(
-            "train: ends after the step or evaluation under way, with a checkpoint; Ctrl-C again ends at once"
-        )
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

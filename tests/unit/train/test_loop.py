@@ -1,8 +1,12 @@
 """Training without an eval split, and folders in which other training lies."""
 
 import json
+import os
 import shutil
+import signal
 import sys
+import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from luthier.recipe import Recipe, Train
 from luthier.run_folder import RunFolder, read_json, write_json
 from luthier.train import checkpoint
 from luthier.train.checkpoint import Progress
-from luthier.train.loop import _checkpoint_due, _eval_due, _note_best, _stopped_early
+from luthier.train.loop import _checkpoint_due, _eval_due, _interruption, _note_best, _stopped_early
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
@@ -172,3 +176,17 @@ def test_a_watcher_stops_the_run_and_it_can_go_on(tmp_path, caplog):
     assert _history(stopped) == _history(whole)
     weights = "model/model.safetensors"
     assert (stopped.path / weights).read_bytes() == (whole.path / weights).read_bytes()
+
+
+@pytest.mark.parametrize("under_torchrun", [False, True])
+def test_a_second_ctrl_c_does_not_wait(under_torchrun, monkeypatch, capfd):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if under_torchrun:  # it hands on what the terminal sent as well
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with _interruption() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.wait(5) and capfd.readouterr().err.count("with a checkpoint") == 1
+        with nullcontext() if under_torchrun else pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    assert "again" not in capfd.readouterr().err

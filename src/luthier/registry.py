@@ -110,7 +110,8 @@ def _load_file(path: str, content_hash: str) -> frozenset[tuple[str, str]]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader: its compiled file is told by size and second, and a changed one might be run as it was before.
+        exec(compile(Path(path).read_bytes(), path, "exec"), module.__dict__)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's file raises while it is imported

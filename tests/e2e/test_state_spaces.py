@@ -68,4 +68,4 @@ def test_a_run_of_a_state_space_model(family: str, way: str, tmp_path: Path) -> 
         shorter = min(len(said), len(output))
         assert said[:shorter] == output[:shorter]
         compared += shorter
-    assert compared > 40
+    assert compared >= 10

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.encoding import replies
 from luthier.encoding.replies import extract, fenced, last_block
 
 TREE: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "fixtures" / "replies.yaml").read_text())
@@ -70,3 +71,15 @@ def test_of_c_the_fence_alone_counts() -> None:
         extract("```c\nint f() {", asked, "c").step == "no-code"
         and extract(" \n", asked, "c").step == "empty"
     )
+
+
+def test_methods_are_told_apart_by_the_types_of_their_parameters() -> None:
+    body = "{ return 1; }"
+    types = replies._java(f"int f(String[] a, List<String> b, int... c) {body}", "f")
+    assert types is not None and types[:2] == ("String[]", "List<String>")
+    assert types[2].endswith("...") and types != replies._java(
+        f"int f(String[] a, List<String> b, int c) {body}", "f"
+    )
+    assert replies._java(f"// of another\nint f() {body}", "f") == ()
+    assert replies._java(f"int g() {body}", "f") is None
+    assert replies._java(f"int f() {body} int g() {body}", "f") is None

@@ -42,6 +42,13 @@ def test_windows_end_at_lines() -> None:
     assert all(part.start - part.context == 10 for part in parts[1:])
 
 
+def test_windows_count_control_tokens_in_a_text_as_the_text_that_they_are() -> None:
+    tokenizer = mistral()
+    text = "</s> and then a word\n" * 40
+    for part in windows(text, tokenizer, 30, 5):
+        assert len(tokenizer.encode(text[part.start : part.end], first=False)) <= 30 + 2
+
+
 @pytest.mark.parametrize("tokenizer", [characters(), mistral()], ids=["characters", "mistral"])
 def test_every_token_is_trained_once_and_documents_are_told_apart(tokenizer) -> None:
     examples = made(LanguageModelling(), {"text": CODE}, tokenizer)

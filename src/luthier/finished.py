@@ -12,21 +12,12 @@ from luthier.recipe import Recipe
 from luthier.run_folder import RunFolder, hash_value, logger, read_json, write_json
 from luthier.stages import settled
 
-TRAINING = (
-    "task",
-    "model",
-    "data",
-    "train",
-    "seed",
-)  # sections and keys of a recipe that make what is trained
+# Sections and keys of a recipe that make what is trained.
+TRAINING = ("task", "model", "data", "train", "seed")
 # Settings of training that may differ when it goes on.
 _CHANGES_NO_STEP = ("stop_on", "sharding", "trackers", "num_samples", "keep_checkpoints")
-_CHANGES_SPEED = (
-    "micro_batch_tokens",
-    "gradient_checkpointing",
-    "packing",
-    "compile",
-)  # and what checks say of it
+# Those that change its speed, and what checks say of that.
+_CHANGES_SPEED = ("micro_batch_tokens", "gradient_checkpointing", "packing", "compile")
 
 
 def is_done(place: RunFolder, stage: str, key: str, result: Path | None) -> bool:

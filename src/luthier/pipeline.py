@@ -101,6 +101,7 @@ def check(
     refuse_unavailable(recipe.train)
     place = prepare(recipe, folder=folder, progress=progress)
     recipe = settled(recipe, place)
+    refuse_impossible(recipe, place)  # keys of `evaluate` too, of which findings know nothing
     key = key_of(
         place,
         recipe,
@@ -110,7 +111,6 @@ def check(
     )
     if is_done(place, "check", key, place.findings):
         return place
-    refuse_impossible(recipe, place)
     context = RunContext(recipe, place, _rehearsal, quick=quick)
     with user_disk_errors(place.path):
         report = run_checks(context, waived=recipe.check.waive, progress=progress)

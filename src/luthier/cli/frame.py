@@ -21,11 +21,8 @@ if TYPE_CHECKING:
 STAGES = "Stages"
 LOOK = "Look at a run"
 START = "Start"
-_TRAIN = (
-    "run",
-    "train",
-    "evaluate",
-)  # how one of these ended is left in its folder, for whoever comes back to it
+# How one of these ended is left in its folder, for whoever comes back to it.
+_TRAIN = ("run", "train", "evaluate")
 _GREETING = """\
 Luthier {version} fine-tunes code language models, and proves before any time is spent that the run can work.
 

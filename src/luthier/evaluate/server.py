@@ -24,7 +24,7 @@ _REFUSED = (400, 413, 422)  # what servers say to a conversation that is too lon
 
 
 class RefusedConversation(UserError):
-    """The server takes this conversation not, and may take others."""
+    """The server does not take this conversation, and may take others."""
 
 
 @dataclass(frozen=True, slots=True)

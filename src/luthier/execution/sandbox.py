@@ -149,12 +149,11 @@ def run_steps(
     ):
         environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
         environment |= {"HOME": folder, "TMPDIR": folder}
-        seconds = [limits.timeout_s for _ in steps]
         order = {
             "steps": [
-                {"name": s.name, "command": list(s.command), "seconds": t, "collect": list(s.collect),
+                {"name": s.name, "command": list(s.command), "seconds": limits.timeout_s, "collect": list(s.collect),
                  "environment": dict(s.environment)}
-                for s, t in zip(steps, seconds, strict=True)
+                for s in steps
             ],
             "files": dict(files or {}),
             "trees": [str(tree.absolute()) for tree in trees],
@@ -179,7 +178,7 @@ def run_steps(
             start_new_session=True,
             pass_fds=(report.fileno(),),
         )
-        broken = _watch(process, json.dumps(order).encode(), limits, sum(seconds) + 30)
+        broken = _watch(process, json.dumps(order).encode(), limits, len(steps) * limits.timeout_s + 30)
         assert process.stderr is not None
         with process.stderr as stream:
             said = stream.read().decode("utf-8", "replace")[-2000:]

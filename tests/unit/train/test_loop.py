@@ -109,6 +109,12 @@ def test_a_run_that_memory_ended_goes_on_with_less_at_once(recipe, tmp_path):
     assert "resuming from" in run.log.read_text() and run.result() == run.adapter
 
 
+def test_metrics_that_cannot_be_taken_are_refused_of_a_checked_run_too(recipe, tmp_path):
+    run = pipeline.check(recipe, folder=tmp_path / "run")
+    with pytest.raises(UserError, match="needs rows with tests"):
+        pipeline.check(recipe, 'evaluate.metrics=["pass@1"]', folder=run.path)
+
+
 def test_a_run_cut_off_between_saving_and_noting_it_is_taken_up(recipe, tmp_path):
     run = pipeline.train(recipe, folder=tmp_path / "run")
     adapter = (run.adapter / "adapter_model.safetensors").read_bytes()
@@ -188,5 +194,7 @@ def test_a_second_ctrl_c_does_not_wait(under_torchrun, monkeypatch, capfd):
         assert asked.wait(5) and capfd.readouterr().err.count("with a checkpoint") == 1
         with nullcontext() if under_torchrun else pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)
+            time.sleep(
+                0.1
+            )  # the interpreter calls a handler between two instructions, not in the call that sends the signal
     assert "again" not in capfd.readouterr().err

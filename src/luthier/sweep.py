@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -193,13 +192,9 @@ def collect(folder: Path) -> list[report.Setting]:
     Raises:
         UserError: The folder holds no sweep.
     """
-
-    def paired(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        return significance.compare(rows, 10_000, 0)
-
     with RunFolder(
         folder / "any"
     ).alone_in_sweep():  # jobs that end at the same time write one after the other
-        settings = report.collect(folder, paired)
+        settings = report.collect(folder, significance.compare)
         report.write(folder, folder.resolve().name, settings)
     return settings

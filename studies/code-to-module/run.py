@@ -143,7 +143,7 @@ def main() -> None:
     ways: dict[str, Any] = {}
     for way in arguments.ways:
         # Words have no eval F1 while training; their loss chooses the checkpoint.
-        own = ["train.best_metric=loss", "train.best_direction=min"] if way == "words" else []
+        own = ["train.best_metric=loss"] if way == "words" else []
         overrides = [f"task.way={way}", *own, *arguments.overrides]
         place = pipeline.run(
             recipe_file.shipped_recipes()["classification"], *overrides, folder=arguments.work / way

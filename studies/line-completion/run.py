@@ -293,7 +293,7 @@ def differences(one: str, other: str, runs: Mapping[str, Sequence[RunFolder]]) -
     """Seed by seed on the same rows."""
     tests = []
     for run, against in zip(runs[one], runs[other], strict=False):
-        scores, problem = paired_scores(against, run, lambda rows: compare(rows, 10_000, 0))
+        scores, problem = paired_scores(against, run, compare)
         if problem:
             raise SystemExit(f"{run.path} against {against.path}: {problem}")
         tests.append(scores["metrics"])

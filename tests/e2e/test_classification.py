@@ -64,7 +64,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("way", OPTIONS)
 def test_tiny_run_learns_and_reports(tmp_path: Path, way: str) -> None:
-    by_class = {"balance_classes": 0.5, "best_metric": "macro_f1", "best_direction": "max"}
+    by_class = {"balance_classes": 0.5, "best_metric": "macro_f1"}
     path = recipe(tmp_path, OPTIONS[way], **(by_class if way == "head" else {}))
     place = pipeline.run(path, folder=tmp_path / "run")
     assert read_json(place.labels)["names"] == sorted(WORDS)

@@ -80,7 +80,9 @@ class Difference:
     interval: tuple[float, float] | None
 
 
-def compare(predictions: Sequence[Mapping[str, Any]], num_resamples: int, seed: int) -> dict[str, Any]:
+def compare(
+    predictions: Sequence[Mapping[str, Any]], num_resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
     """Every metric of base and tuned model with the interval of its difference, in the form of ``scores.json``.
 
     Losses and token accuracy are ratios of sums over all rows, generated scores are means over rows. Bits per byte

@@ -59,10 +59,3 @@ def codexglue_edit_similarity(outputs: Sequence[str], targets: Sequence[str]) ->
         round(100 * (1 - Indel.distance(output, target) / ((len(output) + len(target)) or 1))) / 100
         for output, target in pairs
     ]
-
-
-def line_scores(outputs: Sequence[str], targets: Sequence[str]) -> str:
-    """The line that CodeXGLUE's evaluator prints for predictions and answers."""
-    similar = sum(round(100 * s) for s in codexglue_edit_similarity(outputs, targets)) / len(targets)
-    exact = sum(codexglue_exact_match(outputs, targets)) / len(targets)
-    return f"Edit sim: {round(similar, 2)}, EM: {round(exact * 100, 2)}"

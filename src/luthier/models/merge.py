@@ -136,6 +136,7 @@ def _merge(settings: Model, adapter: Path, out: Path) -> Proof:
         kind: Any = (
             AutoModelForSequenceClassification if isinstance(settings, Classifier) else AutoModelForCausalLM
         )
+        logger.info("merge: written; loading it anew to compare it with base and adapter")
         again = kind.from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
         )

@@ -80,14 +80,17 @@ class Train(Options):
     """How far rows are drawn by class, where a head gives rows one label: 0 takes each row once an epoch, 1 each class equally often; in between, classes count by their size to the power of the rest."""
     best_metric: Literal["loss", "bits_per_byte", "token_accuracy", "accuracy", "macro_f1"] = "loss"
     """Eval metric that chooses the best checkpoint; the last two are of tasks that label rows with a head, which have no ``bits_per_byte`` or ``token_accuracy``."""
-    best_direction: Literal["min", "max"] = "min"
-    """Whether a lower or a higher ``best_metric`` is better."""
     early_stop_patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations without a better ``best_metric``."""
     stop_on: list[Watcher] = []
     """Watchers that stop the run when they speak, with a checkpoint (exit code 1); all others warn. A loss that is not finite always stops it."""
     keep: Literal["best", "last"] = "best"
     """Which weights become the result."""
+
+    @property
+    def best_direction(self) -> Literal["min", "max"]:
+        """Whether a lower or a higher ``best_metric`` is better."""
+        return "min" if self.best_metric in ("loss", "bits_per_byte") else "max"
 
     @property
     def tokens_at_once(self) -> int:
@@ -100,10 +103,4 @@ class Train(Options):
             raise ValueError("eval_every_steps and eval_every_tokens exclude each other; keep one")
         if self.sharding != "none" and self.compile is True:
             raise ValueError("compile and sharding exclude each other; use compile=auto")
-        better = "min" if self.best_metric in ("loss", "bits_per_byte") else "max"
-        if self.best_direction != better:
-            raise ValueError(
-                f"best_direction {self.best_direction!r} would keep the worst {self.best_metric}; "
-                f"use best_direction={better}"
-            )
         return self

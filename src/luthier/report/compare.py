@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from luthier.display.text import plain
 from luthier.errors import UserError, UserErrors
+from luthier.records import Progress
 from luthier.report import history, sections
 from luthier.run_folder import RunFolder, read_json, read_jsonl
 
@@ -62,7 +62,12 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(runs: Sequence[RunFolder], paired: Paired, by: Sequence[str] | None = None) -> Comparison:
+def compare(
+    runs: Sequence[RunFolder],
+    paired: Paired,
+    by: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
     """The scores of several runs, and paired tests of each against the first.
 
     Args:
@@ -70,6 +75,7 @@ def compare(runs: Sequence[RunFolder], paired: Paired, by: Sequence[str] | None 
         paired: Makes scores with intervals of predictions.
         by: Fields whose values part the rows into strata: names of ``meta``, of its ``strata``, ``group`` or ``length``.
             By default ``length`` and all that have a few values.
+        progress: Called with a label, how many tests of a pair are done, and of how many.
 
     Raises:
         UserError: Fewer than two runs, one that is not evaluated yet, or a field that the rows do not have.
@@ -103,8 +109,22 @@ def compare(runs: Sequence[RunFolder], paired: Paired, by: Sequence[str] | None 
                 f"{run.path} has other tokens than {runs[0].path}, so figures per token do not compare: "
                 "look at bits per byte"
             )
-        tests.append(_entries(rows, paired))
-        result.strata.append(_strata(rows, paired, by))
+        strata = _strata(rows, by)
+        parts = [rows, *(part for values in strata.values() for part in values.values())]
+        entries_of = []
+        for done, part in enumerate(parts):
+            if progress is not None:
+                progress(f"testing {run.path.name}", done, len(parts))
+            entries_of.append(_entries(part, paired))
+        tests.append(entries_of.pop(0))
+        result.strata.append(
+            {
+                name: {
+                    value: {"rows": len(part), "metrics": entries_of.pop(0)} for value, part in values.items()
+                }
+                for name, values in strata.items()
+            }
+        )
         result.examples.append(_examples(rows))
     result.against_first.update({name: [test.get(name) for test in tests] for name in names})
     return result
@@ -195,9 +215,9 @@ def _unpaired(first: Predictions, other: Predictions) -> str | None:
 
 
 def _strata(
-    rows: Sequence[Mapping[str, Any]], paired: Paired, by: Sequence[str] | None
-) -> dict[str, dict[str, Any]]:
-    """Entries on parts of the rows, by field and value."""
+    rows: Sequence[dict[str, Any]], by: Sequence[str] | None
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Parts of the rows, by field and value."""
     if not rows:
         return {}
     values = {"length": _lengths(rows), "group": [row["group"] for row in rows]}
@@ -208,12 +228,13 @@ def _strata(
         by = [name for name, of_row in values.items() if 1 < len(set(of_row)) <= _MOST_VALUES]
     if unknown := [name for name in by if name not in values]:
         raise UserError(f"the rows have no field {unknown[0]!r}", "--by", f"one of: {', '.join(values)}")
-    strata: dict[str, dict[str, Any]] = {}
-    for name in by:
-        for value, count in sorted(Counter(values[name]).items()):
-            part = [row for row, own in zip(rows, values[name], strict=True) if own == value]
-            strata.setdefault(name, {})[value] = {"rows": count, "metrics": _entries(part, paired)}
-    return strata
+    return {
+        name: {
+            value: [row for row, own in zip(rows, values[name], strict=True) if own == value]
+            for value in sorted(set(values[name]))
+        }
+        for name in by
+    }
 
 
 def _fields(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,14 +32,24 @@ class PlantedBugs(Source):
     def records(self) -> Iterator[Record | Dropped]:
         """One for each planted bug."""
         content = self._content()
-        for bug in content["bugs"]:
-            program = content["programs"][bug["program"]]
-            tree = program_folder(bug["program"], program, Path(self.path).parent)
-            text = (tree / bug["path"]).read_bytes()
-            mutation = Mutation(bug["operator"], bug["start"], bug["end"], bug["text"].encode())
-            yield planted_record(
-                bug["id"], bug["program"], program, tree, bug["path"], bug["function"], text, mutation
-            )
+        for number, bug in enumerate(content["bugs"], 1):
+            try:
+                record = self._record(bug, content["programs"])
+            except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+                why = f"{type(error).__name__}: {error}"
+                raise UserError(
+                    f"bug {number} cannot be planted: {why}",
+                    self.path,
+                    "make the list anew with benchmarks/planted/make.py, beside the programs that it names",
+                ) from error
+            yield record
+
+    def _record(self, bug: dict[str, Any], programs: dict[str, Any]) -> Record | Dropped:
+        name, program = bug["program"], programs[bug["program"]]
+        tree = program_folder(name, program, Path(self.path).parent)
+        text = (tree / bug["path"]).read_bytes()
+        mutation = Mutation(bug["operator"], bug["start"], bug["end"], bug["text"].encode())
+        return planted_record(bug["id"], name, program, tree, bug["path"], bug["function"], text, mutation)
 
     def fingerprint(self) -> str:
         """Hash of the list, which pins what it is about."""

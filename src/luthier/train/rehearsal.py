@@ -63,7 +63,6 @@ class Rehearsal:
             "max_tokens",
             "epochs",
             "best_metric",
-            "best_direction",
         )
         return Plan(
             learning_rates=[learning_rate(step, steps, settings) for step in range(1, steps + 1)],

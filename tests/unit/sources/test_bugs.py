@@ -92,6 +92,14 @@ def test_planted_bugs_come_from_their_list(tmp_path: Path) -> None:
     assert isinstance(second, Dropped) and second.reason == "no-function"
     with pytest.raises(UserError, match="no list of planted bugs"):
         list(PlantedBugs(path=rows(tmp_path / "x.json", {})).records())
+    for broken, why in (
+        ({"program": "other"}, "KeyError"),
+        ({"path": "b.py"}, "FileNotFoundError"),
+        ({"text": 1}, "bug 2"),
+    ):
+        write_json(tmp_path / "y.json", {"programs": {"own": program}, "bugs": [bug, {**bug, **broken}]})
+        with pytest.raises(UserError, match=why):
+            list(PlantedBugs(path=str(tmp_path / "y.json")).records())
     assert Mutation("off-by-one", 1, 2, b"").applied(b"abc") == b"ac"
 
 

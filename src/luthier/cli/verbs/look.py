@@ -299,9 +299,8 @@ def compare(
     from luthier.evaluate import significance
     from luthier.report import compare as comparing
 
-    result = comparing.compare(
-        [RunFolder(path) for path in runs], lambda rows: significance.compare(rows, 10_000, 0), by
-    )
+    with screen.progress() as progress:
+        result = comparing.compare([RunFolder(path) for path in runs], significance.compare, by, progress)
     console = screen.out()
     for part in comparing.tables(result):
         console.print(part)

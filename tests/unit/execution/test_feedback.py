@@ -132,6 +132,8 @@ def test_words_of_each_stage() -> None:
     assert shown["memory"] == ["out of memory: MemoryError", "at line 2: return len(bytes(1 << 40))"]
     assert words(Feedback(stage="extract")) == ["there is no function in it"]
     assert words(Feedback(stage="test", unchanged=True, error="E"))[0] == "this changes nothing"
+    assert words(Feedback(stage="test")) == ["the tests fail"]
+    assert words(Feedback(stage="memory")) == ["out of memory"]
     assert words(Feedback(stage="passed")) == ["this passes all tests; another way to write it:"]
 
 
@@ -189,6 +191,18 @@ def test_what_java_says() -> None:
     assert said("test", native) == {"error": "java.lang.Error: x more"}
     assert said("test", spaced)["frame"]["line"] == 2
     assert said("test", f"1) works(ATest)\n{native}")["test"] == "works(ATest)"
+
+
+def test_of_several_failures_of_unittest_the_first_is_told() -> None:
+    rule = "=" * 70
+    first = f"{rule}\nFAIL: test_one (T)\n{'-' * 70}\n"
+    other = f"{rule}\nERROR: test_two: twice (T)\n{'-' * 70}\n{TRACE}    x\nKeyError: 'k'\n"
+    found = feedback(
+        "test", HERE, f"{first}{TRACE}    self.assertEqual(f(1), 2)\nAssertionError: 3 != 2\n{other}"
+    )
+    assert (found.test, found.actual, found.expected) == ("test_one (T)", "3", "2")
+    found = feedback("test", HERE, f"{first}AssertionError: 3: 4\n{other}")
+    assert (found.test, found.error) == ("test_one (T)", "AssertionError: 3: 4")
 
 
 def test_of_what_took_too_long_only_that_is_said() -> None:

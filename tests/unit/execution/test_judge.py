@@ -50,22 +50,26 @@ def test_a_function_is_put_in_by_bytes_and_not_by_its_text() -> None:
     assert found.patched(RIGHT) == f"é = 1\n{WRONG}class A:\n    pass\n{RIGHT}"
     assert found.buggy == WRONG
     assert bug(files={"a.py": f"# \udce9\n{WRONG}"}).patched(RIGHT) == f"# \udce9\n{RIGHT}"
-    for fields, reason in (
-        ({"files": {"a.py": twice}}, "place-unknown"),
-        ({"files": {"a.py": twice}, "start": 3}, "not-in-file"),
-        ({"files": {}}, "no-file"),
-        ({"tests": {}}, "no-bug"),
-        ({"path": None}, "no-bug"),
-        ({"files": ["a.py"]}, "no-bug"),
-        ({"files": {"a.py": WRONG, "b.py": 3}}, "no-bug"),
-        ({"tree": 3}, "no-bug"),
-        ({"start": "3"}, "no-bug"),
-        ({"language": "cobol"}, "unknown-language"),
+    odd = WRONG.replace("x - 1", "'\udce9'")
+    assert bug(before=odd).patched(odd.replace("x", "y")) == odd.replace("x", "y")
+    assert (found.group, found.context, bug(context="import os\n").context) == ("g", "", "import os\n")
+    for fields, reason, detail in (
+        ({"files": {"a.py": twice}}, "place-unknown", "stands 2 times in a.py"),
+        ({"files": {"a.py": twice}, "start": 3}, "not-in-file", "byte 3 of a.py"),
+        ({"files": {}}, "no-file", "a.py is neither"),
+        ({"tests": {}}, "no-bug", "tests has no type"),
+        ({"path": None}, "no-bug", "'path' holds NoneType"),
+        ({"files": ["a.py"]}, "no-bug", "'files' holds list"),
+        ({"files": {"a.py": WRONG, "b.py": 3}}, "no-bug", "b.py is no text"),
+        ({"tree": 3}, "no-bug", "'tree' holds int"),
+        ({"start": "3"}, "no-bug", "'start' holds str"),
+        ({"language": "cobol"}, "unknown-language", "'cobol'"),
     ):
         tree = {"before": WRONG, "after": RIGHT, "language": "python", "path": "a.py", "files": {"a.py": WRONG},
                 "tests": {"type": "asserts", "code": ""}, **fields}  # fmt: skip
         dropped = bug_of(Record("b", tree, "g"))
         assert isinstance(dropped, Dropped) and (dropped.id, dropped.reason) == ("b", reason)
+        assert detail in dropped.detail
 
 
 def test_each_verdict_of_a_python_program(tmp_path: Path) -> None:
@@ -93,6 +97,7 @@ def test_a_bug_is_proven_before_anything_is_judged_on_it(tmp_path: Path) -> None
         "buggy-passes": "buggy-passed", "buggy-broken": "buggy-compile-error",
     }  # fmt: skip
     assert proofs["good"].detail.startswith("test-failed: ") and "AssertionError" in proofs["good"].detail
+    assert "AssertionError" in proofs["fixed-fails"].detail and "SyntaxError" in proofs["buggy-broken"].detail
 
 
 def test_a_bug_whose_runs_differ_is_flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +128,12 @@ def test_what_ran_is_not_run_again_and_a_half_line_is(
     steps: list[tuple[str, int, int]] = []
     found = first.judge(wanted, lambda *step: steps.append(step))
     assert first.num_run == 2 and steps == [("judging candidates", 1, 2), ("judging candidates", 2, 2)]
-    (same,) = first.judge([(bug(), WRONG)])
+    same, nothing = first.judge([(bug(), WRONG), (bug(), None)])
     assert first.num_run == 2 and same.feedback is not None and same.feedback.unchanged
+    assert not nothing.compiled and (nothing.feedback.stage, nothing.message) == (
+        "extract",
+        "the output gives no function",
+    )
     whole = memory.read_bytes()
     second = Judge(memory, QUICK)
     assert second.judge(wanted) == found and second.num_run == 0 and memory.read_bytes() == whole
@@ -252,6 +261,14 @@ def test_a_project_with_pytest(tmp_path: Path) -> None:
     )
     assert cheat.verdict == "test-failed" and "it changed tests/test_f.py" in cheat.message
     assert (tmp_path / "p" / "tests" / "test_f.py").read_text().startswith("import pkg")
+    (proof,) = judge.prove([target]).values()
+    assert (proof.reason, proof.failing, proof.tests) == (
+        "",
+        "tests.test_f::test_f",
+        ("tests.test_f::test_f",),
+    )
+    (same,) = judge.judge([(target, WRONG)])
+    assert (same.feedback.actual, same.feedback.expected, same.feedback.unchanged) == ("0", "2", True)
 
 
 def test_any_command(tmp_path: Path) -> None:
@@ -406,6 +423,12 @@ def test_pytest_guards_its_tests_and_reads_no_settings_of_the_project() -> None:
     compiled, test = kind.steps(target)
     assert (compiled.name, test.name) == ("compile", "test") and compiled.command[-1] == "a.py"
     assert test.command[-2:] == ["t/a.py::test_f", "u"] and "/dev/null" in test.command
+    assert (
+        test.environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+        == test.environment["PYTHONDONTWRITEBYTECODE"]
+        == "1"
+    )
+    assert not kind.passed(outcome(code=0), {})  # what ran no test has shown nothing
     own = bug(tests={"type": "pytest", "paths": ["u"], "config": True, "python": "p", "options": ["-x"]})
     for step in adapter(own).steps(own):
         assert step.command[0] == "p" and "/dev/null" not in step.command
@@ -436,7 +459,7 @@ def outcome(
     ("last", "verdict", "message"),
     [
         (outcome(code=0), "passed", ""),
-        (outcome(code=0, tampered=["t"]), "test-failed", "it changed t"),
+        (outcome(code=0, tampered=["t", "u"]), "test-failed", "it changed t, u"),
         (outcome(code=0, name="compile"), "compile-error", ""),
         (outcome(name="compile"), "compile-error", ""),
         (outcome("killed", -9, "x"), "test-failed", "killed; x"),
@@ -452,7 +475,18 @@ def test_what_became_of_the_last_step_is_the_verdict(last: Outcome, verdict: str
     target = bug(tests={"type": "command", "test": "true"})
     found = adapter(target).read(target, [outcome(code=0, name="compile"), last])
     assert (found.verdict, found.message, found.seconds) == (verdict, message, 0.5)
-    assert found.compiled == (last.name == "test")
+    assert found.compiled == (last.name == "test") and found.fence == "limits"
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [("out-of-memory", "more than 512 MiB"), ("killed", "killed"), ("timeout", "no end after 30 s")],
+)
+def test_a_limit_that_was_broken_is_said_to_the_model(status: str, error: str) -> None:
+    target = bug(tests={"type": "command", "test": "true"})
+    last = outcome(status, -9)
+    found = adapter(target).feedback(target, RIGHT, last, adapter(target).read(target, [last]), QUICK)
+    assert found.error == error
 
 
 def test_a_case_that_failed_once_has_failed() -> None:

@@ -246,6 +246,8 @@ def test_a_program_passes_only_if_it_comes_to_its_end() -> None:
     late = "import atexit, sys\natexit.register(print, 'bye')\nsys.stdout.write('no end of line')"
     shown = "import sys\nprint(open(__file__).read())\nsys.exit()"  # its own source, seal included
     assert all_passes([late, shown], quick) == [True, False]
+    fails_late = "import atexit, os\natexit.register(os._exit, 3)\n"
+    assert not passes(fails_late, quick)[0]
 
 
 def test_a_step_is_well_only_if_nothing_was_wrong() -> None:

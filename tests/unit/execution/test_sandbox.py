@@ -213,10 +213,14 @@ def test_all_files_together_have_so_much_disk(fence: Fence) -> None:
 
 def test_nothing_of_this_process_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "secret")
+    monkeypatch.setenv("LANG", "C.UTF-8")
     outcome = python(
-        "import os, sys; print('SOME_TOKEN' in os.environ, sys.stdin.read() == '', os.listdir())"
+        "import os, sys, tempfile; print('SOME_TOKEN' in os.environ, sys.stdin.read() == '', os.listdir(), "
+        "os.environ['LANG'], os.environ['TMPDIR'], tempfile.gettempdir())"
     )
-    assert outcome.output.strip() == "False True []"
+    assert outcome.output.strip() == "False True [] C.UTF-8 . ."
+    first = python("import os; print(b'SOME_TOKEN' in open(f'/proc/{os.getppid()}/environ', 'rb').read())")
+    assert first.output.strip() == "False"  # nor by what starts it
 
 
 def test_there_is_no_network_and_nothing_else_can_be_written(tmp_path: Path) -> None:

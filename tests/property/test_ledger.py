@@ -111,9 +111,12 @@ def test_a_loss_is_a_defect_that_stops(tmp_path: Path, level: Any) -> None:
         ledger.drop(level, Dropped("b", "odd", budgeted=False))
         ledger.check()
         assert ledger.drop_share() == pytest.approx(1 / 2)  # of those that no rule drops
+        ledger.num_in[level] += 2
+        for name in "cd":
+            ledger.drop(level, Dropped(name, "over-max-rows", budgeted=False))
+        assert ledger.drop_share() == pytest.approx(1 / 4)  # these could have been kept
     assert [json.loads(line)["id"] for line in (tmp_path / "dropped.jsonl").read_text().splitlines()] == [
-        "a",
-        "b",
+        *"abcd",
     ]
 
 

@@ -118,7 +118,8 @@ def anonymous(
     pieces = [one.pieces(declared, everything, all_texts) for one in parsed]
     for one, own in zip(parsed, pieces, strict=True):
         names.meet(own, next((name for name, kind in one.declared() if kind == "func"), None))
-    names.number(random.Random("\0".join(sides)) if len(sides) > 1 or everything else None)
+    seed = "\0".join(sides).encode("utf-8", "surrogatepass")
+    names.number(random.Random(seed) if len(sides) > 1 or everything else None)
     return [one.rewritten(own, names) for one, own in zip(parsed, pieces, strict=True)]
 
 
@@ -193,31 +194,25 @@ class _Parsed:
 
     def __init__(self, text: str, language: Language) -> None:
         self._language: Language = language
-        first = next((line for line in text.split("\n") if line.strip()), "")
-        self._before, behind = b"", b""
+        self._before = b""
         self._bytes = text.encode("utf-8", "surrogatepass")
-        self._root = tree(self._bytes, language).root_node
-        if language == "python" and first[:1].isspace():  # an indent may not come first
-            self._before = b"if 1:\n"
-        elif (
-            language == "java" and self._root.has_error
-        ):  # a method outside of a class is none to the grammar
-            self._before, behind = b"class X {\n", b"\n}"
-        if self._before:
-            self._root = tree(self._before + self._bytes + behind, language).root_node
-        self._nodes = list(_walk(self._root))
+        root = tree(self._bytes, language).root_node
+        if language == "java" and root.has_error:  # a constructor outside of a class is none to the grammar
+            self._before = b"class X {\n"
+            root = tree(self._before + self._bytes + b"\n}", language).root_node
+        # In broken code the parser adds names that are missing.
+        self._nodes = [node for node in _walk(root) if not node.is_missing]
 
     def names(self) -> list[str]:
         """All names, in order."""
         frame = len(self._before)
-        end = frame + len(self._bytes)
-        return [_text(n) for n in self._leaves() if n.type in _NAMES and frame <= n.start_byte < end]
+        return [_text(n) for n in self._leaves() if n.type in _NAMES and n.start_byte >= frame]
 
     def declared(self) -> Iterator[tuple[str, str]]:
         """Names that are declared here with their kind, outer ones first."""
         found = _DECLARED[self._language]
         for node in self._nodes:
-            if node.start_byte < len(self._before) and node.end_byte > len(self._before) + len(self._bytes):
+            if node.start_byte < len(self._before):
                 continue  # the frame's own
             if node.type in found:
                 field, kind = found[node.type]
@@ -227,8 +222,6 @@ class _Parsed:
                 for child in node.named_children:
                     if child.type == "identifier":
                         yield from self._declared_by(child, _LISTS[node.type])
-                    if node.type == "typed_parameter":
-                        break  # what follows is its type
             elif node.type == "lambda_expression":
                 parameter = node.child_by_field_name("parameters")
                 if parameter is not None and parameter.type == "identifier":
@@ -238,7 +231,7 @@ class _Parsed:
 
     def _declared_by(self, node: tree_sitter.Node | None, kind: str) -> Iterator[tuple[str, str]]:
         """The names of a declarator or pattern."""
-        if node is None:
+        if node is None or node.is_missing:
             return
         if node.type in _NAMES:
             name = _text(node)
@@ -260,7 +253,7 @@ class _Parsed:
         found = []
         for node in self._nodes:
             start, end = node.start_byte - len(self._before), node.end_byte - len(self._before)
-            if start < 0 or end > len(self._bytes) or not (node.type in _TEXTS or node.type in _NAMES):
+            if start < 0 or not (node.type in _TEXTS or node.type in _NAMES):
                 continue
             text = _text(node)
             if node.type in _TEXTS:

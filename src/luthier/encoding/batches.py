@@ -197,7 +197,7 @@ class Classes:
         parts = []
         for rows, count in zip(self._rows, self._counts.tolist(), strict=True):
             rounds = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
-            parts += [np.concatenate(rounds)[:count]] if rounds else []
+            parts.append(np.concatenate(rounds)[:count])
         return np.concatenate(parts)
 
 

@@ -74,10 +74,10 @@ def target_spans(text: str, lines: Sequence[Line], num_context: int) -> list[Spa
         trained = index >= num_context and line.eligible
         ends_here = index + 1 == len(lines)
         end = line.stop if trained or ends_here else lines[index + 1].start
-        pieces.append((trained, place, max(place, end)))
-        place = max(place, end)
+        pieces.append((trained, place, end))
+        place = end
     spans = []
-    for trained, run in groupby((p for p in pieces if p[1] < p[2]), key=lambda piece: piece[0]):
+    for trained, run in groupby(pieces, key=lambda piece: piece[0]):
         parts = list(run)
         piece = text[parts[0][1] : parts[-1][2]]
         spans.append(Span(piece, "target", weight=1.0) if trained else Span(piece, "context"))

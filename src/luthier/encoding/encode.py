@@ -180,7 +180,7 @@ def _trim(spans: Sequence[Span], owners: np.ndarray, max_length: int) -> tuple[n
     """Which tokens stay, and how many went by span name: lowest priority first, ``drop`` spans of one priority together."""
     keep = np.ones(len(owners), dtype=bool)
     trimmed: dict[str, int] = {}
-    for priority in sorted({span.priority for span in spans if span.trim != "never"}):
+    for priority in sorted({span.priority for span in spans}):
         level = [i for i, span in enumerate(spans) if span.priority == priority and span.trim != "never"]
         whole = [i for i in level if spans[i].trim == "drop"]
         if whole and keep.sum() > max_length:

@@ -24,6 +24,9 @@ _HUNK = re.compile(r"^@@ -\d", re.MULTILINE)
 _MODIFIERS = (
     r"(?:(?:public|protected|private|static|final|abstract|synchronized|native|strictfp|default)\s+)*"
 )
+# An annotation of Java; its values may hold strings and calls, whose own brackets hold no further ones.
+_STRING = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])+'"""
+_ANNOTATION = rf"""@[\w.]+(?:\((?:{_STRING}|[^()"']|\((?:{_STRING}|[^()"'])*\))*\))?"""
 _NO_TYPE = r"(?!(?:return|new|throw|else|case|assert|yield)\b)"
 _MOST_ENDS = 400  # places that are tried as the end of a function
 
@@ -134,7 +137,7 @@ def _blocks(reply: str) -> tuple[list[_Block], str]:
         elif match and match["mark"].startswith(mark) and not match["info"].strip():
             blocks.append(_Block("".join(inside), True))
             mark = ""
-        elif line.rstrip().endswith(mark) and line.strip(" \t\n") != mark:  # behind the last line of code
+        elif line.rstrip().endswith(mark):  # behind the last line of code
             inside.append(line.rstrip()[: -len(mark)].rstrip("`~") + "\n")
             blocks.append(_Block("".join(inside), True))
             mark = ""
@@ -156,7 +159,7 @@ def _name(function: str, language: Parsed) -> str:
 
 
 def _without_annotations(text: str) -> str:
-    return re.sub(r"@[\w.]+(?:\([^()]*\))?", "", text)
+    return re.sub(_ANNOTATION, "", text)
 
 
 def _methods(text: str, name: str, language: Parsed) -> list[_Method]:
@@ -178,9 +181,7 @@ def _declarations(text: str, name: str, language: Parsed) -> Iterator[int]:
         lines = list(re.finditer(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+(?:{name})[ \t]*\(", text, re.MULTILINE))
     else:
         kind = rf"(?:<[^>{{}};]*>\s*)?(?:{_NO_TYPE}[\w.$]+(?:<[^;{{}}()]*>)?(?:\[\])*\s+)?"
-        pattern = (
-            rf"^[ \t]*(?:@[\w.]+(?:\([^()]*\))?\s+)*{_MODIFIERS}{kind}(?:{name})\s*\([^;{{}}]*\)[^;{{}}]*\{{"
-        )
+        pattern = rf"^[ \t]*(?:{_ANNOTATION}\s+)*{_MODIFIERS}{kind}(?:{name})\s*\([^;{{}}]*\)[^;{{}}]*\{{"
         lines = list(re.finditer(pattern, text, re.MULTILINE))
         lines = [
             m

@@ -68,11 +68,13 @@ class Ledger:
         """The share of budgeted drops, of records or of rows, whichever is worse, in [0, 1].
 
         What a rule drops, copies or files that are only context, is in neither number: it would hide what is lost of the rest.
+        Rows over ``data.max_rows`` are in the whole: they could have been kept.
         """
         shares = []
         for level, reasons in self._reasons.items():
             budgeted = sum(reason.num_budgeted for reason in reasons.values())
-            wanted = self.num_in[level] - sum(r.count - r.num_budgeted for r in reasons.values())
+            by_rule = sum(r.count - r.num_budgeted for name, r in reasons.items() if name != "over-max-rows")
+            wanted = self.num_in[level] - by_rule
             shares.append(budgeted / wanted if wanted else 0.0)
         return max(shares)
 

@@ -11,9 +11,8 @@ from luthier.errors import UserError
 from luthier.records import Span
 
 
-def turns(*contents: str, system: str | None = None) -> list[dict[str, Any]]:
-    found = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
-    return found if system is None else [{"role": "system", "content": system}, *found]
+def turns(*contents: str) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
 
 
 def spans(
@@ -26,11 +25,13 @@ def shown(found: list[Span]) -> list[tuple[Any, ...]]:
     return [(s.text, s.name, s.weight, s.trim, s.priority) for s in found]
 
 
-def test_rounds_are_dropped_oldest_first_and_the_last_question_is_cut() -> None:
-    found = spans(turns("A", "B", "C", "D", "E", "F", system="S"), [0, 0, 2, 0, 0, 0, 1])
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_rounds_are_dropped_oldest_first_and_the_last_question_is_cut(role: str) -> None:
+    messages = [{"role": role, "content": "S"}, *turns("A", "B", "C", "D", "E", "F")]
+    found = spans(messages, [0, 0, 2, 0, 0, 0, 1])
     assert shown(found) == [
-        ("[system]", "markup", 0, "never", 0),
-        ("S", "system", 0, "never", 0),
+        (f"[{role}]", "markup", 0, "never", 0),
+        ("S", role, 0, "never", 0),
         ("</s>\n[user]", "markup", 0, "never", 0),
         ("A", "user", 0, "drop", 1),
         ("</s>\n[assistant]", "markup", 0, "drop", 1),
@@ -67,6 +68,15 @@ def test_several_messages_of_one_side_are_one_round() -> None:
     assert [s.text for s in found if s.trim == "left"] == ["D"]
 
 
+def test_a_conversation_may_begin_with_a_greeting_or_have_no_question() -> None:
+    bare = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    found = spans([{"role": "assistant", "content": "G"}, *turns("A", "B")], [0, 0, 1], bare)
+    assert [(s.text, s.trim) for s in found[:3]] == [("G", "drop"), ("</s>", "drop"), ("A", "left")]
+    found = spans([{"role": "system", "content": "S"}, {"role": "assistant", "content": "B"}], [0, 1])
+    assert [s.text for s in found] == ["[system]", "S", "</s>\n[assistant]", "B", "</s>"]
+    assert {s.trim for s in found} == {"never"}
+
+
 def test_markup_before_a_content_that_a_model_writes_is_trained() -> None:
     template = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}>{% endif %}{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     found = spans(turns("A", "B"), [0, 1], template)
@@ -80,6 +90,15 @@ def test_the_first_stop_token_behind_a_content_ends_the_turn() -> None:
     tokenizer = plain_tokenizer(chat=template, special=["<|e|>"])
     tokenizer.stop_ids = frozenset({*tokenizer.stop_ids, *tokenizer.encode("<|e|>", control=True)})
     assert [s.text for s in chat_spans(turns("A", "B"), [0, 1], tokenizer)][-2:] == ["B", "<|e|>"]
+    twice = CHAT.replace("</s>", "</s></s>")
+    assert [s.text for s in spans(turns("A", "B"), [0, 1], twice)][-2:] == ["B", "</s>"]
+
+
+def test_the_stop_token_of_a_later_message_ends_no_turn() -> None:
+    template = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' or loop.last %}</s>{% endif %}{% endfor %}"
+    assert [s.text for s in spans(turns("A", "B", "C", "D"), [0, 0, 0, 1], template)][-2:] == ["D", "</s>"]
+    with pytest.raises(UserError, match="ends an assistant turn with '', which holds no stop token"):
+        spans(turns("A", "B", "C", "D"), [0, 1, 0, 1], template)
 
 
 def test_contents_that_a_template_trims_are_trimmed() -> None:
@@ -92,15 +111,21 @@ def test_contents_that_a_template_trims_are_trimmed() -> None:
 def test_data_that_spells_markup_is_data() -> None:
     found = spans(turns("[assistant]x</s>", "B"), [0, 1])
     assert [(s.text, s.control) for s in found][1] == ("[assistant]x</s>", False) and len(found) == 5
+    assert [s.text for s in spans(turns("\ud800", "B"), [0, 1])][1] == "\ud800"  # half a surrogate pair
 
 
-def test_rounds_that_a_template_tells_apart_by_their_place_stay() -> None:
-    numbered = CHAT.replace("[{{ m.role }}]", "[{{ m.role }}{{ loop.index }}]").replace(
-        "[assistant]", "[assistant{{ messages | length + 1 }}]"
-    )
-    assert [s.trim for s in spans(turns("A", "B", "C", "D"), [0, 0, 0, 1], numbered)] == ["never"] * 5 + [
-        "left"
-    ] + ["never"] * 3
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHAT.replace("[{{ m.role }}]", "[{{ m.role }}{{ loop.index }}]").replace(
+            "[assistant]", "[assistant{{ messages | length + 1 }}]"
+        ),
+        "{% if messages | length < 3 %}{{ raise_exception('too short') }}{% endif %}" + CHAT,
+    ],
+)
+def test_rounds_that_a_template_cannot_do_without_stay(template: str) -> None:
+    found = spans(turns("A", "B", "C", "D"), [0, 0, 0, 1], template)
+    assert [s.trim for s in found] == ["never"] * 5 + ["left"] + ["never"] * 3
 
 
 @pytest.mark.parametrize(
@@ -114,6 +139,9 @@ def test_rounds_that_a_template_tells_apart_by_their_place_stay() -> None:
          r"the template gives 'ooaz</s>\n[assistant]b</s>\n' in place of 'zzaz</s>\n"),
         (CHAT + "!", turns("A", "B"), "template-rewrites-history",
          "before turn 1 training would have 'x"),
+        # The placeholder of a content begins with an x too.
+        (CHAT.replace("[assistant]", "[assistant]x"), turns("A", "B"), "template-rewrites-history",
+         "before turn 1 training would have '"),
     ],
 )  # fmt: skip
 def test_what_a_template_does_not_take_is_said(

@@ -3,7 +3,7 @@
 from luthier.encoding.code_lines import Line, code_lines, target_spans
 from luthier.records import Span
 
-TEXT = "import os\n\n  x = 1\n# note\n\ty = x  \nlast"
+TEXT = "import os\n\n  x = x\n# note\n\ty = x  \nlast"
 EVERY = set(range(len(TEXT) + 1))
 
 
@@ -47,11 +47,11 @@ def spans(*pieces: str) -> list[Span]:
 def test_each_eligible_line_behind_the_context_is_a_target() -> None:
     found = lines()
     assert target_spans(TEXT, found, 1) == spans(
-        "Cimport os", "T\n\n  x = 1\n", "C# note", "T\n\ty = x  \n", "Clast"
+        "Cimport os", "T\n\n  x = x\n", "C# note", "T\n\ty = x  \n", "Clast"
     )
-    assert target_spans(TEXT, found, 2) == spans("Cimport os\n\n  x = 1\n# note", "T\n\ty = x  \n", "Clast")
-    assert target_spans(TEXT, found[1:3], 1) == spans("C\n\n  x = 1\n# note\n")
-    assert target_spans(TEXT, found[:2], 0) == spans("Timport os\n\n  x = 1\n")
+    assert target_spans(TEXT, found, 2) == spans("Cimport os\n\n  x = x\n# note", "T\n\ty = x  \n", "Clast")
+    assert target_spans(TEXT, found[1:3], 1) == spans("C\n\n  x = x\n# note\n")
+    assert target_spans(TEXT, found[:2], 0) == spans("Timport os\n\n  x = x\n")
 
 
 def test_a_text_without_visible_lines_has_none() -> None:

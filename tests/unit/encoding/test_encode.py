@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.fixtures.plain_tokenizer import plain_tokenizer
+from tests.fixtures.plain_tokenizer import plain_tokenizer, spaced_tokenizer
 
 from luthier.encoding.encode import encode, encode_prompt
 from luthier.records import Dropped, Example, Row, Span
@@ -53,7 +53,7 @@ def test_a_row_holds_its_spans() -> None:
 
 def test_the_tokenizers_own_prefix_comes_first_and_once() -> None:
     row = made(example(context("a"), target("b")), tokenizer=BOS)
-    assert row.input_ids.tolist() == [BOS.bos_id, *BOS.encode("ab")]
+    assert row.input_ids.tolist() == [BOS.bos_id, *BOS.encode("ab")] and row.input_ids.dtype == np.int32
     assert row.span_ids.tolist() == [2, 0, 1] and list(row.span_names) == ["a", "target", "start"]
     assert row.num_prompt_tokens == 2
     own = made(example(Span("<s>", "markup", control=True), target("b")), tokenizer=BOS)
@@ -62,6 +62,14 @@ def test_the_tokenizers_own_prefix_comes_first_and_once() -> None:
         "target",
     ]
     assert made(example(target("b")), tokenizer=BOS).num_prompt_tokens == 1
+
+
+def test_only_what_begins_a_row_gets_the_space_before_a_text() -> None:
+    tokenizer = spaced_tokenizer()
+    begins, goes_on = tokenizer.encode("a", first=True), tokenizer.encode("b")
+    row = made(example(context("a"), target("b")), tokenizer=tokenizer)
+    assert row.input_ids.tolist() == [*begins, *goes_on] and not row.lossy
+    assert begins != tokenizer.encode("a") and goes_on != tokenizer.encode("b", first=True)
 
 
 def test_trained_text_is_never_cut() -> None:

@@ -42,20 +42,25 @@ def test_a_vocabulary_with_tokens_over_the_cut_is_read_whole() -> None:
     assert list(reader._pieces("x y")) == [("x y", True)]
 
 
+def test_an_added_token_of_one_letter_is_left_to_the_tokenizer() -> None:
+    reader = fast.FastReader(plain_tokenizer(special=["x"])._first)
+    assert list(reader._pieces("a x b")) == [("a", True), (" x", False), (" b", True)]
+
+
 def test_ids_and_places_are_those_of_the_tokenizer() -> None:
     texts = ["ab ab é ab</s> ab", "", "é", " ab" * 9]
     found = fast.FastReader(SLOW).read(texts)
     SLOW.encode_special_tokens = True
     for read, right in zip(found, SLOW.encode_batch(texts, add_special_tokens=False), strict=True):
         assert read.ids.tolist() == right.ids and read.ids.dtype == np.int32
-        assert list(map(tuple, read.offsets.tolist())) == right.offsets
+        assert list(map(tuple, read.offsets.tolist())) == right.offsets and read.offsets.dtype == np.int64
     bare = fast.FastReader(SLOW).read(texts, offsets=False)
     assert [read.ids.tolist() for read in bare] == [read.ids.tolist() for read in found]
     assert all(read.offsets.shape == (0, 2) for read in bare)
 
 
 def test_a_reader_is_used_only_if_it_reads_all_trials_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast, "trials", lambda: iter(["ab ab", "x é y"]))
+    monkeypatch.setattr(fast, "trials", lambda: iter(["ab ab", "x é y", "ab</s>"]))
     assert isinstance(fast.fast_reader(SLOW), fast.FastReader)
     usual = fast.FastReader.read
     for change in (

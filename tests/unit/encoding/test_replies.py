@@ -59,6 +59,7 @@ def test_the_last_block_is_what_is_compared() -> None:
     assert last_block("```\nx\n```\n```\n \n```\n") == "x\n", "one that is blank is none"
     assert last_block("```py\r\nx\r\n```") == "x\n" and last_block("```\nnot closed") == "not closed"
     assert last_block("> ```\n> x\n> ```") == "> x\n" and last_block("```\nx = 1```\nprose") == "x = 1\n"
+    assert last_block("```\nx = X````\nprose") == "x = X\n", "the fence is longer than the one above"
 
 
 def test_of_c_the_fence_alone_counts() -> None:
@@ -81,5 +82,15 @@ def test_methods_are_told_apart_by_the_types_of_their_parameters() -> None:
         f"int f(String[] a, List<String> b, int c) {body}", "f"
     )
     assert replies._java(f"// of another\nint f() {body}", "f") == ()
+    assert replies._java(f"int f(Map<String, List<A>> a) {body}", "f") == ("Map<String,List<A>>",)
     assert replies._java(f"int g() {body}", "f") is None
     assert replies._java(f"int f() {body} int g() {body}", "f") is None
+    assert replies._java("package p; class A { }", "f") is None, "a file is no method"
+    spread = f'int f(@A("\ud800") int... a) {body}'
+    assert replies._java(spread, "f") == ('@A("\ufffd\ufffd\ufffd")int...a...',)
+
+
+def test_functions_of_python_are_told_apart_by_the_names_of_their_parameters() -> None:
+    assert replies._python("async def f(a, /, b, *c, d=1, **e): pass", "f") == ("a", "b", "c", "d", "e")
+    for other in ("def g(): pass", "x = 1", "def f(): pass\nx = 1", "class f: pass", ""):
+        assert replies._python(other, "f") is None

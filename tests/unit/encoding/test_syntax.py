@@ -35,6 +35,7 @@ def test_trees_are_equal_whatever_the_white_space() -> None:
     assert shape(text.format(""), "python") == shape("  " + text.format("  "), "python")
     assert not parses("int f( {", "java") and shape("int f( {", "java") is None
     assert parses("    def f():\n        return 1\n", "python")
+    assert shape(text.format(""), "python") == shape("\n\n  " + text.format("  "), "python")
 
 
 CPP = b"""int *f(int a, char b[3]) { return 0; }
@@ -55,6 +56,16 @@ MORE = b"""class A {
 
 def test_functions_of_c_are_named_by_their_declarators() -> None:
     assert [f.name for f in functions(CPP, "c")] == ["f", "n.S.g", "n.S.~S", "n.S.operator==", "h"]
+    nameless = b"namespace { int f() { return 1; } }"
+    assert [f.name for f in functions(nameless, "c")] == [".f"], "what is round it has no name"
+
+
+def test_bytes_that_are_no_utf8_are_shown_as_such() -> None:
+    text = b"x = '\xe9'\ndef f(a='\xe9'): pass\n"
+    (found,) = functions(text, "python")
+    assert (found.parameters, outside(text, "python", found)) == ("(a='\ufffd')", "x = '\ufffd'\n")
+    (found,) = functions(b"template <> struct S<'\xe9'> { int g() { return 1; } };", "c")
+    assert found.name == "S<'\ufffd'>.g"
 
 
 def test_functions_have_their_parameters() -> None:
@@ -98,3 +109,6 @@ def test_shapes_are_of_words_and_nesting() -> None:
     assert shape("((a))  # x", "python") == shape("a", "python")
     assert parses("class A { }", "java") and not parses("int f() {", "java")
     assert not parses("def f(:", "python") and parses("\n\n    x = 1\n    y = 2\n", "python")
+    assert parses("", "java") and parses("\n \n", "python"), "nothing is no error"
+    assert parses("import a.b;\nclass A { }", "java"), "an import stands in no class"
+    assert parses('A() { String s = "\ud800"; }', "java"), "half a surrogate pair is text"

@@ -1,5 +1,6 @@
 """The tokenizer of texts, on one with a token for each byte."""
 
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.fixtures.plain_tokenizer import CHAT, Plain, plain_tokenizer
+from tests.fixtures.plain_tokenizer import CHAT, Plain, plain_tokenizer, spaced_tokenizer
 from tokenizers import Tokenizer, decoders, models
 
 from luthier.encoding.text_tokenizer import TextTokenizer, _without_prefix_space
@@ -27,8 +28,12 @@ def test_what_ends_a_generation() -> None:
     assert plain_tokenizer(special=marks[1:]).stop_ids == {PLAIN.eos_id}, "not all four are there"
 
 
-def test_added_tokens_are_known_and_the_ends_stay() -> None:
-    more = TextTokenizer(plain_tokenizer().hf, [3]).add_tokens(["<|x|>"])
+def test_added_tokens_are_known_and_the_ends_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    hf, kinds = plain_tokenizer().hf, []
+    add = hf.add_tokens
+    monkeypatch.setattr(hf, "add_tokens", lambda new, **kind: [kinds.append(kind), add(new, **kind)])
+    more = TextTokenizer(hf, [3]).add_tokens(["<|x|>"])
+    assert kinds == [{"special_tokens": True}]
     assert len(more) == len(PLAIN) + 1 and more.stop_ids == {3, PLAIN.eos_id}
     assert more.encode("<|x|>", control=True) == [len(PLAIN)] and len(more.encode("<|x|>")) == 5
 
@@ -49,11 +54,25 @@ def test_special_strings_are_found() -> None:
 def test_borders_are_where_no_token_goes_on() -> None:
     assert plain_tokenizer(merges=[("a", "b")]).boundaries("abcé") == {0, 2, 3, 4}
     assert PLAIN.boundaries("") == {0} and PLAIN.boundaries("é") == {0, 1}
+    assert PLAIN.boundaries("</s>") == {0, 1, 2, 3, 4}, "no control token"
+    assert spaced_tokenizer().boundaries("ab b") == {0, 1, 2, 4}, "the text begins a row"
 
 
 def test_texts_with_their_places() -> None:
     ids, starts = plain_tokenizer(merges=[("a", "b")]).encode_with_starts("xaby", first=False, control=False)
     assert len(ids) == 3 and starts.tolist() == [0, 1, 3]
+
+
+def test_what_begins_a_row_is_read_with_a_space_before_it() -> None:
+    tokenizer = spaced_tokenizer()
+    begins, goes_on = [3, 2, 5], [4, 5]
+    assert (tokenizer.encode("ab b", first=True), tokenizer.encode("ab b")) == (begins, goes_on)
+    for first, ids in (({"first": True}, begins), ({}, goes_on)):
+        (found,) = tokenizer.encode_all(["ab b"], **first)
+        assert found.tolist() == ids and not tokenizer.is_lossy(found, "ab b", **first)
+    assert tokenizer.encode_with_starts("ab b", first=True, control=False)[1].tolist() == [0, 1, 2]
+    assert tokenizer.decode(begins, first=True) == "ab b" and tokenizer.decode(begins) == " ab b"
+    assert tokenizer.is_lossy(np.array(begins), "ab b")
 
 
 def test_ids_that_are_none_give_no_text() -> None:
@@ -83,7 +102,7 @@ def test_a_vocabulary_that_spells_control_tokens_is_refused_with_the_token() -> 
     spelled = plain_tokenizer(merges=[("<", "/"), ("</", "s"), ("</s", ">")])
     with pytest.raises(UserError, match="turns plain text into control tokens: </s>\n") as raised:
         spelled.encode("x</s>y")
-    assert raised.value.where == "text 'x</s>y'"
+    assert raised.value.where == "text 'x</s>y'" and raised.value.fix.startswith("use a tokenizer")
     assert spelled.encode("x</s>", control=True)[-1] == spelled.eos_id
 
 
@@ -151,6 +170,54 @@ def test_single_bytes_and_spaces_of_other_vocabularies_have_their_bytes() -> Non
     assert token_bytes(tokenizer) == [b"\n", b"\xff", b" a", None, b"<0x0A>b", "é".encode()]
 
 
+def test_a_saved_tokenizer_has_its_ends_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(self: SimpleNamespace, folder: Path) -> None:
+        (folder / "generation_config.json").write_text(json.dumps(vars(self)))
+
+    config = type("GenerationConfig", (SimpleNamespace,), {"save_pretrained": write})
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(GenerationConfig=config))
+    folders: list[Path] = []
+    monkeypatch.setattr(PLAIN.hf, "save_pretrained", folders.append, raising=False)
+    PLAIN.save(tmp_path)
+    assert folders == [tmp_path] and not list(tmp_path.iterdir()), "its own end needs no other file"
+    TextTokenizer(PLAIN.hf, [3]).save(tmp_path)
+    written = {"eos_token_id": sorted([3, PLAIN.eos_id or 0])}
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == written
+    TextTokenizer(PLAIN.hf, [4]).save(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == written, "what is there stays"
+
+
+def test_a_tokenizer_is_loaded_as_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    load = SimpleNamespace(from_pretrained=lambda *given, **how: asked.append((given, how)) or PLAIN.hf)
+    made = SimpleNamespace(AutoTokenizer=load, PreTrainedTokenizerFast=Plain)
+    monkeypatch.setitem(sys.modules, "transformers", made)
+    TextTokenizer.load(tmp_path)
+    TextTokenizer.load(tmp_path, revision="v1", trust_remote_code=True)
+    assert asked == [
+        ((str(tmp_path),), {"revision": None, "trust_remote_code": False}),
+        ((str(tmp_path),), {"revision": "v1", "trust_remote_code": True}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(OSError("\nno file\nof that name"), "no file"), (OSError(), "OSError")]
+)
+def test_what_cannot_be_loaded_is_said_in_a_line(
+    error: OSError, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    made = SimpleNamespace(
+        AutoTokenizer=SimpleNamespace(from_pretrained=refuse), PreTrainedTokenizerFast=Plain
+    )
+    monkeypatch.setitem(sys.modules, "transformers", made)
+    with pytest.raises(UserError, match=f"no tokenizer can be loaded: {said}\n  where") as raised:
+        TextTokenizer.load(tmp_path)
+    assert raised.value.where == str(tmp_path) and raised.value.fix.startswith("name a folder with")
+
+
 def test_a_folder_says_what_ends_a_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = SimpleNamespace(from_pretrained=lambda *_, **__: PLAIN.hf)
     made = SimpleNamespace(AutoTokenizer=loaded, PreTrainedTokenizerFast=Plain)
@@ -172,11 +239,13 @@ def test_a_folder_says_what_ends_a_generation(tmp_path: Path, monkeypatch: pytes
         raising=False,
     )
     assert TextTokenizer.load("owner/of-the-hub", revision="v1").stop_ids == {3, PLAIN.eos_id}
-    assert loads == [(("owner/of-the-hub",), {"revision": "v1"})]
+    assert TextTokenizer.load("owner/of-the-hub").stop_ids == {3, PLAIN.eos_id}
+    assert loads == [(("owner/of-the-hub",), {"revision": name}) for name in ("v1", "main")]
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match="no tokenizer can be loaded: Expecting property name"):
         TextTokenizer.load(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     monkeypatch.setattr(made, "PreTrainedTokenizerFast", str)
-    with pytest.raises(UserError, match="Plain has no fast implementation"):
+    with pytest.raises(UserError, match="Plain has no fast implementation") as raised:
         TextTokenizer.load(tmp_path)
+    assert raised.value.where == str(tmp_path) and raised.value.fix.startswith("convert it to")

@@ -123,6 +123,10 @@ def test_a_line_break_before_a_gap_goes_to_the_middle(prefix: str, before: str, 
         gap=lambda _: Gap(prefix, "s", "bc"),
     )
     assert [span for span in row.spans if not span.weight] == asked
+    held = Span("files", "file", trim="drop")
+    drawn = Gap(prefix, "s", "bc", [held])
+    options = Infill(rate=1, sentinels="new")
+    assert held in infilled(example, options, PLAIN, max_length=30, seed=0, gap=lambda _: drawn).spans
     assert [span.text for span in row.spans if span.weight] == [line_break + "bc", NEW.end]
     least = len(line_break + "bc") + len(NEW.tokens)  # all else may give way
     for length, has_gap in ((least - 1, False), (least, True)):

@@ -193,6 +193,9 @@ def test_several_hunks_move_each_other() -> None:
     place = Place(("a\n", "b\n", "c\n", "d\n"), 0, 0)
     diff = "@@ -1 +1,3 @@\n-a\n+X\n+Y\n+Z\n@@ -4 +6 @@\n-d\n+D\n"
     assert patched(place, diff, "OR3") == "X\nY\nZ\nb\nc\nD\n"
+    alike = Place(("a\n", "b\n") * 3, 0, 0)
+    diff = "".join(f"@@ -{n} +{n} @@\n-a\n+a\n+X\n" for n in (1, 3, 5)).replace("+1 ", "+1,2 ")
+    assert patched(alike, diff.replace("+3 ", "+4,2 ").replace("+5 ", "+7,2 "), "OR3") == "a\nX\nb\n" * 3
     assert patched(place, "@@ -1,2 +0,0 @@\n-a\n-b\n@@ -3,0 +2 @@\n+N\n", "OR3") == "c\nN\nd\n"
     assert patched(place, "@@ -4,0 +5 @@\n+end\n\n", "OR3") == "a\nb\nc\nd\nend\n"
     assert patched(place, "@@ -5,0 +6 @@\n+end\n", "OR3") is None
